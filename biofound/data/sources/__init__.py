@@ -1,0 +1,72 @@
+"""What is a source: the protocol by which recordings come in, whatever their file format."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from biofound.data.channels import Channel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One recording session as its source lists it, before any sample is read.
+
+    `subject_id` is None where the source cannot say who was recorded: the split then refuses
+    unless the user says that a record is a subject. `tracks` are the raw names available.
+    `duration_s` is in seconds; None where the source knows it only after reading (VitalDB).
+    """
+
+    case_id: str
+    subject_id: str | None
+    tracks: tuple[str, ...]
+    duration_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """One channel at its native rate: `samples` (T,) float32 in physical units, NaN where there is no data."""
+
+    samples: NDArray[np.float32]
+    sfreq: float
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What `Source.read` gives: the channels asked for, all starting at the same instant.
+
+    `signals` maps channel *name* to its signal; rates may differ, the start does not.
+    """
+
+    case_id: str
+    signals: Mapping[str, Signal]
+
+
+class Source(Protocol):
+    """Where recordings come from. All methods raise `DataError` with the case and channel named."""
+
+    name: str
+    """`synthetic`, `wfdb`, ...; as given on the command line."""
+
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        """Plain JSON that opens this very source again (`open_source(**description)`)."""
+        ...
+
+    def version(self) -> str:
+        """The data set's version: what changes when the recordings change."""
+        ...
+
+    def cases(self, channels: Sequence[Channel]) -> list[Case]:
+        """The cases that have all `channels`, sorted by case id."""
+        ...
+
+    def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
+        """The samples of one case. A channel that is missing, or NaN throughout, is an error."""
+        ...
+
+    def fingerprint(self, case_id: str) -> str:
+        """A hex digest that changes when what `read` would give changes (SHA-256 of the source files)."""
+        ...
