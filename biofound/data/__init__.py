@@ -1,0 +1,1 @@
+"""From recordings to windows on disk: sources, splits, conditioning, quality and the window store."""

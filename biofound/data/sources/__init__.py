@@ -27,7 +27,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """One channel at its native rate: `samples` (T,) float32 in physical units, NaN where there is no data."""
+    """One channel at its native rate: `samples` (T,) float32 in physical units, NaN in gaps."""
 
     samples: NDArray[np.float32]
     sfreq: float
