@@ -1,0 +1,87 @@
+"""Where a crop lies in a stretch of adjacent windows, and how its samples are gathered.
+
+Windows are cut one after the other from a filtered recording, so two neighbours join without a seam.
+A stretch is a run of such neighbours; a training crop starts anywhere inside it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Stretches:
+    """For each of N windows: `first` (N,), the row where its stretch starts, and `length` (N,) in windows."""
+
+    first: NDArray[np.int64]
+    length: NDArray[np.int64]
+
+
+def find_stretches(
+    start_s: NDArray[np.float64],
+    *,
+    sfreq: float,
+    window_samples: int,
+    owner: NDArray[Any] | None = None,
+) -> Stretches:
+    """Group rows into stretches: neighbours start exactly one window apart (to the nearest sample).
+
+    Args:
+        start_s: (N,) start of each window in seconds since its recording started.
+        sfreq: sampling frequency in Hz.
+        window_samples: T, the samples in a window.
+        owner: (N,) whose window it is; neighbours of different owners never join. None: all of one.
+    """
+    rows = len(start_s)
+    starts = np.rint(start_s * sfreq).astype(np.int64)
+    joined = np.diff(starts) == window_samples
+    if owner is not None:
+        joined &= owner[1:] == owner[:-1]
+    heads = np.concatenate([np.zeros(min(rows, 1), np.int64), np.flatnonzero(~joined) + 1])
+    lengths = np.diff(heads, append=rows)
+    return Stretches(first=np.repeat(heads, lengths), length=np.repeat(lengths, lengths))
+
+
+def crop_offsets(
+    place: NDArray[np.int64], length: NDArray[np.int64], crop: NDArray[np.float64], window_samples: int
+) -> NDArray[np.int64]:
+    """The sample of the stretch at which each crop starts: floor((j + u) * ((n - 1) * T + 1) / n).
+
+    The (n - 1) * T + 1 possible starts are cut into n equal parts, and window j draws from part j:
+    every start is equally likely, and no two windows of a stretch draw from the same part.
+
+    Args:
+        place: (B,) j, the window's place in its stretch.
+        length: (B,) n, the windows in its stretch.
+        crop: (B,) u in [0, 1).
+        window_samples: T.
+    """
+    last = (length - 1) * window_samples
+    offsets = np.floor((place + crop) * (last + 1) / length).astype(np.int64)
+    # (j + u) may round up to n when u is the float just below 1
+    return np.minimum(offsets, last)
+
+
+def gather(
+    windows: NDArray[Any],
+    rows: NDArray[np.int64],
+    out: NDArray[np.float32],
+    into: NDArray[np.int64],
+    stretches: Stretches | None = None,
+    crop: NDArray[np.float64] | None = None,
+) -> None:
+    """Copy `rows` of `windows` (N, C, T) to `out[into]` (B, C, T), as stored or cropped in their stretches."""
+    if crop is None or stretches is None:
+        out[into] = windows[rows]
+        return
+    window_samples = windows.shape[2]
+    first = stretches.first[rows]
+    offsets = crop_offsets(rows - first, stretches.length[rows], crop, window_samples)
+    skipped, starts = np.divmod(offsets, window_samples)
+    for target, row, start in zip(into.tolist(), (first + skipped).tolist(), starts.tolist(), strict=True):
+        head = window_samples - start
+        out[target, :, :head] = windows[row, :, start:]
+        if start:
+            out[target, :, head:] = windows[row + 1, :, :start]

@@ -1,0 +1,103 @@
+"""What windows are to whoever trains on them, and how they are opened, whichever form they are stored in.
+
+Two forms: a store that `biofound windows` built (`store.py`), and one plain npz a split (`plain.py`).
+Building is `build.py`; looking into a store and checking it is `integrity.py`.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from biofound.data.plain import ARRAY_KEYS, PlainWindows, plain_file
+from biofound.data.store import INDEX_NAME, StoreWindows
+from biofound.errors import DataError
+
+
+class Windows(Protocol):
+    """N windows of C channels and T samples on disk, read by batch."""
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The C channel names, in the order of the arrays."""
+        ...
+
+    @property
+    def sfreq(self) -> float:
+        """Sampling frequency in Hz."""
+        ...
+
+    @property
+    def window_samples(self) -> int:
+        """T, the samples in a window."""
+        ...
+
+    @property
+    def filters(self) -> dict[str, dict[str, Any]]:
+        """Channel name to its pass band as JSON; empty where the file does not say."""
+        ...
+
+    @property
+    def synthetic(self) -> bool:
+        """True when the signal was made by the synthetic source."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hex digest of what the windows hold."""
+        ...
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Who was recorded: unique and sorted; empty where the file does not say."""
+        ...
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        """A batch (B, C, T) of the windows `index` (B,), in physical units, NaN only in gaps.
+
+        With `crop` (B,), each u in [0, 1), window i at place j in a stretch of n adjacent windows
+        gives the T samples from sample floor((j + u) * ((n - 1) * T + 1) / n) of that stretch.
+        """
+        ...
+
+    def case_of(self, index: int) -> str:
+        """Where window `index` comes from, for messages."""
+        ...
+
+
+def open_windows(path: Path, split: str, *, sfreq_if_unsaid: float | None = None) -> Windows:
+    """Open the windows of `split` under `path`: the store `path/split`, else `path/{split}_windows.npz`.
+
+    Args:
+        path: the data directory.
+        split: `train`, `val` or `test`.
+        sfreq_if_unsaid: Hz; used only for a plain npz that does not hold its own `sfreq`.
+
+    Raises:
+        DataError: when neither is there, or what is there cannot be used.
+    """
+    if (path / split / INDEX_NAME).is_file():
+        return StoreWindows(path / split)
+    if plain_file(path, split).is_file():
+        return PlainWindows(plain_file(path, split), sfreq_if_unsaid=sfreq_if_unsaid)
+    raise DataError(_nothing_found(path, split))
+
+
+def _nothing_found(path: Path, split: str) -> str:
+    if not path.is_dir():
+        return f"{path}: no such directory; expected the one that `biofound windows --outdir` wrote"
+    if (path / split).is_dir() and any((path / split).iterdir()):
+        return (
+            f"{path / split}: holds no {INDEX_NAME}, so its build did not finish; run `biofound windows` "
+            "again with the same options, it goes on where it stopped"
+        )
+    return (
+        f"{path}: no windows for split '{split}'. Expected a store {split}/{INDEX_NAME} (from `biofound "
+        f"windows`), or {plain_file(path, split).name} with an array {' or '.join(ARRAY_KEYS)} of shape "
+        "(windows, channels, samples) or (windows, samples, channels), and `channels` with their names"
+    )
