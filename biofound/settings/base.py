@@ -1,0 +1,164 @@
+"""What every settings model shares: described fields, strict keys, defaults that follow other settings."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError, PydanticUndefined
+
+CHANNEL_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
+
+
+class Conflict(NamedTuple):
+    """Settings that are each fine but do not fit together: their names, and what to change."""
+
+    fields: tuple[str, ...]
+    message: str
+
+
+class Derived(NamedTuple):
+    """A default that follows another setting: its value, why, and whether it outranks a file's value."""
+
+    value: Any
+    reason: str
+
+
+class Settings(BaseModel):
+    """Base of all settings models: unknown keys, infinities and booleans posing as numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    command: ClassVar[str] = ""
+    """The command whose settings these are; '' for parts of a file."""
+    file_option: ClassVar[str | None] = None
+    """The field that names the YAML file with these settings; None where there is no such file."""
+
+    @classmethod
+    def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The defaults that a preset such as `fast` changes, where `given` switches it on."""
+        del given
+        return {}
+
+    @classmethod
+    def derived_defaults(cls, given: Mapping[str, Any]) -> dict[str, Derived]:
+        """The defaults that depend on what else was given, by field."""
+        del given
+        return {}
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """The settings that do not fit together."""
+        yield from ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_derived_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        filled = {**cls.preset(given), **given}
+        derived = {name: default.value for name, default in cls.derived_defaults(filled).items()}
+        return {**derived, **filled}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads `epochs: yes` as True, which Python counts as the number 1.
+        kind = kind_of(cls.model_fields[info.field_name or ""])
+        if isinstance(value, bool) and kind in (int, float):
+            raise PydanticCustomError("boolean_for_number", "a number was expected")
+        return value
+
+    @model_validator(mode="after")
+    def _refuse_conflicts(self) -> Self:
+        found = list(self.conflicts())
+        if found:
+            message = "; ".join(conflict.message for conflict in found)
+            raise PydanticCustomError("conflict", "{message}", {"message": message, "conflicts": found})
+        return self
+
+
+def setting(
+    default: Any,
+    description: str,
+    *,
+    panel: str = "Options",
+    unit: str = "",
+    in_file: bool = True,
+    off_name: str | None = None,
+    **bounds: Any,
+) -> Any:
+    """A settings field. `PydanticUndefined` as default makes it required.
+
+    Args:
+        default: the value when nobody says otherwise.
+        description: one sentence for help, YAML comments and documentation.
+        panel: the heading it is listed under.
+        unit: its unit, as in "Hz"; "" for pure numbers and text.
+        in_file: whether it may stand in the command's YAML file.
+        off_name: the name of the option that switches it off, where `no-<name>` would read badly.
+        bounds: what pydantic's `Field` takes: ge, gt, le, lt, min_length, pattern.
+    """
+    extra = {"panel": panel, "unit": unit, "in_file": in_file, "off_name": off_name}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
+
+
+REQUIRED = PydanticUndefined
+
+
+def extra_of(field: FieldInfo, key: str) -> Any:
+    """What `setting` noted about a field."""
+    extra = field.json_schema_extra
+    return extra.get(key) if isinstance(extra, dict) else None
+
+
+def kind_of(field: FieldInfo) -> Any:
+    """A field's type without `| None`: int, float, bool, str, Path, a Literal, or a container's origin."""
+    annotation = field.annotation
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(part for part in get_args(annotation) if part is not NoneType)
+    origin = get_origin(annotation)
+    return annotation if origin in (None, Literal) else origin
+
+
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """The words a field can be; () when it is not a choice."""
+    kind = kind_of(field)
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def is_optional(field: FieldInfo) -> bool:
+    """Whether null is allowed."""
+    return NoneType in get_args(field.annotation)
+
+
+def bounds_of(field: FieldInfo) -> str:
+    """A field's bounds in words, such as `0 < x < 1`; '' when it has none."""
+    found: dict[str, Any] = {}
+    for constraint in field.metadata:
+        for name in ("gt", "ge", "lt", "le"):
+            if getattr(constraint, name, None) is not None:
+                found[name] = getattr(constraint, name)
+    low = f"{found['gt']:g} < x" if "gt" in found else f"{found['ge']:g} <= x" if "ge" in found else "x"
+    high = f" < {found['lt']:g}" if "lt" in found else f" <= {found['le']:g}" if "le" in found else ""
+    return low + high if found else ""
+
+
+def expectation(field: FieldInfo) -> str:
+    """What a field expects, in words: `a number with 0 < x < 1`, `one of random, block`."""
+    kind = kind_of(field)
+    names = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "text"}
+    if choices_of(field):
+        text = "one of " + ", ".join(choices_of(field))
+    elif kind in (tuple, list):
+        text = "a list of names"
+    elif kind is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        text = "a mapping"
+    else:
+        text = names.get(kind, "text")
+    if bounds := bounds_of(field):
+        text += f" with {bounds}"
+    if unit := extra_of(field, "unit"):
+        text += f" ({unit})"
+    return text + (", or null" if is_optional(field) else "")
