@@ -1,0 +1,294 @@
+"""Where do recordings come from when there are none: an embedded cohort of synthetic subjects.
+
+PPG, ECG and acceleration come from one heart, with every artefact labelled. Nothing here is measured from a
+person; whatever is made from it is to say "synthetic". A case depends on (seed, subject, case) and the
+signals' settings alone, not on how many others there are.
+"""
+
+import hashlib
+import json
+import math
+import re
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from biofound.data.channels import Channel
+from biofound.data.sources import Case, Recording, Signal
+from biofound.data.sources.synthetic_artefacts import (
+    ACCELERATION,
+    Artefact,
+    Event,
+    add_motion,
+    apply_event,
+    draw_events,
+    ectopic_labels,
+    label_of,
+)
+from biofound.data.sources.synthetic_heart import (
+    Floats,
+    Heartbeats,
+    Subject,
+    acceleration_of,
+    draw_heartbeats,
+    draw_subject,
+    ecg_of,
+    ppg_of,
+)
+from biofound.errors import DataError, SettingsError
+
+ACCELERATION_HZ = 100.0
+"""The rate of the accelerometer channels, in Hz; PPG and ECG have the source's `sfreq`."""
+
+UNITS = {"PPG": "NU", "ECG": "mV", "ACC_X": "g", "ACC_Y": "g", "ACC_Z": "g"}
+"""The tracks of every synthetic case, and their units (NU: arbitrary)."""
+
+_GENERATOR = 1  # to be raised by whoever changes what the same seed gives
+_CASE_ID = re.compile(r"syn(\d{4,})_(\d+)")
+
+
+class SyntheticSource:
+    """An embedded cohort: `subjects` subjects with `cases_per_subject` recordings of `minutes` each.
+
+    Args:
+        seed: which cohort.
+        subjects: number of subjects, named syn0001, syn0002, ...
+        cases_per_subject: recordings of each, named syn0001_1, syn0001_2, ...
+        minutes: length of a recording.
+        sfreq: rate of PPG and ECG in Hz; acceleration has 100 Hz.
+        artefacts: how many artefacts, as a factor on the usual rate; 0 gives clean signals. Ectopic
+            beats belong to the heart and stay.
+
+    Raises:
+        SettingsError: when a value is out of range.
+    """
+
+    name = "synthetic"
+
+    def __init__(
+        self,
+        *,
+        seed: int = 42,
+        subjects: int = 60,
+        cases_per_subject: int = 1,
+        minutes: float = 10.0,
+        sfreq: float = 500.0,
+        artefacts: float = 1.0,
+    ) -> None:
+        _require(seed >= 0, "seed", seed, "0 or more")
+        _require(subjects >= 1, "subjects", subjects, "1 or more")
+        _require(cases_per_subject >= 1, "cases_per_subject", cases_per_subject, "1 or more")
+        _require(0.1 <= minutes <= 24 * 60, "minutes", minutes, "0.1 to 1440")
+        _require(60.0 <= sfreq <= 4000.0, "sfreq", sfreq, "60 to 4000 Hz")
+        _require(0.0 <= artefacts <= 20.0, "artefacts", artefacts, "0 to 20")
+        self.seed = seed
+        self.subjects = subjects
+        self.cases_per_subject = cases_per_subject
+        self.minutes = float(minutes)
+        self.sfreq = float(sfreq)
+        self.artefacts = float(artefacts)
+
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        """Plain JSON that opens this very cohort again."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "subjects": self.subjects,
+            "cases_per_subject": self.cases_per_subject,
+            "minutes": self.minutes,
+            "sfreq": self.sfreq,
+            "artefacts": self.artefacts,
+        }
+
+    def version(self) -> str:
+        """The generator's version and a digest of everything that shapes the cohort."""
+        return f"{_GENERATOR}-{_digest(self.describe())[:12]}"
+
+    def cases(self, channels: Sequence[Channel]) -> list[Case]:
+        """All cases, sorted by id; empty when a channel is none of PPG, ECG, ACC_X, ACC_Y, ACC_Z."""
+        if any(_track_of(channel) is None for channel in channels):
+            return []
+        found = [
+            Case(
+                case_id=f"syn{subject:04d}_{case}",
+                subject_id=f"syn{subject:04d}",
+                tracks=tuple(UNITS),
+                duration_s=self._samples(self.sfreq) / self.sfreq,
+            )
+            for subject in range(1, self.subjects + 1)
+            for case in range(1, self.cases_per_subject + 1)
+        ]
+        return sorted(found, key=lambda case: case.case_id)
+
+    def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
+        """Make one case: float32, NaN in gaps. The same channel is the same whatever else is asked for.
+
+        Raises:
+            DataError: when there is no such case or channel, or gaps cover a channel throughout.
+        """
+        made = _Case(self, case_id)
+        signals = {}
+        for channel in channels:
+            track = _track_of(channel)
+            if track is None:
+                raise DataError(
+                    f"case {case_id}, channel {channel.name}: expected one of the synthetic tracks "
+                    f"{', '.join(UNITS)}, got {', '.join(channel.tracks) or 'no tracks'}; name one of "
+                    "them in the channel's tracks"
+                )
+            samples = made.samples_of(track)
+            if np.isnan(samples).all():
+                raise DataError(f"case {case_id}, channel {channel.name}: every sample is a gap")
+            signals[channel.name] = Signal(
+                samples=samples.astype(np.float32), sfreq=self._rate(track), unit=UNITS[track]
+            )
+        return Recording(case_id=case_id, signals=signals)
+
+    def fingerprint(self, case_id: str) -> str:
+        """A SHA-256 over all that shapes this case's samples; other cases do not matter."""
+        self._numbers(case_id)
+        shaping = {
+            key: value
+            for key, value in self.describe().items()
+            if key not in ("subjects", "cases_per_subject")
+        }
+        return _digest({**shaping, "generator": _GENERATOR, "case": case_id})
+
+    def labels(self, case_id: str) -> list[Artefact]:
+        """The ground truth: every artefact of a case by channel, in order of time.
+
+        Raises:
+            DataError: when there is no such case.
+        """
+        made = _Case(self, case_id)
+        labels = [
+            label_of(event, track, samples=self._samples(self._rate(track)), sfreq=self._rate(track))
+            for event in made.events
+            for track in event.channels
+        ]
+        for track in ("PPG", "ECG"):
+            delay = made.subject.arrival_time if track == "PPG" else 0.0
+            labels += ectopic_labels(
+                track,
+                made.beats.times + delay,
+                made.beats.ectopic,
+                samples=self._samples(self.sfreq),
+                sfreq=self.sfreq,
+            )
+        return sorted(labels, key=lambda label: (label.start_s, label.channel))
+
+    def beats(self, case_id: str) -> Floats:
+        """The times of a case's R peaks in s, as (N,): ground truth for beat detection.
+
+        Raises:
+            DataError: when there is no such case.
+        """
+        times = _Case(self, case_id).beats.times
+        return times[(times >= 0) & (times < self._samples(self.sfreq) / self.sfreq)]
+
+    def _samples(self, sfreq: float) -> int:
+        return round(self.minutes * 60.0 * sfreq)
+
+    def _rate(self, track: str) -> float:
+        return ACCELERATION_HZ if track in ACCELERATION else self.sfreq
+
+    def _numbers(self, case_id: str) -> tuple[int, int]:
+        match = _CASE_ID.fullmatch(case_id)
+        subject, case = (int(match[1]), int(match[2])) if match else (0, 0)
+        known = 1 <= subject <= self.subjects and 1 <= case <= self.cases_per_subject
+        if not known or case_id != f"syn{subject:04d}_{case}":
+            raise DataError(
+                f"case {case_id}: the synthetic cohort has syn0001_1 to "
+                f"syn{self.subjects:04d}_{self.cases_per_subject}; ask for more subjects or cases, or make "
+                "the splits again"
+            )
+        return subject, case
+
+
+class _Case:
+    """One case in the making: its subject, beats and events, each from random numbers of its own."""
+
+    def __init__(self, source: SyntheticSource, case_id: str) -> None:
+        self._source = source
+        self._subject_number, self._case_number = source._numbers(case_id)
+        duration_s = source._samples(source.sfreq) / source.sfreq
+        self.subject: Subject = draw_subject(
+            np.random.default_rng([source.seed, self._subject_number, _key("subject")])
+        )
+        self.beats: Heartbeats = draw_heartbeats(self._stream("beats"), self.subject, duration_s=duration_s)
+        self.events: list[Event] = draw_events(
+            self._stream("events"), duration_s=duration_s, rate=source.artefacts
+        )
+        self._axes: Floats | None = None
+
+    def samples_of(self, track: str) -> Floats:
+        """The samples (T,) of a track, artefacts and all."""
+        if track in ACCELERATION:
+            signal = self._acceleration()[ACCELERATION.index(track)].copy()
+            size = 1.0
+        else:
+            make = ppg_of if track == "PPG" else ecg_of
+            size = self.subject.pulse_amplitude if track == "PPG" else self.subject.r_amplitude
+            signal = make(
+                self._stream(track),
+                self.subject,
+                self.beats,
+                samples=self._source._samples(self._source.sfreq),
+                sfreq=self._source.sfreq,
+            )
+        for event in self.events:
+            if track in event.channels:
+                apply_event(
+                    signal,
+                    event,
+                    track,
+                    sfreq=self._source._rate(track),
+                    size=size,
+                    mains_hz=self.subject.mains,
+                    stream=self._event_stream,
+                )
+        return signal
+
+    def _acceleration(self) -> Floats:
+        """The three axes (3, T), made once for all of them."""
+        if self._axes is None:
+            self._axes = self._make_acceleration()
+        return self._axes
+
+    def _make_acceleration(self) -> Floats:
+        samples = self._source._samples(ACCELERATION_HZ)
+        axes = acceleration_of(
+            self._stream("acceleration"), self.subject, self.beats, samples=samples, sfreq=ACCELERATION_HZ
+        )
+        for event in self.events:
+            if event.kind == "motion":
+                add_motion(axes, event, sfreq=ACCELERATION_HZ, stream=self._event_stream)
+        return axes
+
+    def _stream(self, purpose: str, number: int = 0) -> np.random.Generator:
+        """Random numbers that depend on the case and `purpose` alone, so that no channel disturbs another."""
+        return np.random.default_rng(
+            [self._source.seed, self._subject_number, self._case_number, _key(purpose), number]
+        )
+
+    def _event_stream(self, number: int, purpose: str) -> np.random.Generator:
+        return self._stream(f"event {purpose}", number)
+
+
+def _track_of(channel: Channel) -> str | None:
+    """The synthetic track of a channel: the first of its `tracks` there is, else the one of its name."""
+    return next((track for track in (*channel.tracks, channel.name) if track in UNITS), None)
+
+
+def _key(purpose: str) -> int:
+    return zlib.crc32(purpose.encode())
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _require(holds: bool, setting: str, got: float, expected: str) -> None:
+    if not (math.isfinite(got) and holds):
+        raise SettingsError(f"synthetic source: {setting} must be {expected}, got {got}")
