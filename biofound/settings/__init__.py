@@ -11,6 +11,7 @@ from biofound.settings.models import (
     VerifySettings,
     WindowsSettings,
 )
+from biofound.settings.resolve import Resolved, ResolvedChannels, resolve, resolve_channels
 
 __all__ = [
     "COMMANDS",
@@ -20,6 +21,10 @@ __all__ = [
     "InflateSettings",
     "PrepareSettings",
     "PretrainSettings",
+    "Resolved",
+    "ResolvedChannels",
     "VerifySettings",
     "WindowsSettings",
+    "resolve",
+    "resolve_channels",
 ]

@@ -134,15 +134,15 @@ def is_optional(field: FieldInfo) -> bool:
 
 
 def bounds_of(field: FieldInfo) -> str:
-    """A field's bounds in words, such as `0 < x < 1`; '' when it has none."""
-    found: dict[str, Any] = {}
-    for constraint in field.metadata:
-        for name in ("gt", "ge", "lt", "le"):
-            if getattr(constraint, name, None) is not None:
-                found[name] = getattr(constraint, name)
-    low = f"{found['gt']:g} < x" if "gt" in found else f"{found['ge']:g} <= x" if "ge" in found else "x"
-    high = f" < {found['lt']:g}" if "lt" in found else f" <= {found['le']:g}" if "le" in found else ""
-    return low + high if found else ""
+    """A field's bounds in words, such as `above 0, at most 1`; '' when it has none."""
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    found = [
+        f"{word} {getattr(constraint, name)}"
+        for name, word in words.items()
+        for constraint in field.metadata
+        if getattr(constraint, name, None) is not None
+    ]
+    return ", ".join(found)
 
 
 def expectation(field: FieldInfo) -> str:
@@ -158,7 +158,7 @@ def expectation(field: FieldInfo) -> str:
     else:
         text = names.get(kind, "text")
     if bounds := bounds_of(field):
-        text += f" with {bounds}"
+        text += f" {bounds}"
     if unit := extra_of(field, "unit"):
-        text += f" ({unit})"
-    return text + (", or null" if is_optional(field) else "")
+        text += f" (in {unit})"
+    return text + (" or null" if is_optional(field) else "")

@@ -64,6 +64,9 @@ class ChannelSettings(Settings):
         )
 
 
+Section = Literal["pretrain", "finetune"]
+"""The sections of `channels.yaml`."""
+
 ChannelName = Annotated[str, Field(pattern=CHANNEL_NAME)]
 
 
@@ -96,7 +99,7 @@ class ChannelsSettings(Settings):
         FINETUNE_CHANNELS, "Channels of the windows for fine-tuning.", min_length=1, validate_default=True
     )
 
-    def section(self, name: Literal["pretrain", "finetune"]) -> list[Channel]:
+    def section(self, name: Section) -> list[Channel]:
         """The channels of one section, in file order."""
         table = self.pretrain if name == "pretrain" else self.finetune
         return [channel.as_channel(channel_name) for channel_name, channel in table.items()]
@@ -197,7 +200,7 @@ class WindowsSettings(Settings):
         "all", "Which split to build.", panel=_DATA, in_file=False
     )
     channels_yaml: Path | None = setting(None, _CHANNELS_YAML, panel=_DATA, in_file=False)
-    section: Literal["pretrain", "finetune"] = setting(
+    section: Section = setting(
         "pretrain", "Which section of the channel table to build windows of.", panel=_DATA, in_file=False
     )
     windows_yaml: Path | None = setting(

@@ -1,0 +1,327 @@
+"""Which value counts, and where is it from: option > environment > YAML > default, all errors at once."""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from biofound.data.channels import Channel
+from biofound.errors import SettingsError
+from biofound.settings.base import Conflict, Settings, expectation, extra_of, kind_of
+from biofound.settings.located import LocatedFile, read_located
+from biofound.settings.models import ChannelsSettings, Section
+
+S = TypeVar("S", bound=Settings)
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved(Generic[S]):
+    """A command's settings, and for each field where its value came from."""
+
+    settings: S
+    origins: Mapping[str, str]
+
+    def is_default(self, name: str) -> bool:
+        """Whether nobody said anything about this field."""
+        return self.origins[name] == DEFAULT
+
+    def rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """Every field's name, value, unit and origin, as text."""
+        for name, info in type(self.settings).model_fields.items():
+            value = plain(getattr(self.settings, name))
+            text = ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
+            yield name, text, extra_of(info, "unit") or "", self.origins[name]
+
+    def as_json(self) -> dict[str, dict[str, Any]]:
+        """`{name: {"value": ..., "origin": ...}}` in plain JSON: what `training_config.json` holds."""
+        names = type(self.settings).model_fields
+        return {
+            name: {"value": plain(getattr(self.settings, name)), "origin": self.origins[name]}
+            for name in names
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedChannels:
+    """The channels of one section of the channel table, and where they came from."""
+
+    channels: list[Channel]
+    origin: str
+
+
+@dataclass(kw_only=True)
+class _Given:
+    """What was said, by field: the values in the order of their rank, and where each was said."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    file: LocatedFile | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def where(self, key: tuple[str | int, ...]) -> str:
+        """The origin of the value at `key`; for a key of a file with its own line."""
+        origin = self.origins.get(str(key[0]), DEFAULT)
+        if self.file is not None and origin == self.file.where(key[:1]):
+            return self.file.where(key)
+        return origin
+
+
+def resolve(
+    model: type[S], *, options: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> Resolved[S]:
+    """The settings of a command, from what was said in all places.
+
+    A preset (`fast`) counts where it was said: as an option it outranks the environment and the file, in
+    the file it outranks the defaults only. Single values of the same or a higher rank outrank it.
+
+    Args:
+        model: the command's settings model.
+        options: the options given on the command line, by field name; None means not given.
+        environ: the environment; by default the process's. An empty variable counts as not set.
+
+    Raises:
+        SettingsError: with every problem of every place, one a line.
+    """
+    environ = os.environ if environ is None else environ
+    given = _gather(model, options, environ)
+    problems = list(given.problems)
+    settings, more = _validate(model, given)
+    problems += more
+    if settings is None or problems:
+        raise SettingsError(_listing(problems))
+    return Resolved(settings=settings, origins=_origins(model, given))
+
+
+def resolve_channels(path: Path | None, section: Section) -> ResolvedChannels:
+    """One section (`pretrain`, `finetune`) of a channel table; without `path` of the built-in one.
+
+    Raises:
+        SettingsError: with every problem of the file, one a line.
+    """
+    if path is None:
+        channels = ChannelsSettings().section(section)
+        return ResolvedChannels(channels=channels, origin=f"built-in channel table, section {section}")
+    file = read_located(path)
+    given = _Given(values=dict(file.values), file=file)
+    given.origins = {name: file.where((name,)) for name in file.values}
+    table, problems = _validate(ChannelsSettings, given)
+    if table is None or file.problems or problems:
+        raise SettingsError(_listing(file.problems + problems))
+    return ResolvedChannels(channels=table.section(section), origin=f"{path}, section {section}")
+
+
+def option_name(name: str) -> str:
+    """`mask_ratio` -> `--mask-ratio`."""
+    return "--" + name.replace("_", "-")
+
+
+def environment_name(model: type[Settings], name: str) -> str:
+    """`mask_ratio` of `pretrain` -> `BIOFOUND_PRETRAIN_MASK_RATIO`."""
+    return f"BIOFOUND_{model.command}_{name}".upper()
+
+
+def plain(value: Any) -> Any:
+    """A settings value as plain JSON."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Gathering
+
+
+def _gather(model: type[Settings], options: Mapping[str, Any], environ: Mapping[str, str]) -> _Given:
+    said_as_option = {name: value for name, value in options.items() if value is not None}
+    option_origins = {name: f"option {option_name(name)}" for name in said_as_option}
+    said_outside, outside_origins, problems = _from_environment(model, environ)
+    given = _Given(problems=problems)
+    named = {**said_outside, **said_as_option}
+    path = named.get(model.file_option) if model.file_option else None
+    if path is not None:
+        given.file = _read_file(model, Path(path), given.problems)
+    if given.file is not None:
+        file_origins = {name: given.file.where((name,)) for name in given.file.values}
+        _add_layer(model, given, given.file.values, file_origins)
+    _add_layer(model, given, said_outside, outside_origins)
+    _add_layer(model, given, said_as_option, option_origins)
+    return given
+
+
+def _add_layer(
+    model: type[Settings], given: _Given, values: Mapping[str, Any], origins: Mapping[str, str]
+) -> None:
+    """Put a place's values over those of the places below it, its presets under its own values."""
+    for name, value in model.preset(values).items():
+        given.values[name] = value
+        given.origins[name] = "--fast" if origins["fast"].startswith("option") else f"fast, {origins['fast']}"
+    given.values.update(values)
+    given.origins.update(origins)
+
+
+def _from_environment(
+    model: type[Settings], environ: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """The values, their origins, and a message for each variable that names no setting."""
+    names = {environment_name(model, name): name for name in model.model_fields}
+    prefix = environment_name(model, "")
+    values, origins, problems = {}, {}, []
+    for variable, value in sorted(environ.items()):
+        if not variable.startswith(prefix) or not value:
+            continue
+        if variable in names:
+            values[names[variable]] = value
+            origins[names[variable]] = f"environment {variable}"
+        else:
+            problems.append(f"environment {variable}: no such setting{did_you_mean(variable, list(names))}")
+    return values, origins, problems
+
+
+def _read_file(model: type[Settings], path: Path, problems: list[str]) -> LocatedFile | None:
+    try:
+        file = read_located(path)
+    except SettingsError as problem:
+        problems.append(str(problem))
+        return None
+    problems.extend(file.problems)
+    for name in list(file.values):
+        info = model.model_fields.get(name)
+        if info is not None and not extra_of(info, "in_file"):
+            problems.append(f"{file.where((name,))}: {name} cannot stand in a file; use {option_name(name)}")
+            del file.values[name]
+    return file
+
+
+def _origins(model: type[Settings], given: _Given) -> dict[str, str]:
+    derived = {name: default.reason for name, default in model.derived_defaults(given.values).items()}
+    return {name: given.origins.get(name, derived.get(name, DEFAULT)) for name in model.model_fields}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Validating
+
+
+def _validate(model: type[S], given: _Given) -> tuple[S | None, list[str]]:
+    """The model, or None and a message for each problem."""
+    try:
+        return model.model_validate(given.values), []
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    problems = [message for detail in details for message in _messages(model, given, detail)]
+    bad = {str(detail["loc"][0]) for detail in details if detail["loc"]}
+    if bad & given.values.keys():
+        # What does not fit together shows only once every value is readable: ask again without the bad ones.
+        rest = _Given(
+            values={name: value for name, value in given.values.items() if name not in bad},
+            origins=given.origins,
+            file=given.file,
+        )
+        problems += [
+            message
+            for conflict in _conflicts(model, rest)
+            if not bad & set(conflict.fields)
+            for message in [_conflict_message(rest, (), conflict)]
+        ]
+    return None, problems
+
+
+def _conflicts(model: type[Settings], given: _Given) -> list[Conflict]:
+    try:
+        model.model_validate(given.values)
+    except ValidationError as error:
+        return [
+            conflict for detail in error.errors() for conflict in detail.get("ctx", {}).get("conflicts", [])
+        ]
+    return []
+
+
+def _messages(model: type[Settings], given: _Given, detail: ErrorDetails) -> Iterator[str]:
+    key = tuple(part for part in detail["loc"] if part != "[key]")
+    name = ".".join(str(part) for part in key)
+    kind, got = detail["type"], detail["input"]
+    if kind == "conflict":
+        for conflict in detail["ctx"]["conflicts"]:
+            yield _conflict_message(given, key, conflict)
+        return
+    where = given.where(key)
+    if not where.startswith(("option ", "environment ")):
+        where += f": {name}"
+    info = _field_at(model, key)
+    if kind == "extra_forbidden":
+        known = list(_model_at(model, key[:-1]).model_fields)
+        yield f"{where}: no such setting{did_you_mean(str(key[-1]), known)}"
+    elif kind == "missing":
+        place = f"{where} is missing" if len(key) > 1 else f"{_say(model, given, name)} is required"
+        yield f"{place}: expected {expectation(info)}" if info else place
+    elif kind == "value_error":
+        yield f"{where}: {detail['ctx']['error']}"
+    elif kind == "string_pattern_mismatch":
+        expected = "a name of letters, digits and _, beginning with a letter"
+        yield f"{where}: expected {expected}, got {got!r}"
+    elif kind == "too_short":
+        yield f"{where}: expected at least {detail['ctx']['min_length']}, got none"
+    else:
+        yield f"{where}: expected {expectation(info) if info else detail['msg']}, got {_shown(got)}"
+
+
+def _say(model: type[Settings], given: _Given, name: str) -> str:
+    return f"option {option_name(name)}" if model.command else f"{given.where((name,))}: {name}"
+
+
+def _conflict_message(given: _Given, key: tuple[str | int, ...], conflict: Conflict) -> str:
+    """The message, after the places where the fields in it were said."""
+    places = [given.where((*key, name)) for name in conflict.fields]
+    said = list(dict.fromkeys(place for place in places if place != DEFAULT))
+    prefix = ".".join(map(str, key))
+    text = f"{prefix}: {conflict.message}" if prefix else conflict.message
+    return f"{', '.join(said)}: {text}" if said else text
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """`; did you mean X?` for the nearest known word, or what there is where none is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
+
+
+def _listing(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    return "\n".join([f"{len(problems)} settings are wrong:", *(f"  {problem}" for problem in problems)])
+
+
+def _model_at(model: type[Settings], key: tuple[str | int, ...]) -> type[Settings]:
+    """The model of the mapping at `key`, such as ("pretrain", "PPG", "filter")."""
+    for part in key:
+        info = model.model_fields.get(str(part))
+        inner = _inner_model(info) if info is not None else None
+        model = inner if inner is not None else model
+    return model
+
+
+def _field_at(model: type[Settings], key: tuple[str | int, ...]) -> FieldInfo | None:
+    """The field that is responsible for the value at `key`: inside a list, the list's."""
+    names = [str(part) for part in key]
+    for end in range(len(names), 0, -1):
+        info = _model_at(model, key[: end - 1]).model_fields.get(names[end - 1])
+        if info is not None:
+            return info
+    return None
+
+
+def _inner_model(info: FieldInfo) -> type[Settings] | None:
+    """The settings model inside a field: itself, or what a mapping of names holds."""
+    candidates = [kind_of(info), *get_args(info.annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)  # type: ignore[return-value]
