@@ -1,17 +1,66 @@
-"""Is a window of signal fit to learn from: a quality in [0, 1] and the first reason against it."""
+"""Is a window of signal fit to learn from: a quality in [0, 1] and the first reason against it.
+
+All windows of a recording are judged at once. Flat lines and rails are looked for in the signal as it was
+recorded; beats in the filtered one. A beat is good when others of the same recording look like it, which
+extends the template matching of Li & Clifford 2012 (https://doi.org/10.1088/0967-3334/33/9/1491) and
+Orphanidou et al. 2015 (https://doi.org/10.1109/JBHI.2014.2338351): their template is the one mean beat, ours
+the beat's own nearest neighbours, so that atrial fibrillation and ectopic beats keep their place.
+`docs/signal_quality.md` has the measurements behind the constants.
+"""
 
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from biofound.data.channels import Channel
 from biofound.data.sources import Signal
+from biofound.errors import DataError
+
+Floats = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+
+SPOT_SECONDS = 2.0
+"""A window is as good as its worst two seconds: a fault that long in a 10 s window is to drop it."""
+
+FLAT_SECONDS = 0.5
+"""A signal that repeats one value for longer is flat; the longest run in clean BIDMC beats is 0.28 s."""
+
+FLAT_SHARE = 0.05
+"""What flat lines may cover of a window (0.5 s of 10 s)."""
+
+CLIPPED_SHARE = 0.08
+"""What a window's worst two seconds may spend at a rail.
+
+R waves just cut at their tips, as in several BIDMC records, come to 2 to 5 %.
+"""
+
+FAINT_RATIO = 0.1
+"""Below this part of the usual size for two seconds there is no signal to speak of."""
+
+SLOWEST_BEAT_SECONDS = 2.0
+FASTEST_BEATS_PER_SECOND = 220 / 60
+
+USUAL_SECONDS = 121.0
+"""The usual size of a signal is a median over this long, centred."""
+
+CORNER_SECONDS = 0.02
+"""How far from a rail's ends its steepness is measured."""
+
+REFRACTORY_SECONDS = 0.2
+"""No two beats are closer."""
+
+NEIGHBOURHOOD = 64
+"""Each beat is compared with the others of a group of this many (about a minute)."""
+
+FRIENDS = 3
+"""A beat's likeness is the mean over this many of the beats that are most like it."""
 
 
 class Reason(IntEnum):
-    """Why a window is dropped: the first test it fails, in the order of the tests; KEPT when it fails none."""
+    """Why a window is dropped: the first test it fails, in the order below; KEPT when it fails none."""
 
     KEPT = 0
     GAP = 1
@@ -26,24 +75,48 @@ class Reason(IntEnum):
 class WindowQuality:
     """The verdict on N consecutive windows of one channel.
 
-    `quality` is (N,) float32 in [0, 1], the worst of the tests' scores; `reason` is (N,) uint8 of `Reason`,
-    KEPT exactly where `quality` is at least the channel's threshold.
+    `quality` is (N,) float32 in [0, 1]: 0 where a window fails a test other than the template's, else how
+    well the beats of its worst two seconds match others (1 for signals without beats). `reason` is (N,)
+    uint8 of `Reason`, KEPT exactly where `quality` is at least the channel's threshold.
     """
 
-    quality: NDArray[np.float32]
+    quality: Floats
     reason: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """How the beats of a modality are found and compared.
+
+    `before`, `after`: what of a beat is compared, in s around its steepest rise (PPG) or QRS; `points_hz`: how
+    densely; `least`: smallest beat, as part of the usual one; `outlier`: largest swing, in usual ones.
+    """
+
+    before: float
+    after: float
+    points_hz: float
+    least: float
+    outlier: float
+
+
+_SHAPES = {
+    "PPG": _Shape(before=0.2, after=0.5, points_hz=25.0, least=0.25, outlier=4.0),
+    "ECG": _Shape(before=0.16, after=0.36, points_hz=62.5, least=0.3, outlier=6.0),
+}
 
 
 def assess(
     signal: Signal,
-    samples: NDArray[np.float32],
-    void: NDArray[np.bool_],
+    samples: Floats,
+    void: Flags,
     *,
     channel: Channel,
     sfreq: float,
     window_samples: int,
 ) -> WindowQuality:
     """Judge the N = T // window_samples windows that follow one another from a recording's start.
+
+    PPG and ECG pass all tests in the order of `Reason`; ACC those for gaps, flat lines and clipping.
 
     Args:
         signal: the channel as the source gave it: native rate, NaN gaps; rails and flat lines show there.
@@ -52,9 +125,272 @@ def assess(
         channel: its modality decides the method, its `quality_threshold` what is kept.
         sfreq: rate of `samples` in Hz.
         window_samples: window length in samples of `samples`.
+
+    Raises:
+        DataError: the channel's modality is none of PPG, ECG and ACC.
     """
-    count = len(samples) // window_samples
-    touched = void[: count * window_samples].reshape(count, window_samples).any(axis=1)
-    quality = np.where(touched, 0.0, 1.0).astype(np.float32)
-    reason = np.where(quality < channel.quality_threshold, Reason.GAP, Reason.KEPT).astype(np.uint8)
+    if channel.modality not in (*_SHAPES, "ACC"):
+        raise DataError(
+            f"channel {channel.name}: quality is known for PPG, ECG and ACC channels (such as ECG_II, ACC_X),"
+            f" got modality {channel.modality}. Rename the channel or leave it out."
+        )
+    grid = _Grid(count=len(samples) // window_samples, seconds=window_samples / sfreq)
+    failed = {
+        Reason.GAP: void[: grid.count * window_samples].reshape(grid.count, window_samples).any(axis=1),
+        **_stuck(signal, grid),
+    }
+    quality = np.ones(grid.count)
+    shape = _SHAPES.get(channel.modality)
+    if shape is not None and grid.count:
+        failed[Reason.AMPLITUDE] = _implausible_swings(samples, void, shape, sfreq, grid)
+        beats = find_beats(samples, void, channel.modality, sfreq=sfreq)
+        failed[Reason.NO_BEATS] = _implausible_rate(beats / sfreq, grid)
+        quality = _worst_match(beats / sfreq, _likeness(samples, beats, shape, sfreq), grid)
+    return _verdict(quality, failed, threshold=channel.quality_threshold)
+
+
+def _verdict(quality: NDArray[np.float64], failed: dict[Reason, Flags], *, threshold: float) -> WindowQuality:
+    quality = np.where(np.any(list(failed.values()), axis=0), 0.0, np.clip(quality, 0.0, 1.0))
+    quality = quality.astype(np.float32)
+    reason = np.where(quality >= threshold, Reason.KEPT, Reason.TEMPLATE).astype(np.uint8)
+    for why in sorted(failed, reverse=True):
+        reason[failed[why] & (quality < threshold)] = why
     return WindowQuality(quality=quality, reason=reason)
+
+
+# ---------------------------------------------------------------- time
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grid:
+    """`count` windows of `seconds` each, and the spots (two seconds long, every quarter second) in them."""
+
+    count: int
+    seconds: float
+
+    @property
+    def spot_seconds(self) -> float:
+        return min(SPOT_SECONDS, self.seconds)
+
+    @property
+    def spots(self) -> NDArray[np.float64]:
+        """(N, S) where the spots start, in s."""
+        within = np.linspace(
+            0.0, self.seconds - self.spot_seconds, 1 + round((self.seconds - self.spot_seconds) * 4)
+        )
+        return np.arange(self.count)[:, None] * self.seconds + within
+
+    def of_windows(self, spent: "_Spent") -> NDArray[np.float64]:
+        """(N,) the share of each window that `spent` covers."""
+        return np.diff(spent.before(np.arange(self.count + 1) * self.seconds)) / self.seconds
+
+    def of_spots(self, spent: "_Spent") -> NDArray[np.float64]:
+        """(N, S) the share of each spot that `spent` covers."""
+        return (spent.before(self.spots + self.spot_seconds) - spent.before(self.spots)) / self.spot_seconds
+
+
+class _Spent:
+    """Weighted time covered by disjoint intervals [start, stop) in s, as a function of time."""
+
+    def __init__(
+        self, start: NDArray[np.float64], stop: NDArray[np.float64], weight: NDArray[np.float64] | None = None
+    ):
+        lengths = stop - start if weight is None else (stop - start) * weight
+        total = np.cumsum(lengths)
+        self._times = np.stack([start, stop], axis=1).ravel()
+        self._spent = np.stack([total - lengths, total], axis=1).ravel()
+
+    def before(self, time: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How much of the intervals lies before `time` (any shape)."""
+        return np.interp(time, self._times, self._spent) if len(self._times) else np.zeros(np.shape(time))
+
+
+# ---------------------------------------------------------------- flat lines and rails
+
+
+def _stuck(signal: Signal, grid: _Grid) -> dict[Reason, Flags]:
+    """Where the recorded signal stands still: too long (flat), or with corners (clipped)."""
+    start, stop = _equal_runs(signal.samples)
+    flat = stop - start > FLAT_SECONDS * signal.sfreq
+    at_rail = _has_corners(signal, start, stop) & ~flat
+    share_flat = grid.of_windows(_Spent(start[flat] / signal.sfreq, stop[flat] / signal.sfreq))
+    share_clipped = grid.of_spots(_Spent(start[at_rail] / signal.sfreq, stop[at_rail] / signal.sfreq))
+    return {
+        Reason.FLAT: share_flat > FLAT_SHARE,
+        Reason.CLIPPED: share_clipped.max(axis=1, initial=0.0) > CLIPPED_SHARE,
+    }
+
+
+def _equal_runs(samples: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Start and stop of the runs of three or more equal samples (NaN equals nothing)."""
+    same = samples[1:] == samples[:-1]
+    # Long runs are rare, pairs of equal samples are not: looking at threes keeps the lists short.
+    threes = np.zeros(max(len(same), 1) + 1, dtype=np.int8)
+    np.logical_and(same[1:], same[:-1], out=threes[1:-1].view(np.bool_)) if len(same) else None
+    steps = threes[1:] != threes[:-1]
+    edges = np.flatnonzero(steps)
+    return edges[0::2], edges[1::2] + 2
+
+
+def _has_corners(signal: Signal, start: NDArray[np.int64], stop: NDArray[np.int64]) -> Flags:
+    """Tell a rail from the round top of a coarsely quantised wave.
+
+    A round top that stays within one quantisation step over L samples has, d samples beyond either end,
+    fallen by (1 + 2d/L)^2 steps, being a parabola. A clipped wave arrives and leaves steeper, on the same side.
+    """
+    samples = signal.samples
+    reach = max(1, round(CORNER_SECONDS * signal.sfreq))
+    inner = (start >= reach) & (stop - 1 + reach < len(samples))
+    level = samples[start]
+    before = level - samples[np.where(inner, start - reach, start)]
+    after = level - samples[np.where(inner, stop - 1 + reach, start)]
+    round_top = _quantum(samples) * (1.0 + 2.0 * reach / (stop - start)) ** 2
+    steep = np.minimum(np.abs(before), np.abs(after)) > 3.0 * round_top
+    return np.asarray(inner & (before * after > 0) & steep)
+
+
+def _quantum(samples: Floats) -> float:
+    """The quantisation step: the smallest change that is not rare (0 when nothing changes)."""
+    changes = np.abs(np.diff(samples[:: max(1, len(samples) // 100_000)]))
+    changes = changes[changes > 0]
+    return float(np.quantile(changes, 0.01)) if len(changes) else 0.0
+
+
+# ---------------------------------------------------------------- amplitude
+
+
+def _implausible_swings(samples: Floats, void: Flags, shape: _Shape, sfreq: float, grid: _Grid) -> Flags:
+    """(N,) windows with a half second that swings too wide, or two seconds that hardly move."""
+    cell = max(1, round(0.5 * sfreq))
+    count = len(samples) // cell
+    cells = samples[: count * cell].reshape(count, cell)
+    top, bottom = cells.max(axis=1), cells.min(axis=1)
+    swing = top - bottom
+    second = np.maximum(top[1:], top[:-1]) - np.minimum(bottom[1:], bottom[:-1])
+    second = np.append(second, second[-1:]) if len(second) else swing
+    usual = _usual(second, ~void[: count * cell].reshape(count, cell).any(axis=1), seconds_each=cell / sfreq)
+    wild = swing > shape.outlier * usual
+    faint = ndimage.maximum_filter1d(second, size=3) < FAINT_RATIO * usual
+    start = np.arange(count) * (cell / sfreq)
+    bad = wild | faint
+    return grid.of_windows(_Spent(start[bad], start[bad] + cell / sfreq)) > 0.0
+
+
+def _usual(sizes: Floats, valid: Flags, *, seconds_each: float) -> Floats:
+    """The running median of `sizes` over two minutes, within a factor of five of the recording's."""
+    if not valid.any():
+        return np.zeros_like(sizes)
+    overall = np.median(sizes[valid])
+    span = min(round(USUAL_SECONDS / seconds_each), len(sizes)) | 1
+    local = ndimage.median_filter(np.where(valid, sizes, overall), size=span, mode="reflect")
+    return np.clip(local, overall / 5.0, overall * 5.0)
+
+
+# ---------------------------------------------------------------- beats
+
+
+def find_beats(samples: Floats, void: Flags, modality: str, *, sfreq: float) -> NDArray[np.int64]:
+    """Where the beats of a conditioned (T,) PPG or ECG are: the pulse's steepest rise, or the QRS.
+
+    A beat is a maximum of the activity (PPG: slope upward; ECG: size of the 5 to 20 Hz part, smoothed) that is
+    large enough by the usual maximum of two minutes, and the largest within the refractory time.
+    """
+    activity, detail = _rises(samples, sfreq) if modality == "PPG" else _qrs_energy(samples, sfreq)
+    peaks = 1 + np.flatnonzero((activity[1:-1] > activity[:-2]) & (activity[1:-1] >= activity[2:]))
+    cell = max(1, round(1.5 * sfreq))
+    count = -(-len(samples) // cell)
+    if len(peaks) == 0 or count == 0:
+        return np.empty(0, dtype=np.int64)
+    starts = np.arange(count) * cell
+    largest = np.maximum.reduceat(activity, starts)
+    valid = ~np.logical_or.reduceat(void, starts)
+    usual = _usual(largest, valid, seconds_each=cell / sfreq)
+    heights = activity[peaks]
+    high = heights > np.maximum(_SHAPES[modality].least * usual[peaks // cell], 0.0)
+    peaks, heights = peaks[high], heights[high]
+    if modality == "PPG":
+        # The dicrotic wave rises too, soon after and less steeply.
+        peaks, heights = _without_lesser(peaks, heights, reach=round(0.36 * sfreq), ratio=0.5)
+    peaks, _ = _without_lesser(peaks, heights, reach=round(REFRACTORY_SECONDS * sfreq), ratio=1.0)
+    return peaks if modality == "PPG" else _sharpened(peaks, detail, reach=round(0.06 * sfreq))
+
+
+def _rises(samples: Floats, sfreq: float) -> tuple[Floats, Floats]:
+    slope = np.zeros_like(samples)
+    # The difference over 32 ms is the slope, smoothed.
+    lag = max(1, round(0.016 * sfreq))
+    np.subtract(samples[2 * lag :], samples[: -2 * lag], out=slope[lag:-lag])
+    return slope, samples
+
+
+def _qrs_energy(samples: Floats, sfreq: float) -> tuple[Floats, Floats]:
+    narrow, wide, smooth = (max(1, round(seconds * sfreq)) | 1 for seconds in (0.024, 0.1, 0.08))
+    detail = ndimage.uniform_filter1d(samples, narrow) - ndimage.uniform_filter1d(samples, wide)
+    np.abs(detail, out=detail)
+    return ndimage.uniform_filter1d(detail, smooth), detail
+
+
+def _without_lesser(
+    peaks: NDArray[np.int64], heights: Floats, *, reach: int, ratio: float
+) -> tuple[NDArray[np.int64], Floats]:
+    """Drop peaks lower than `ratio` times another within `reach` samples, until none is left to drop."""
+    while True:
+        near = np.diff(peaks) <= reach
+        drop = np.zeros(len(peaks), dtype=np.bool_)
+        drop[:-1] |= near & (heights[:-1] < ratio * heights[1:])
+        drop[1:] |= near & (heights[1:] <= ratio * heights[:-1])
+        if not drop.any():
+            return peaks, heights
+        peaks, heights = peaks[~drop], heights[~drop]
+
+
+def _sharpened(peaks: NDArray[np.int64], detail: Floats, *, reach: int) -> NDArray[np.int64]:
+    """Move each peak to the largest `detail` within `reach` samples: the same point of every QRS."""
+    around = np.clip(peaks[:, None] + np.arange(-reach, reach + 1), 0, len(detail) - 1)
+    return np.asarray(np.take_along_axis(around, detail[around].argmax(axis=1)[:, None], axis=1)[:, 0])
+
+
+def _implausible_rate(beats: NDArray[np.float64], grid: _Grid) -> Flags:
+    """(N,) windows with fewer beats than 30 a minute or more than 220."""
+    count = np.diff(np.searchsorted(beats, np.arange(grid.count + 1) * grid.seconds))
+    least = np.floor(grid.seconds / SLOWEST_BEAT_SECONDS)
+    return (count < least) | (count > np.ceil(FASTEST_BEATS_PER_SECOND * grid.seconds))
+
+
+def _likeness(samples: Floats, beats: NDArray[np.int64], shape: _Shape, sfreq: float) -> Floats:
+    """(K,) how much each beat is like its best friends, 0 to 1, in form and in size.
+
+    The likeness of beats a and b is 2 a.b / (a.a + b.b) = r * 2q / (1 + q^2), with their correlation r and the
+    ratio q of their sizes.
+    """
+    offsets = np.round(np.arange(-shape.before, shape.after, 1 / shape.points_hz) * sfreq).astype(np.int64)
+    forms = samples[np.clip(beats[:, None] + offsets, 0, len(samples) - 1)]  # (K, points)
+    forms -= forms.mean(axis=1, keepdims=True)
+    group = min(NEIGHBOURHOOD, len(beats))
+    if group <= FRIENDS:
+        return np.zeros(len(beats), dtype=np.float32)
+    # Every group is full: the last one reaches back into the one before.
+    first = np.minimum(np.arange(0, len(beats), group), len(beats) - group)
+    members = first[:, None] + np.arange(group)
+    grouped = forms[members]
+    products = grouped @ grouped.transpose(0, 2, 1)  # (groups, group, group)
+    energy = np.einsum("gii->gi", products)
+    pairs = products / np.maximum(0.5 * (energy[:, :, None] + energy[:, None, :]), np.finfo(np.float32).tiny)
+    pairs[:, np.arange(group), np.arange(group)] = -1.0  # nobody is his own friend
+    best = np.partition(pairs, group - FRIENDS, axis=2)[:, :, group - FRIENDS :].mean(axis=2)
+    likeness = np.empty(len(beats), dtype=np.float32)
+    likeness[members] = best
+    return np.maximum(likeness, 0.0)
+
+
+def _worst_match(beats: NDArray[np.float64], likeness: Floats, grid: _Grid) -> NDArray[np.float64]:
+    """(N,) the mean likeness over a window's worst two seconds; time without a beat near counts as 0.
+
+    A beat at `beats` (K,) s answers for the time half-way to its neighbours, at most a second each way.
+    """
+    reach = SLOWEST_BEAT_SECONDS / 2
+    half = np.minimum(np.diff(beats) / 2, reach)
+    start = beats - np.concatenate([np.full(min(1, len(beats)), reach), half])
+    stop = beats + np.concatenate([half, np.full(min(1, len(beats)), reach)])
+    matched = grid.of_spots(_Spent(start, stop, likeness.astype(np.float64)))
+    return np.asarray(matched.min(axis=1))
