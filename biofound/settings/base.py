@@ -128,11 +128,6 @@ def choices_of(field: FieldInfo) -> tuple[str, ...]:
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
-def is_optional(field: FieldInfo) -> bool:
-    """Whether null is allowed."""
-    return NoneType in get_args(field.annotation)
-
-
 def bounds_of(field: FieldInfo) -> str:
     """A field's bounds in words, such as `above 0, at most 1`; '' when it has none."""
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
@@ -161,4 +156,4 @@ def expectation(field: FieldInfo) -> str:
         text += f" {bounds}"
     if unit := extra_of(field, "unit"):
         text += f" (in {unit})"
-    return text + (" or null" if is_optional(field) else "")
+    return text

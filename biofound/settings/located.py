@@ -75,8 +75,8 @@ def _walk(path: Path, node: yaml.Node, key: Key, lines: dict[Key, int]) -> Itera
                 name_node.tag = TEXT  # YAML would read the key `on` as True and `5` as a number
             below = (*key, str(name_node.value))
             if below in lines:
-                name = ".".join(map(str, below))
-                yield f"{path}:{_line(name_node)}: {name} comes twice; it already stands in line {lines[below]}"
+                name, first = ".".join(map(str, below)), lines[below]
+                yield f"{path}:{_line(name_node)}: {name} comes twice; it already stands in line {first}"
             lines[below] = _line(name_node)
             yield from _walk(path, item, below, lines)
 

@@ -113,6 +113,10 @@ _MODEL, _MASK, _OPTIMISER, _MACHINE = "Model", "Masking and loss", "Optimisation
 _CHANNELS_YAML = "Channel table (YAML); the built-in table equals configs/channels.yaml."
 
 
+DEFAULT_STORE = Path("data/windows")
+"""Where `windows` writes, and `pretrain` looks when it is told nothing."""
+
+
 class PrepareSettings(Settings):
     """`biofound prepare`: from a source to patient-level splits."""
 
@@ -210,7 +214,7 @@ class WindowsSettings(Settings):
         in_file=False,
     )
     outdir: Path = setting(
-        Path("data/windows"), "Directory of the store: one directory a split.", panel=_OUTPUT, in_file=False
+        DEFAULT_STORE, "Directory of the store: one directory a split.", panel=_OUTPUT, in_file=False
     )
     inspect: Path | None = setting(
         None, "Say what is in this store, and build nothing.", panel=_OUTPUT, in_file=False
@@ -279,15 +283,10 @@ class PretrainSettings(Settings):
         panel=_DATA,
         in_file=False,
     )
-    fast: bool = setting(
-        False,
-        "A run of minutes at most on 2 cores: " + ", ".join(f"{k} {v}" for k, v in FAST.items()) + ".",
-        panel=_MACHINE,
-    )
-    data_dir: Path = setting(
-        Path("data/windows"),
-        "Window store, or directory of train_windows.npz and val_windows.npz. "
-        "When it is not given and the default place is empty, the embedded synthetic cohort is used.",
+    data_dir: Path | None = setting(
+        None,
+        "Window store, or directory of train_windows.npz and val_windows.npz. When it is not given: "
+        f"{DEFAULT_STORE} where there is one, else the embedded synthetic cohort.",
         panel=_DATA,
     )
     channels: ChannelNames = setting(
@@ -338,6 +337,11 @@ class PretrainSettings(Settings):
     )
     gradient_clip: float = setting(1.0, "Largest norm of the gradient.", panel=_OPTIMISER, gt=0)
     seed: int = setting(42, "Seed of weights, order, crops and masks.", panel=_OPTIMISER, ge=0, lt=2**32)
+    fast: bool = setting(
+        False,
+        "A run of minutes at most on 2 cores: " + ", ".join(f"{k} {v}" for k, v in FAST.items()) + ".",
+        panel=_MACHINE,
+    )
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "Where to compute; auto takes CUDA where there is one.", panel=_MACHINE
     )

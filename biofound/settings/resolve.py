@@ -21,6 +21,9 @@ S = TypeVar("S", bound=Settings)
 
 DEFAULT = "default"
 
+_FEW = 8
+"""So many names can be listed in a message."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved(Generic[S]):
@@ -291,9 +294,11 @@ def _shown(value: Any) -> str:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """`; did you mean X?` for the nearest known word, or what there is where none is near."""
+    """`; did you mean X?` for the nearest known word; where none is near the whole choice, if it is small."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; expected one of {', '.join(known)}" if len(known) <= _FEW else ""
 
 
 def _listing(problems: list[str]) -> str:

@@ -1,0 +1,179 @@
+"""What the user sees: messages, tables and progress on standard error, JSON results on standard output.
+
+Under `torchrun` rank 0 speaks for all; another rank speaks only of a failure of its own.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_WIDTH = 120
+"""Columns of a table that does not go to a terminal."""
+PLAIN_SECONDS = 10.0
+"""Least time between two progress lines that do not go to a terminal, in seconds."""
+
+_USAGE = 2
+
+
+def note(text: str) -> None:
+    """A line of information."""
+    _say(text)
+
+
+def warning(text: str) -> None:
+    """Something the user should know, though the run goes on."""
+    _say(text, label="warning", style="yellow")
+
+
+def error(text: str, *, exit_code: int = 1) -> None:
+    """Why the run ends. Wrong settings are the same on every rank: rank 0 tells them once."""
+    rank = _rank()
+    if rank and exit_code == _USAGE:
+        return
+    _say(text, label=f"error on rank {rank}" if rank else "error", style="bold red", any_rank=True)
+
+
+def print_json(value: Any) -> None:
+    """The result, on standard output."""
+    if _rank() == 0:
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[str] = ()
+) -> None:
+    """A table; the columns in `numbers` are aligned to the right."""
+    if _rank():
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        shown.add_column(Text(column), justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(str(cell)) for cell in row))
+    _console().print(shown)
+
+
+def checks(title: str, results: Sequence[tuple[str, bool, str]]) -> None:
+    """A table of checks: name, whether it passed, what was measured."""
+    rows = [(name, "passed" if passed else "FAILED", measured) for name, passed, measured in results]
+    table(title, ("check", "result", "measured"), rows)
+
+
+class Progress(Protocol):
+    """How far a long piece of work is."""
+
+    def advance(self, amount: int = 1, text: str = "") -> None:
+        """`amount` more is done; `text` says what is going on."""
+        ...
+
+    def line(self, text: str) -> None:
+        """A line that stays, such as the summary of an epoch."""
+        ...
+
+
+@contextmanager
+def progress(title: str, *, total: int, unit: str) -> Iterator[Progress]:
+    """Progress over `total` units: a bar with ETA on a terminal, else plain lines now and then."""
+    if _rank():
+        yield _Silent()
+    elif not sys.stderr.isatty():
+        yield _Lines(title, total, unit)
+    else:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}, elapsed", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+        )
+        with RichProgress(*columns, console=_console()) as bar:
+            yield _Bar(bar, bar.add_task(title, total=total, unit=unit, text=""))
+
+
+class _Silent:
+    """Progress of a rank that does not speak."""
+
+    def advance(self, amount: int = 1, text: str = "") -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        pass
+
+
+class _Lines:
+    """Progress where lines cannot be redrawn: one every now and then, and one at the end."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._done = 0
+        self._spoke = time.monotonic()
+
+    def advance(self, amount: int = 1, text: str = "") -> None:
+        self._done += amount
+        now = time.monotonic()
+        if self._done < self._total and now - self._spoke < PLAIN_SECONDS:
+            return
+        self._spoke = now
+        tail = f"  {text}" if text else ""
+        _say(f"{self._title}: {self._done}/{self._total} {self._unit}{tail}")
+
+    def line(self, text: str) -> None:
+        self._spoke = time.monotonic()
+        _say(text)
+
+
+class _Bar:
+    """Progress on a terminal."""
+
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def advance(self, amount: int = 1, text: str = "") -> None:
+        self._bar.update(self._task, advance=amount, text=text)
+
+    def line(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _say(text: str, *, label: str = "", style: str = "", any_rank: bool = False) -> None:
+    if _rank() and not any_rank:
+        return
+    from rich.text import Text
+
+    line = Text(f"{label}: ", style=style) if label else Text()
+    _console().print(line.append(text, style="default"), soft_wrap=True, highlight=False)
+
+
+def _console() -> "Console":
+    """Made anew each time: a test, or `torchrun`, may have put another file in the place of stderr."""
+    from rich.console import Console
+
+    width = None if sys.stderr.isatty() else int(os.environ.get("COLUMNS") or PLAIN_WIDTH)
+    return Console(stderr=True, highlight=False, width=width)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK") or 0)

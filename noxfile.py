@@ -1,0 +1,58 @@
+"""The project's tasks: `nox -s lint typecheck tests docs`, and the slow ones."""
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "typecheck", "tests", "docs"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str, project: bool = True) -> None:
+    requirements = nox.project.dependency_groups(PYPROJECT, *groups) if groups else ()
+    session.install(*(("-e", ".") if project else ()), *requirements)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting; `-- --fix` repairs what it can."""
+    install(session, "lint", project=False)
+    fix = "--fix" in session.posargs
+    session.run("ruff", "check", *(["--fix"] if fix else []), ".")
+    session.run("ruff", "format", *([] if fix else ["--check"]), ".")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Types, strictly."""
+    install(session, "test", "typecheck")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The fast suite, offline and in one process."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def tests_slow(session: nox.Session) -> None:
+    """The tests that take minutes."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Are configs/*.yaml and docs/cli.md up to date; `-- --write` brings them up to date."""
+    install(session, "test")
+    session.run("python", "-m", "tests.generated", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The measurements; they print tables."""
+    install(session, "test")
+    session.run("python", "-m", "tests.benchmarks", *session.posargs)
