@@ -184,8 +184,8 @@ class SyntheticSource:
         Raises:
             DataError: when there is no such case.
         """
-        times = _Case(self, case_id).beats.times
-        return times[(times >= 0) & (times < self._samples(self.sfreq) / self.sfreq)]
+        times: Floats = _Case(self, case_id).beats.times
+        return np.asarray(times[(times >= 0) & (times < self._samples(self.sfreq) / self.sfreq)])
 
     def _samples(self, sfreq: float) -> int:
         return round(self.minutes * 60.0 * sfreq)
@@ -225,7 +225,7 @@ class _Case:
     def samples_of(self, track: str) -> Floats:
         """The samples (T,) of a track, artefacts and all."""
         if track in ACCELERATION:
-            signal = self._acceleration()[ACCELERATION.index(track)].copy()
+            signal: Floats = self._acceleration()[ACCELERATION.index(track)].copy()
             size = 1.0
         else:
             make = ppg_of if track == "PPG" else ecg_of

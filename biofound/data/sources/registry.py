@@ -1,0 +1,52 @@
+"""Which source does a name stand for: opens what `Source.describe` gave."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, cast
+
+from biofound.data.sources import Source
+from biofound.errors import SettingsError
+
+_CLASSES = {
+    "synthetic": "biofound.data.sources.synthetic:SyntheticSource",
+    "wfdb": "biofound.data.sources.wfdb:WfdbSource",
+    "vitaldb": "biofound.data.sources.vitaldb:VitalDBSource",
+    "vital": "biofound.data.sources.vitaldb:VitalFilesSource",
+}
+
+SOURCES = tuple(_CLASSES)
+"""The names a source can have."""
+
+
+def open_source(*, name: str, **description: Any) -> Source:
+    """Open a source by its name and the values its constructor takes.
+
+    Args:
+        name: one of `SOURCES`.
+        description: the constructor's keyword arguments, as `Source.describe` gives them.
+
+    Raises:
+        SettingsError: when the name or a value's name is unknown, or one is missing.
+        DataError: when the recordings are not there.
+    """
+    if name not in _CLASSES:
+        raise SettingsError(f"source {name!r} is unknown; {_suggestion(name, SOURCES)}")
+    module, _, attribute = _CLASSES[name].partition(":")
+    make = cast(Callable[..., Source], getattr(import_module(module), attribute))
+    accepted = inspect.signature(make).parameters
+    for key in description:
+        if key not in accepted:
+            raise SettingsError(f"source {name} has no setting {key!r}; {_suggestion(key, tuple(accepted))}")
+    missing = [
+        key for key, p in accepted.items() if p.default is inspect.Parameter.empty and key not in description
+    ]
+    if missing:
+        raise SettingsError(f"source {name} needs {', '.join(missing)}")
+    return make(**description)
+
+
+def _suggestion(got: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(str(got), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"

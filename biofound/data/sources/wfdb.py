@@ -1,0 +1,547 @@
+"""How are WFDB records read as PhysioNet ships them: which are cases, whose they are, and their samples.
+
+The format is described at https://physionet.org/physiotools/wag/header-5.htm; the bytes are decoded by the
+`wfdb` package, which is imported only when a record is opened. What that package lets pass in silence (a
+header that promises more than its file holds, a header with signals and samples transposed) is checked here.
+"""
+
+import csv
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from biofound.data.channels import Channel
+from biofound.data.sources import Case, Recording, Signal
+from biofound.errors import DataError, SettingsError
+
+SUBJECT_PATTERN = r"mimic2wdb/matched/(s\d+)"
+"""Finds the patient in BIDMC's headers: the directory of the MIMIC-II record that each was cut from."""
+
+_BYTES_PER_SAMPLE = {
+    "8": Fraction(1),
+    "16": Fraction(2),
+    "24": Fraction(3),
+    "32": Fraction(4),
+    "61": Fraction(2),
+    "80": Fraction(1),
+    "160": Fraction(2),
+    "212": Fraction(3, 2),
+    "310": Fraction(4, 3),
+    "311": Fraction(4, 3),
+}  # the FLAC formats 508, 516 and 524 have no fixed size: their samples are counted after decoding
+
+_FACTORS = {
+    ("uv", "mv"): 1e-3,
+    ("µv", "mv"): 1e-3,
+    ("v", "mv"): 1e3,
+    ("mv", "uv"): 1e3,
+    ("mv", "v"): 1e-3,
+    ("mg", "g"): 1e-3,
+    ("m/s2", "g"): 1 / 9.80665,
+    ("m/s^2", "g"): 1 / 9.80665,
+}
+_ARBITRARY = {"nu", "au", "a.u.", "arbitrary", "unitless", ""}
+_SHOWN = 10  # problems listed in one message
+
+
+class WfdbSource:
+    """A directory of WFDB records.
+
+    The records are those of the `RECORDS` file (which may name directories with a `RECORDS` of their own),
+    else every header below `root` that is not a segment of another. A record is a case when it has all
+    channels asked for; companions such as BIDMC's 1 Hz numerics lack them and are none.
+
+    The subject of a record comes from what is given: `record_is_subject`, `subjects_csv`, or
+    `subject_pattern`; else from `subjects.csv` in the root; else from the pattern that suits BIDMC. Patterns
+    are searched in the header comments of the record's numerics companion (`<record>n`), then in its own.
+    The subject stays None where the rule names none.
+
+    Args:
+        root: the directory.
+        subjects_csv: a CSV with the columns `record` (as in RECORDS) and `subject`.
+        subject_pattern: a regular expression whose first group is the subject.
+        record_is_subject: the user's word that every record is another person.
+
+    Raises:
+        DataError: when the directory or the CSV cannot be read.
+        SettingsError: when the pattern is no expression with a group, or a record is said to be a
+            subject while a CSV says who was recorded.
+    """
+
+    name = "wfdb"
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        subjects_csv: str | Path | None = None,
+        subject_pattern: str | None = None,
+        record_is_subject: bool = False,
+    ) -> None:
+        self.root = Path(root).expanduser().absolute()
+        if not self.root.is_dir():
+            raise DataError(f"wfdb source: expected a directory of records at {self.root}, found none")
+        self._given_csv = None if subjects_csv is None else Path(subjects_csv).expanduser().absolute()
+        self.subject_pattern = subject_pattern
+        self._pattern = _compile(SUBJECT_PATTERN if subject_pattern is None else subject_pattern)
+        self.record_is_subject = record_is_subject
+        in_root = self.root / "subjects.csv"
+        found_csv = in_root if subject_pattern is None and in_root.is_file() else None
+        self._csv = self._given_csv or found_csv
+        if record_is_subject and self._csv is not None:
+            raise SettingsError(
+                f"wfdb source: {self._csv} says who was recorded, so a record cannot be taken for a subject; "
+                "leave out record_is_subject, or move the file away"
+            )
+        self._subjects = {} if self._csv is None else _read_subjects(self._csv)
+
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        """Plain JSON that opens this directory with the same rule for subjects."""
+        return {
+            "name": self.name,
+            "root": str(self.root),
+            "subjects_csv": None if self._given_csv is None else str(self._given_csv),
+            "subject_pattern": self.subject_pattern,
+            "record_is_subject": self.record_is_subject,
+        }
+
+    def version(self) -> str:
+        """A digest of the list of records and of their headers, which hold the signals' own checksums."""
+        digest = hashlib.sha256()
+        for case_id, path in sorted(self._records.items()):
+            digest.update(f"{case_id}\n".encode())
+            header = path.with_name(f"{path.name}.hea")
+            digest.update(header.read_bytes() if header.is_file() else b"")
+        return f"wfdb-{digest.hexdigest()[:16]}"
+
+    def cases(self, channels: Sequence[Channel]) -> list[Case]:
+        """The records that have all `channels`, sorted by case id.
+
+        Raises:
+            DataError: when headers cannot be read, or such a record cannot be what its header says (file
+                missing or short, one sample, signals and samples transposed); all of them in one message.
+        """
+        found, problems = [], []
+        for case_id, path in self._records.items():
+            try:
+                header = _read_header(case_id, path)
+                if all(header.index_of(channel) is not None for channel in channels):
+                    header.check()
+                    found.append(self._case(case_id, path, header))
+            except DataError as error:
+                problems.append(str(error))
+        if problems:
+            raise DataError(_listed(problems, self.root))
+        return sorted(found, key=lambda case: case.case_id)
+
+    def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
+        """One record's channels at their native rates, float32, NaN where the record has no valid sample.
+
+        Values come in the channel's unit: V, mV and uV, g, mg and m/s2 are converted.
+
+        Raises:
+            DataError: when the record or a channel is missing or NaN throughout, the record is not what its
+                header says, or a unit cannot be converted.
+        """
+        path = self._path_of(case_id)
+        header = _read_header(case_id, path)
+        indices = [_found(header, channel) for channel in channels]
+        header.check()
+        tracks = _read_tracks(header, sorted(set(indices)))
+        signals = {
+            channel.name: _signal(case_id, channel, tracks[index])
+            for channel, index in zip(channels, indices, strict=True)
+        }
+        return Recording(case_id=case_id, signals=signals)
+
+    def fingerprint(self, case_id: str) -> str:
+        """A SHA-256 over the record's header and signal files, with their names."""
+        header = _read_header(case_id, self._path_of(case_id))
+        digest = hashlib.sha256()
+        for path in header.files():
+            if not path.is_file():
+                raise DataError(f"case {case_id}: {path.name} is missing from {path.parent}")
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    @cached_property
+    def _records(self) -> dict[str, Path]:
+        """The records by case id: the path without suffix."""
+        paths = list(_listed_records(self.root)) or list(_found_records(self.root))
+        if not paths:
+            raise DataError(f"wfdb source: {self.root} has neither a RECORDS file nor headers (*.hea)")
+        records: dict[str, Path] = {}
+        for path in paths:
+            case_id = "__".join(path.relative_to(self.root).parts)
+            if records.setdefault(case_id, path) != path:
+                raise DataError(f"wfdb source: {path} and {records[case_id]} would both be case {case_id}")
+        return records
+
+    def _path_of(self, case_id: str) -> Path:
+        if case_id not in self._records:
+            raise DataError(
+                f"case {case_id}: no such record among the {len(self._records)} of {self.root}; make the "
+                "splits again if the data set has changed"
+            )
+        return self._records[case_id]
+
+    def _case(self, case_id: str, path: Path, header: "_Header") -> Case:
+        return Case(
+            case_id=case_id,
+            subject_id=self._subject_of(case_id, path, header),
+            tracks=tuple(normalised(name) for name in header.names),
+            duration_s=header.samples / header.frame_rate,
+        )
+
+    def _subject_of(self, case_id: str, path: Path, header: "_Header") -> str | None:
+        if self.record_is_subject:
+            return case_id
+        if self._csv is not None:
+            return self._subjects.get(path.relative_to(self.root).as_posix())
+        comments = [*_comments_of(path.with_name(f"{path.name}n.hea")), *header.comments]
+        found = (self._pattern.search(comment) for comment in comments)
+        return next((match[1] for match in found if match and match[1]), None)
+
+
+def normalised(name: str) -> str:
+    """A signal's name without surrounding blanks and trailing commas: BIDMC has 'PLETH,'."""
+    return name.strip().rstrip(",").strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Track:
+    """One signal as decoded: `samples` (T,) float64 with NaN, rate in Hz, and its unit."""
+
+    samples: NDArray[np.float64]
+    sfreq: float
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What a record's header says; `parsed` is wfdb's own object.
+
+    `segments` are the headers of a multi-segment record's parts. `samples` counts frames: a signal may have
+    several samples in each.
+    """
+
+    case_id: str
+    path: Path
+    parsed: Any
+    names: tuple[str, ...]
+    samples: int
+    frame_rate: float
+    comments: tuple[str, ...]
+    segments: tuple["_Header", ...]
+
+    def index_of(self, channel: Channel) -> int | None:
+        """The signal of a channel: the first of its tracks that the record has, whatever the case."""
+        names = [normalised(name).casefold() for name in self.names]
+        wanted = (normalised(track).casefold() for track in channel.tracks)
+        return next((names.index(track) for track in wanted if track in names), None)
+
+    def files(self) -> list[Path]:
+        """The header and the signal files of the record and of its segments, each once."""
+        own = [self.path.with_name(f"{self.path.name}.hea")]
+        own += [self.path.parent / name for name in dict.fromkeys(self._signal_files())]
+        return list(dict.fromkeys(own + [path for segment in self.segments for path in segment.files()]))
+
+    def check(self) -> None:
+        """Compare the header with itself and with its files.
+
+        Raises:
+            DataError: when it cannot be true.
+        """
+        if self.samples < 2:
+            raise DataError(
+                f"case {self.case_id}: the header {self.path.name}.hea promises {self.samples} sample(s) of "
+                f"{self.parsed.n_sig} signal(s); expected a recording. Are the number of signals and the "
+                "number of samples transposed? Correct the header or take the record out of RECORDS"
+            )
+        for segment in self.segments:
+            segment._check_files()
+        if not self.segments:
+            self._check_files()
+
+    def _signal_files(self) -> list[str]:
+        return list(getattr(self.parsed, "file_name", None) or [])
+
+    def _check_files(self) -> None:
+        parsed = self.parsed
+        if parsed.n_sig != len(self.names):
+            raise DataError(
+                f"case {self.case_id}: the header {self.path.name}.hea promises {parsed.n_sig} signals of "
+                f"{self.samples} samples but describes {len(self.names)}; are the two numbers transposed? "
+                "Correct the header or take the record out of RECORDS"
+            )
+        for name in dict.fromkeys(self._signal_files()):
+            if Path(name).is_absolute() or ".." in Path(name).parts or "://" in name:
+                raise DataError(
+                    f"case {self.case_id}: the header names the file {name}, outside the data set"
+                )
+            path = self.path.parent / name
+            if not path.is_file():
+                raise DataError(
+                    f"case {self.case_id}: {name} is missing from {path.parent}; download it again"
+                )
+            self._check_size(path, name)
+
+    def _check_size(self, path: Path, name: str) -> None:
+        mine = [i for i, other in enumerate(self.parsed.file_name) if other == name]
+        width = _BYTES_PER_SAMPLE.get(self.parsed.fmt[mine[0]])
+        if width is None:
+            return
+        frame = width * sum(self.parsed.samps_per_frame[i] for i in mine)
+        offset = self.parsed.byte_offset[mine[0]] or 0
+        got = path.stat().st_size
+        # Formats 310 and 311 pack three samples into four bytes: whole bytes are all that can be asked for.
+        if got < offset + int(frame * self.samples):
+            raise DataError(
+                f"case {self.case_id}: the header promises {self.samples} samples of {len(mine)} signal(s) "
+                f"in {name}, {offset + int(frame * self.samples)} bytes, but the file has {got} bytes, "
+                f"{max(0, int((got - offset) / frame))} samples; download it again or take the record out of "
+                "RECORDS"
+            )
+
+
+def _read_header(case_id: str, path: Path) -> _Header:
+    """Parse the header of the record at `path` (no suffix), and those of its segments."""
+    import wfdb  # costs a second, which `biofound --help` need not pay
+
+    file = path.with_name(f"{path.name}.hea")
+    if not file.is_file():
+        raise DataError(f"case {case_id}: expected the header {file.name} in {file.parent}, found none")
+    try:
+        parsed = wfdb.rdheader(str(path))
+    except Exception as error:  # the parser lets out whatever its regular expressions trip over
+        raise DataError(f"case {case_id}: {file.name} is not a WFDB header: {error}") from error
+    segments = _read_segments(case_id, path, parsed)
+    names = _signal_names(parsed, segments)
+    return _Header(
+        case_id=case_id,
+        path=path,
+        parsed=parsed,
+        names=tuple(name or "" for name in names),
+        samples=_length_of(case_id, parsed, path, names),
+        frame_rate=float(parsed.fs or 0.0) or _no_rate(case_id, file),
+        comments=tuple(parsed.comments),
+        segments=segments,
+    )
+
+
+def _read_segments(case_id: str, path: Path, parsed: Any) -> tuple[_Header, ...]:
+    names = getattr(parsed, "seg_name", None) or []
+    # "~" stands for a stretch without data; wfdb gives NaN there.
+    return tuple(_read_header(case_id, path.parent / name) for name in names if name != "~")
+
+
+def _signal_names(parsed: Any, segments: tuple[_Header, ...]) -> list[str | None]:
+    """The names of the signals; those of a multi-segment record stand in its first segment (the layout)."""
+    if segments:
+        return list(segments[0].names)
+    return list(getattr(parsed, "sig_name", None) or [])
+
+
+def _length_of(case_id: str, parsed: Any, path: Path, names: list[str | None]) -> int:
+    """The number of frames: the header's, else what the first signal file holds."""
+    if parsed.sig_len is not None:
+        return int(parsed.sig_len)
+    files = getattr(parsed, "file_name", None) or []
+    if not names or not files:
+        return 0
+    mine = [i for i, name in enumerate(files) if name == files[0]]
+    width = _BYTES_PER_SAMPLE.get(parsed.fmt[0])
+    file = path.parent / files[0]
+    if width is None or not file.is_file():
+        raise DataError(
+            f"case {case_id}: the header says neither how many samples there are nor can {file} tell"
+        )
+    frame = width * sum(parsed.samps_per_frame[i] for i in mine)
+    return int((file.stat().st_size - (parsed.byte_offset[0] or 0)) / frame)
+
+
+def _no_rate(case_id: str, file: Path) -> float:
+    raise DataError(f"case {case_id}: {file.name} says no sampling frequency above 0 Hz; correct the header")
+
+
+def _read_tracks(header: _Header, indices: list[int]) -> dict[int, _Track]:
+    """Decode the signals at `indices`, each at its own rate."""
+    import wfdb
+
+    try:
+        if header.segments:
+            return {index: _read_joined(wfdb, header, index) for index in indices}
+        record = wfdb.rdrecord(str(header.path), channels=indices, smooth_frames=False)
+    except DataError:
+        raise
+    except Exception as error:  # as above: the decoder has no exception family of its own
+        raise DataError(f"case {header.case_id}: {header.path.name} cannot be decoded: {error}") from error
+    tracks = {}
+    for place, index in enumerate(indices):
+        per_frame = int(header.parsed.samps_per_frame[index])
+        samples = record.e_p_signal[place]
+        _check_length(header, index, len(samples), header.samples * per_frame)
+        tracks[index] = _Track(
+            samples=samples, sfreq=header.frame_rate * per_frame, unit=record.units[place] or ""
+        )
+    return tracks
+
+
+def _read_joined(wfdb: Any, header: _Header, index: int) -> _Track:
+    """Decode one signal of a multi-segment record into one array, NaN where no segment has it."""
+    for segment in header.segments:
+        if any(count != 1 for count in getattr(segment.parsed, "samps_per_frame", None) or []):
+            raise DataError(
+                f"case {header.case_id}: segment {segment.path.name} has several samples a frame, which is "
+                "not supported in multi-segment records; list the segments as records of their own"
+            )
+    record = wfdb.rdrecord(str(header.path), channels=[index])
+    _check_length(header, index, len(record.p_signal), header.samples)
+    return _Track(samples=record.p_signal[:, 0], sfreq=header.frame_rate, unit=record.units[0] or "")
+
+
+def _check_length(header: _Header, index: int, got: int, expected: int) -> None:
+    if got != expected:
+        raise DataError(
+            f"case {header.case_id}, signal {header.names[index]}: the header promises {expected} samples, "
+            f"the file gives {got}; download it again or take the record out of RECORDS"
+        )
+
+
+def _found(header: _Header, channel: Channel) -> int:
+    index = header.index_of(channel)
+    if index is None:
+        raise DataError(
+            f"case {header.case_id}, channel {channel.name}: expected a signal named "
+            f"{' or '.join(channel.tracks) or '(no tracks given)'}, the record has "
+            f"{', '.join(normalised(name) for name in header.names) or 'none'}; add its name to the "
+            "channel's tracks"
+        )
+    return index
+
+
+def _signal(case_id: str, channel: Channel, track: _Track) -> Signal:
+    if not np.isfinite(track.samples).any():
+        raise DataError(
+            f"case {case_id}, channel {channel.name}: all {len(track.samples)} samples are invalid (NaN); "
+            "take the record out of RECORDS"
+        )
+    factor, unit = _conversion(case_id, channel, track.unit)
+    samples = (track.samples * factor).astype(np.float32)
+    samples[~np.isfinite(samples)] = np.nan
+    return Signal(samples=samples, sfreq=track.sfreq, unit=unit)
+
+
+def _conversion(case_id: str, channel: Channel, unit: str) -> tuple[float, str]:
+    """The factor from a record's unit to the channel's, and the resulting unit.
+
+    A channel of arbitrary unit (a PPG) takes whatever there is.
+    """
+    got, wanted = unit.strip().casefold(), channel.unit.strip().casefold()
+    if wanted in _ARBITRARY:
+        return 1.0, unit or channel.unit
+    if got == wanted:
+        return 1.0, channel.unit
+    if (got, wanted) not in _FACTORS:
+        raise DataError(
+            f"case {case_id}, channel {channel.name}: expected {channel.unit} or a unit that converts to it, "
+            f"the record has {unit or 'no unit'}; set the channel's unit to what the records have"
+        )
+    return _FACTORS[got, wanted], channel.unit
+
+
+def _listed_records(directory: Path) -> Iterator[Path]:
+    """The records that RECORDS in `directory` lists; an entry that ends in "/" has a RECORDS of its own."""
+    listing = directory / "RECORDS"
+    if not listing.is_file():
+        return
+    for line in dict.fromkeys(listing.read_text(encoding="utf-8").split()):
+        if Path(line).is_absolute() or ".." in Path(line).parts:
+            raise DataError(f"{listing}: the entry {line} lies outside the data set")
+        if line.endswith("/"):
+            yield from _listed_records(directory / line)
+        else:
+            yield directory / line
+
+
+def _found_records(directory: Path) -> Iterator[Path]:
+    """Every header below `directory` but the segments of multi-segment records."""
+    headers = sorted(directory.rglob("*.hea"))
+    segments = {header.parent / name for header in headers for name in _segment_names(header)}
+    for header in headers:
+        record = header.with_name(header.name.removesuffix(".hea"))
+        if record not in segments:
+            yield record
+
+
+def _segment_names(header: Path) -> list[str]:
+    """The segments a header lists, read by hand: "name/segments" in its first line marks them."""
+    lines = [line for line in _lines_of(header) if line.strip() and not line.lstrip().startswith("#")]
+    if not lines or "/" not in lines[0].split()[0]:
+        return []
+    return [line.split()[0] for line in lines[1:]]
+
+
+def _comments_of(header: Path) -> list[str]:
+    """A header's comments, read by hand so that an odd companion cannot stop its record; none if missing."""
+    if not header.is_file():
+        return []
+    return [line.lstrip("# \t") for line in _lines_of(header) if line.lstrip().startswith("#")]
+
+
+def _lines_of(header: Path) -> list[str]:
+    return header.read_text(encoding="ascii", errors="ignore").splitlines()
+
+
+def _read_subjects(path: Path) -> dict[str, str]:
+    """The subject of each record from a CSV with the columns `record` and `subject`."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"subjects file {path}: cannot be read as CSV: {error}") from error
+    subjects: dict[str, str] = {}
+    for number, row in enumerate(rows, start=2):
+        record, subject = (row.get("record") or "").strip(), (row.get("subject") or "").strip()
+        if not record or not subject:
+            raise DataError(
+                f"{path}:{number}: expected the columns record and subject, both filled in; got "
+                f"{', '.join(str(key) for key in row)}"
+            )
+        if subjects.setdefault(record, subject) != subject:
+            raise DataError(
+                f"{path}:{number}: record {record} is given to {subjects[record]} and to {subject}"
+            )
+    if not subjects:
+        raise DataError(
+            f"subjects file {path}: expected rows below the columns record and subject, found none"
+        )
+    return subjects
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise SettingsError(f"subject_pattern {pattern!r} is not a regular expression: {error}") from error
+    if compiled.groups < 1:
+        raise SettingsError(
+            f"subject_pattern {pattern!r}: expected a group, (...), around the subject; it has none"
+        )
+    return compiled
+
+
+def _listed(problems: list[str], root: Path) -> str:
+    shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
+    more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return f"{len(problems)} record(s) of {root} cannot be used:\n{shown}{more}"
