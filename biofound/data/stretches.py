@@ -72,7 +72,7 @@ def gather(
     stretches: Stretches | None = None,
     crop: NDArray[np.float64] | None = None,
 ) -> None:
-    """Copy `rows` of `windows` (N, C, T) to `out[into]` (B, C, T), as stored or cropped in their stretches."""
+    """Copy `rows` of `windows` (N, C, T) to `out[into]` (B, C, T), as stored or cropped."""
     if crop is None or stretches is None:
         out[into] = windows[rows]
         return

@@ -46,7 +46,10 @@ class Recording:
 
 
 class Source(Protocol):
-    """Where recordings come from. All methods raise `DataError` with the case and channel named."""
+    """Where recordings come from. All methods raise `DataError` with the case and channel named.
+
+    A source is picklable, and small when pickled: each worker of a build gets a copy.
+    """
 
     name: str
     """`synthetic`, `wfdb`, ...; as given on the command line."""
