@@ -55,6 +55,9 @@ REFRACTORY_SECONDS = 0.2
 NEIGHBOURHOOD = 64
 """Each beat is compared with the others of a group of this many (about a minute)."""
 
+LIKENESS_RAMP = (0.75, 0.95)
+"""A beat's likeness below which it counts nothing, and above which it counts in full."""
+
 FRIENDS = 3
 """A beat's likeness is the mean over this many of the beats that are most like it."""
 
@@ -145,7 +148,8 @@ def assess(
         failed[Reason.AMPLITUDE] = _implausible_swings(samples, void, shape, sfreq, grid)
         beats = find_beats(samples, void, channel.modality, sfreq=sfreq)
         failed[Reason.NO_BEATS] = _implausible_rate(beats / sfreq, grid)
-        quality = _worst_match(beats / sfreq, _likeness(samples, beats, shape, sfreq), grid)
+        trust = _trust(_likeness(samples, beats, shape, sfreq))
+        quality = _worst_match(beats / sfreq, trust, grid)
     return _verdict(quality, failed, threshold=channel.quality_threshold)
 
 
@@ -383,8 +387,21 @@ def _likeness(samples: Floats, beats: NDArray[np.int64], shape: _Shape, sfreq: f
     return np.maximum(likeness, 0.0)
 
 
-def _worst_match(beats: NDArray[np.float64], likeness: Floats, grid: _Grid) -> NDArray[np.float64]:
-    """(N,) the mean likeness over a window's worst two seconds; time without a beat near counts as 0.
+def _trust(likeness: Floats) -> NDArray[np.float64]:
+    """(K,) from likeness to trust in a beat, 0 to 1; one odd beat between two trusted ones counts half.
+
+    Noise finds likenesses of 0.5 to 0.8 by chance, so only what exceeds that counts. A single odd beat among
+    good ones is a rare ectopic beat, which has no friends near; noise that matters lasts longer.
+    """
+    low, high = LIKENESS_RAMP
+    trust = np.clip((likeness.astype(np.float64) - low) / (high - low), 0.0, 1.0)
+    between = 0.5 * np.minimum(trust[:-2], trust[2:])
+    trust[1:-1] = np.maximum(trust[1:-1], between)
+    return trust
+
+
+def _worst_match(beats: NDArray[np.float64], trust: NDArray[np.float64], grid: _Grid) -> NDArray[np.float64]:
+    """(N,) the mean trust over a window's worst two seconds; time without a beat near counts as 0.
 
     A beat at `beats` (K,) s answers for the time half-way to its neighbours, at most a second each way.
     """
@@ -392,5 +409,5 @@ def _worst_match(beats: NDArray[np.float64], likeness: Floats, grid: _Grid) -> N
     half = np.minimum(np.diff(beats) / 2, reach)
     start = beats - np.concatenate([np.full(min(1, len(beats)), reach), half])
     stop = beats + np.concatenate([half, np.full(min(1, len(beats)), reach)])
-    matched = grid.of_spots(_Spent(start, stop, likeness.astype(np.float64)))
+    matched = grid.of_spots(_Spent(start, stop, trust))
     return np.asarray(matched.min(axis=1))
