@@ -20,7 +20,7 @@ class Conflict(NamedTuple):
 
 
 class Derived(NamedTuple):
-    """A default that follows another setting: its value, why, and whether it outranks a file's value."""
+    """A default that follows another setting: its value, and why."""
 
     value: Any
     reason: str

@@ -21,6 +21,9 @@ S = TypeVar("S", bound=Settings)
 
 DEFAULT = "default"
 
+PRESET = "fast"
+"""The field that changes the defaults of others (`Settings.preset`)."""
+
 _FEW = 8
 """So many names can be listed in a message."""
 
@@ -151,23 +154,26 @@ def _gather(model: type[Settings], options: Mapping[str, Any], environ: Mapping[
     path = named.get(model.file_option) if model.file_option else None
     if path is not None:
         given.file = _read_file(model, Path(path), given.problems)
+    layers = [(said_outside, outside_origins), (said_as_option, option_origins)]
     if given.file is not None:
-        file_origins = {name: given.file.where((name,)) for name in given.file.values}
-        _add_layer(model, given, given.file.values, file_origins)
-    _add_layer(model, given, said_outside, outside_origins)
-    _add_layer(model, given, said_as_option, option_origins)
+        file = given.file
+        layers.insert(0, (file.values, {name: file.where((name,)) for name in file.values}))
+    _stack(model, given, layers)
     return given
 
 
-def _add_layer(
-    model: type[Settings], given: _Given, values: Mapping[str, Any], origins: Mapping[str, str]
-) -> None:
-    """Put a place's values over those of the places below it, its presets under its own values."""
-    for name, value in model.preset(values).items():
-        given.values[name] = value
-        given.origins[name] = "--fast" if origins["fast"].startswith("option") else f"fast, {origins['fast']}"
-    given.values.update(values)
-    given.origins.update(origins)
+def _stack(model: type[Settings], given: _Given, layers: list[tuple[dict[str, Any], dict[str, str]]]) -> None:
+    """Put each place's values over those of the places before it.
+
+    A preset goes under the values of the last place that says whether it is on.
+    """
+    decisive = max((rank for rank, (values, _) in enumerate(layers) if PRESET in values), default=None)
+    for rank, (values, origins) in enumerate(layers):
+        preset = model.preset(values) if rank == decisive else {}
+        reason = origins.get(PRESET, "")
+        reason = option_name(PRESET) if reason.startswith("option ") else f"{PRESET}, {reason}"
+        given.values.update({**preset, **values})
+        given.origins.update({**dict.fromkeys(preset, reason), **origins})
 
 
 def _from_environment(

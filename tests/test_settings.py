@@ -1,0 +1,413 @@
+"""Settings: which value counts and where it came from, and every mistake told at once."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from biofound.errors import SettingsError
+from biofound.settings import (
+    COMMANDS,
+    ChannelsSettings,
+    InflateSettings,
+    PrepareSettings,
+    PretrainSettings,
+    Resolved,
+    WindowsSettings,
+    resolve,
+    resolve_channels,
+)
+from biofound.settings.base import bounds_of, extra_of
+from biofound.settings.models import nearest_divisors, nearest_multiples
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def pretrain(environ: dict[str, str] | None = None, **options: object) -> Resolved[PretrainSettings]:
+    return resolve(PretrainSettings, options=options, environ=environ or {})
+
+
+def problems_of(call) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        call()
+    assert caught.value.exit_code == 2
+    first, *rest = str(caught.value).splitlines()
+    if not rest:
+        return [first]
+    assert first == f"{len(rest)} settings are wrong:"
+    return [line.strip() for line in rest]
+
+
+# ---- Precedence and origin
+
+
+def test_each_place_outranks_the_next(config) -> None:
+    path = config("lr: 0.1\n")
+    environ = {"BIOFOUND_PRETRAIN_LR": "0.2"}
+    for options, said, value, origin in [
+        ({}, {}, 5e-4, "default"),
+        ({"config": path}, {}, 0.1, f"{path}:1"),
+        ({"config": path}, environ, 0.2, "environment BIOFOUND_PRETRAIN_LR"),
+        ({"config": path, "lr": "0.3"}, environ, 0.3, "option --lr"),
+    ]:
+        resolved = pretrain(said, **options)
+        assert (resolved.settings.lr, resolved.origins["lr"]) == (value, origin)
+        assert resolved.is_default("lr") == (origin == "default")
+
+
+def test_environment_can_name_the_file(config) -> None:
+    path = config("\n\nseed: 7\n")
+    resolved = pretrain({"BIOFOUND_PRETRAIN_CONFIG": str(path)})
+    assert (resolved.settings.seed, resolved.origins["seed"]) == (7, f"{path}:3")
+    assert resolved.origins["config"] == "environment BIOFOUND_PRETRAIN_CONFIG"
+
+
+def test_empty_variable_counts_as_not_set() -> None:
+    assert pretrain({"BIOFOUND_PRETRAIN_LR": ""}).is_default("lr")
+
+
+def test_variables_of_other_commands_and_tools_are_left_alone() -> None:
+    pretrain({"BIOFOUND_WINDOWS_SFREQ": "x", "BIOFOUND_VITALDB_URL": "http://localhost", "LR": "x"})
+
+
+def test_text_from_options_and_environment_becomes_values() -> None:
+    resolved = pretrain(
+        {"BIOFOUND_PRETRAIN_RANDOM_CROP": "no", "BIOFOUND_PRETRAIN_CHANNELS": "ECG, PPG"},
+        output_dir="out",
+        epochs="20",
+    )
+    settings = resolved.settings
+    assert (settings.random_crop, settings.channels) == (False, ("ECG", "PPG"))
+    assert (settings.output_dir, settings.epochs) == (Path("out"), 20)
+
+
+def test_exponent_without_point_is_a_number(config) -> None:
+    path = config("lr: 5e-4\n")
+    assert yaml.safe_load(path.read_text())["lr"] == "5e-4"  # the trap
+    assert pretrain(config=path).settings.lr == 5e-4
+
+
+def test_every_field_has_an_origin_and_plain_json() -> None:
+    resolved = pretrain(epochs="50")
+    assert resolved.origins.keys() == PretrainSettings.model_fields.keys()
+    written = resolved.as_json()
+    assert written["epochs"] == {"value": 50, "origin": "option --epochs"}
+    assert written["output_dir"] == {"value": "artifacts/foundation_model", "origin": "default"}
+    assert written["channels"]["value"] == ["PPG", "ECG"]
+
+
+def test_empty_file_sets_nothing(config) -> None:
+    resolved = pretrain(config=config("# nothing\n"))
+    assert set(resolved.origins) - {"config"} == {n for n in resolved.origins if resolved.is_default(n)}
+
+
+# ---- Defaults that follow other settings
+
+
+def test_fast_changes_defaults_and_says_so() -> None:
+    resolved = pretrain(fast=True)
+    for name, value in PretrainSettings.FAST.items():
+        assert getattr(resolved.settings, name) == value
+        assert resolved.origins[name] == "--fast"
+    assert resolved.settings == PretrainSettings(fast=True)
+
+
+def test_single_value_outranks_fast_said_in_the_same_place(config) -> None:
+    path = config("fast: true\nepochs: 3\n")
+    for resolved in [
+        pretrain(fast=True, epochs="3"),
+        pretrain(config=path),
+        pretrain({"BIOFOUND_PRETRAIN_FAST": "1", "BIOFOUND_PRETRAIN_EPOCHS": "3"}),
+    ]:
+        assert resolved.settings.epochs == 3
+        assert resolved.settings.batch_size == PretrainSettings.FAST["batch_size"]
+
+
+def test_fast_as_option_outranks_the_shipped_file() -> None:
+    resolved = pretrain(config=CONFIGS / "ssl_pretrain.yaml", fast=True)
+    assert resolved.settings.epochs == PretrainSettings.FAST["epochs"]
+
+
+def test_fast_in_the_file_is_outranked_by_options(config) -> None:
+    resolved = pretrain(config=config("fast: true\n"), batch_size="5")
+    assert resolved.settings.batch_size == 5
+    assert resolved.origins["epochs"].startswith("fast, ")
+    assert pretrain(config=config("fast: true\n"), fast=False).settings == pretrain(
+        config=config("")
+    ).settings.model_copy(update={"config": resolved.settings.config})
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup"), [(1, 1), (5, 1), (10, 1), (11, 2), (95, 10), (100, 10), (1000, 10)]
+)
+def test_short_runs_get_a_short_warmup(epochs: int, warmup: int) -> None:
+    resolved = pretrain(epochs=str(epochs))
+    assert resolved.settings.warmup_epochs == warmup
+    assert resolved.settings == PretrainSettings(epochs=epochs)
+    expected = f"default for {epochs} epochs" if epochs <= 90 else "default"
+    assert resolved.origins["warmup_epochs"] == expected
+
+
+def test_explicit_warmup_beyond_the_epochs_is_an_error() -> None:
+    [problem] = problems_of(lambda: pretrain(epochs="5", warmup_epochs="6"))
+    assert problem.startswith("option --warmup-epochs, option --epochs: ")
+    assert "warmup_epochs (6) must not exceed epochs (5)" in problem
+
+
+# ---- Mistakes
+
+
+def test_all_mistakes_of_all_places_are_told_at_once(config) -> None:
+    path = config(
+        "mask_ration: 0.3\nbatch_size: -3\nepochs: yes\nlr: 1\nlr: 2\nconfig: x\nchannels: [PPG, 3]\n"
+    )
+    environ = {"BIOFOUND_PRETRAIN_SEED": "-1", "BIOFOUND_PRETRAIN_MASKRATIO": "0.3"}
+    found = problems_of(
+        lambda: pretrain(environ, config=path, dropout="x", context_length="1000", patch_size="130")
+    )
+    expected = [
+        f"{path}:1: mask_ration: no such setting; did you mean mask_ratio?",
+        f"{path}:2: batch_size: expected a whole number at least 1 (in windows), got -3",
+        f"{path}:3: epochs: expected a whole number at least 1 (in epochs), got True",
+        f"{path}:5: lr comes twice; it already stands in line 4",
+        f"{path}:5: lr: expected a number above 0, at most 1, got 2",
+        f"{path}:6: config cannot stand in a file; use --config",
+        f"{path}:7: channels.1: expected a list of names, got 3",
+        "option --dropout: expected a number at least 0, below 1, got 'x'",
+        "environment BIOFOUND_PRETRAIN_SEED: expected a whole number at least 0, below 4294967296, got '-1'",
+        "environment BIOFOUND_PRETRAIN_MASKRATIO: no such setting; "
+        "did you mean BIOFOUND_PRETRAIN_MASK_RATIO?",
+    ]
+    conflict = [problem for problem in found if "must divide" in problem]
+    assert sorted(set(found) - set(conflict)) == sorted(expected)
+    assert conflict[0].startswith("option --context-length, option --patch-size: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: [1\nseed: 2\n", ":2: not valid YAML"),
+        ("- lr\n", ":1: expected a mapping of settings, got a list"),
+        ("just words\n", ":1: expected a mapping of settings, got 'just words'"),
+        ("lr: 1\n---\nlr: 2\n", "not valid YAML"),
+        ("lr: !!python/object:os.system x\n", ":1: not valid YAML"),
+        ("lr: 2024-99-99\n", "not valid YAML: month must be in 1..12"),
+        ("? [a]\n: 3\n", ":1: not valid YAML"),
+        ("a: &a\n  b: *a\n", "expected plain settings, got mappings that hold themselves"),
+        ("on: 3\n", ":1: on: no such setting"),
+        ("lr: .inf\n", ":1: lr: expected a number above 0, at most 1, got inf"),
+        ("lr:\n  deep: 1\n", ":1: lr: expected a number above 0, at most 1, got {'deep': 1}"),
+        ("seed: null\n", ":1: seed: expected a whole number at least 0, below 4294967296, got None"),
+        ("channels: []\n", ":1: channels: expected at least 1, got none"),
+        ("channels: [PPG, PPG]\n", ":1: channels: expected each channel once, got PPG more than once"),
+    ],
+)
+def test_bad_files_are_told_with_their_line(config, text: str, message: str) -> None:
+    path = config(text)
+    [problem] = problems_of(lambda: pretrain(config=path))
+    assert problem.startswith(str(path))
+    assert message in problem
+
+
+def test_file_that_cannot_be_read_is_told_with_the_other_mistakes(tmp_path: Path) -> None:
+    missing, noise = tmp_path / "no.yaml", tmp_path / "noise.yaml"
+    noise.write_bytes(b"lr: \xff\xfe")
+    first, second = problems_of(lambda: pretrain(config=missing, lr="x"))
+    assert first == f"{missing}: cannot be read: No such file or directory"
+    assert second.startswith("option --lr: ")
+    assert problems_of(lambda: pretrain(config=noise)) == [
+        f"{noise}: expected YAML in UTF-8, got other bytes"
+    ]
+
+
+def test_lengths_that_do_not_divide_come_with_the_nearest_that_do() -> None:
+    [problem] = problems_of(lambda: pretrain(context_length="1000", patch_size="130"))
+    assert "context_length 910 or 1040 with patch_size 130" in problem
+    assert "patch_size 125 or 200 with context_length 1000" in problem
+    PretrainSettings(context_length=1040, patch_size=130)
+    PretrainSettings(context_length=1000, patch_size=200)
+
+
+def test_proposed_lengths_are_the_nearest() -> None:
+    for length in range(4, 200):
+        for patch in range(2, length // 2):
+            if length % patch == 0:
+                continue
+            for proposed in nearest_multiples(length, patch):
+                assert proposed % patch == 0
+                assert abs(proposed - length) < patch
+            divisors = [size for size in range(1, length // 2 + 1) if length % size == 0]
+            nearest = min(divisors, key=lambda size: abs(size - patch))
+            assert nearest in nearest_divisors(length, patch)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "good"), [("0.04", False), ("0.1", True), ("0.94", True), ("0.96", False), ("0.4", True)]
+)
+def test_mask_hides_a_patch_and_leaves_a_patch(ratio: str, good: bool) -> None:
+    if good:
+        pretrain(mask_ratio=ratio)
+    else:
+        [problem] = problems_of(lambda: pretrain(mask_ratio=ratio))
+        assert problem.startswith("option --mask-ratio: mask_ratio")
+        assert "choose between 0.1 and 0.9" in problem
+
+
+def test_one_patch_is_too_few() -> None:
+    [problem] = problems_of(lambda: pretrain(context_length="125"))
+    assert "must hold at least 2 patches" in problem
+
+
+def test_no_amp_contradicts_half_precision() -> None:
+    [problem] = problems_of(lambda: pretrain(no_amp=True, precision="bf16"))
+    assert problem.startswith("option --no-amp, option --precision: ")
+
+
+def test_models_refuse_conflicts_without_a_command_line_too() -> None:
+    with pytest.raises(ValidationError, match="must divide"):
+        PretrainSettings(patch_size=130)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "option --source is required: expected one of synthetic, wfdb, vitaldb, vital"),
+        ({"source": "wfdb"}, "option --source: source wfdb needs root, its directory of recordings"),
+        ({"source": "synthetic", "root": "x"}, "source synthetic has no root"),
+        (
+            {"source": "wfdb", "root": "x", "case_set": "bis"},
+            "case_set belongs to source vitaldb, not to wfdb",
+        ),
+        ({"source": "wfdb", "root": "x", "subject_pattern": "("}, "expected a regular expression, got '('"),
+        ({"source": "wfdb", "root": "x", "subject_pattern": "a"}, "expected a group in parentheses"),
+        ({"source": "vital", "root": "x", "subject_pattern": "(a)"}, "does not belong to source vital"),
+        (
+            {"source": "wfdb", "root": "x", "record_is_subject": True, "subjects_csv": "y"},
+            "only one rule can say who the patient is, not subjects_csv and record_is_subject",
+        ),
+    ],
+)
+def test_prepare_refuses_what_does_not_fit_the_source(options: dict[str, object], message: str) -> None:
+    [problem] = problems_of(lambda: resolve(PrepareSettings, options=options, environ={}))
+    assert message in problem
+
+
+def test_window_must_be_a_whole_number_of_samples() -> None:
+    WindowsSettings(sfreq=62.5, window_seconds=0.4)
+    [problem] = problems_of(lambda: resolve(WindowsSettings, options={"sfreq": "125.01"}, environ={}))
+    assert "10 s x 125.01 Hz is 1250.1" in problem
+
+
+def test_inflate_wants_as_many_names_as_channels() -> None:
+    options = {"checkpoint": "x", "to": "3", "channels": "PPG,ECG"}
+    [problem] = problems_of(lambda: resolve(InflateSettings, options=options, environ={}))
+    assert "channels names 2 (PPG, ECG), but to is 3" in problem
+
+
+# ---- Channels
+
+
+def test_built_in_channels() -> None:
+    channels = {channel.name: channel for channel in resolve_channels(None, "finetune").channels}
+    assert list(channels) == ["ACC_X", "ACC_Y", "ACC_Z", "PPG", "ECG"]
+    edges = {name: (channel.band.low_hz, channel.band.high_hz) for name, channel in channels.items()}
+    assert edges == {
+        "ACC_X": (0.5, 10),
+        "ACC_Y": (0.5, 10),
+        "ACC_Z": (0.5, 10),
+        "PPG": (0.5, 8),
+        "ECG": (0.5, 40),
+    }
+    assert [channel.unit for channel in channels.values()] == ["g", "g", "g", "NU", "mV"]
+    pretrain_channels = resolve_channels(None, "pretrain").channels
+    assert pretrain_channels == [channels["PPG"], channels["ECG"]]
+    assert tuple(channel.name for channel in pretrain_channels) == PretrainSettings().channels
+
+
+def test_channel_table_keeps_the_order_of_the_file(config) -> None:
+    row = "{tracks: [a], unit: x, filter: {low_hz: 1, high_hz: 2, order: 3}, quality_threshold: 0.5}"
+    path = config(f"pretrain:\n  ECG: {row}\n  ACC_Z: {row}\n  PPG: {row}\n")
+    assert [c.name for c in resolve_channels(path, "pretrain").channels] == ["ECG", "ACC_Z", "PPG"]
+    assert resolve_channels(path, "finetune").channels == resolve_channels(None, "finetune").channels
+
+
+def test_mistakes_in_the_channel_table_are_told_with_their_lines(config) -> None:
+    path = config(
+        "pretrain:\n"
+        "  PPG:\n"
+        "    tracks: [PLETH]\n"
+        "    unit: NU\n"
+        "    filter: {low_hz: 9, high_hz: 8, order: 4}\n"
+        "    quality_threshold: 2\n"
+        "  E CG:\n"
+        "    tracks: []\n"
+        "    unit: mV\n"
+        "    filter:\n"
+        "      low_hz: 0.5\n"
+        "      high: 3\n"
+        "      order: yes\n"
+        "    quality_threshold: 0.5\n"
+        "fine: 3\n"
+    )
+    assert problems_of(lambda: resolve_channels(path, "pretrain")) == [
+        f"{path}:5: pretrain.PPG.filter: low_hz (9 Hz) must be below high_hz (8 Hz)",
+        f"{path}:6: pretrain.PPG.quality_threshold: expected a number at least 0, at most 1, got 2",
+        f"{path}:7: pretrain.E CG: expected a name of letters, digits and _, "
+        "beginning with a letter, got 'E CG'",
+        f"{path}:8: pretrain.E CG.tracks: expected at least 1, got none",
+        f"{path}:10: pretrain.E CG.filter.high_hz is missing: expected a number above 0 (in Hz)",
+        f"{path}:13: pretrain.E CG.filter.order: expected a whole number at least 1, at most 12, got True",
+        f"{path}:12: pretrain.E CG.filter.high: no such setting; did you mean high_hz?",
+        f"{path}:15: fine: no such setting; did you mean finetune?",
+    ]
+
+
+def test_yaml_anchors_save_repetition(config) -> None:
+    path = config(
+        "pretrain:\n"
+        "  PPG: &ppg\n    tracks: [a]\n    unit: NU\n"
+        "    filter: {low_hz: 1, high_hz: 2, order: 3}\n    quality_threshold: 0.5\n"
+        "  PPG2:\n    <<: *ppg\n    tracks: [b]\n"
+    )
+    first, second = resolve_channels(path, "pretrain").channels
+    assert (second.tracks, second.band) == (("b",), first.band)
+
+
+# ---- What is shipped
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "option"),
+    [("ssl_pretrain.yaml", PretrainSettings, "config"), ("windows.yaml", WindowsSettings, "windows_yaml")],
+)
+def test_shipped_file_holds_every_setting_and_the_defaults(name: str, model, option: str) -> None:
+    path = CONFIGS / name
+    in_file = {field for field, info in model.model_fields.items() if extra_of(info, "in_file")}
+    assert set(yaml.safe_load(path.read_text())) == in_file
+    resolved = resolve(model, options={option: path}, environ={})
+    assert resolved.settings.model_copy(update={option: None}) == model()
+    assert all(resolved.origins[field].startswith(f"{path}:") for field in in_file)
+
+
+def test_shipped_channel_table_is_the_built_in_one() -> None:
+    written = ChannelsSettings.model_validate(yaml.safe_load((CONFIGS / "channels.yaml").read_text()))
+    assert written == ChannelsSettings()
+
+
+@pytest.mark.parametrize("model", COMMANDS)
+def test_every_field_is_described_and_numbers_are_bounded(model) -> None:
+    for name, info in model.model_fields.items():
+        assert info.description and info.description.endswith("."), name
+        if info.annotation in (int, float, int | None, float | None):
+            assert bounds_of(info), name
