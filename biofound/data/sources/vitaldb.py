@@ -1,0 +1,433 @@
+"""Which recordings do VitalDB and directories of `.vital` files give, and whose are they?
+
+VitalDB: Lee et al. 2022, "VitalDB, a high-fidelity multi-parameter vital signs database in surgical
+patients", https://doi.org/10.1038/s41597-022-01411-5.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import sys
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from biofound.data.channels import Channel
+from biofound.data.sources import Case, Recording
+from biofound.data.sources.download import GZIP_MAGIC, Politeness, fetch
+from biofound.data.sources.vital_file import check_whole, contents, find_track, read_recording
+from biofound.errors import DataError, SettingsError
+from biofound.files import sha256_of, write_json
+
+BASE_URL = "https://api.vitaldb.net"
+"""Address of the open data set's API."""
+
+DATASET_VERSION = "1.0.1"
+"""Version of the `.vital` files, and the folder of the API they lie in: packed, all tracks on one clock."""
+
+CASE_SETS = ("bis", "ppf", "rft20", "sevo", "des", "tiva", "all")
+"""Selections of cases that the `vitaldb` package ships (`caseids_*`), and `all` for no selection."""
+
+_TABLES = {
+    "cases": ("the clinical table", ("caseid", "subjectid")),
+    "trks": ("the track list", ("caseid", "tname")),
+}
+
+
+class VitalDBSource:
+    """The VitalDB open data set, downloaded case by case into a cache.
+
+    Whole `.vital` files are taken rather than the API's per-track CSV: one file holds both tracks on one
+    clock with their rate, integer packing and gap sentinel, where the CSV has neither rate nor gaps of
+    a wave and may be shifted by a constant per case.
+
+    Args:
+        cache_dir: where tables and cases are kept; with everything in it no network is needed.
+        case_set: one of `CASE_SETS`.
+        base_url: another server that answers as the API does (a mirror, a test).
+        dataset_version: folder of the `.vital` files on the server.
+        timeout_s, retries, backoff_s, longest_wait_s, at_once: see `Politeness`.
+    """
+
+    name = "vitaldb"
+
+    def __init__(
+        self,
+        *,
+        cache_dir: str | Path,
+        case_set: str = "bis",
+        base_url: str = BASE_URL,
+        dataset_version: str = DATASET_VERSION,
+        timeout_s: float = 30.0,
+        retries: int = 5,
+        backoff_s: float = 1.0,
+        longest_wait_s: float = 60.0,
+        at_once: int = 4,
+    ) -> None:
+        if case_set not in CASE_SETS:
+            raise SettingsError(f"case set: expected one of {', '.join(CASE_SETS)}; got {case_set}.")
+        if urlsplit(base_url).scheme not in ("http", "https"):
+            raise SettingsError(f"VitalDB's address: expected http(s)://..., got {base_url!r}.")
+        self.cache_dir = Path(cache_dir).expanduser().absolute()
+        self.case_set = case_set
+        self.base_url = base_url.rstrip("/")
+        self.dataset_version = dataset_version
+        self.politeness = Politeness(
+            timeout_s=timeout_s,
+            retries=retries,
+            backoff_s=backoff_s,
+            longest_wait_s=longest_wait_s,
+            at_once=at_once,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the parsed tables: half a million track names need not travel to every worker."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_clinical", "_tracks")}
+
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        """Plain JSON that opens this source again."""
+        return {
+            "name": self.name,
+            "cache_dir": str(self.cache_dir),
+            "case_set": self.case_set,
+            "base_url": self.base_url,
+            "dataset_version": self.dataset_version,
+            "timeout_s": self.politeness.timeout_s,
+            "retries": self.politeness.retries,
+            "backoff_s": self.politeness.backoff_s,
+            "longest_wait_s": self.politeness.longest_wait_s,
+            "at_once": self.politeness.at_once,
+        }
+
+    def version(self) -> str:
+        """The files' version and a digest of the two tables (in the cache, so it changes with that)."""
+        digest = hashlib.sha256()
+        for table in _TABLES:
+            digest.update(_text_of(self._table(table)))
+        return f"{self.dataset_version}-{digest.hexdigest()[:16]}"
+
+    def cases(self, channels: Sequence[Channel]) -> list[Case]:
+        """The cases of the case set whose track list has every channel, sorted by case id (as text).
+
+        The subject is the clinical table's `subjectid`; None for a case that the table does not have.
+
+        Raises:
+            DataError: the tables cannot be had, or no case is left (with the counts that led there).
+        """
+        chosen = self._members()
+        clinical, tracks = self._clinical, self._tracks
+        inside = sorted(case_id for case_id in tracks if chosen is None or case_id in chosen)
+        found = [self._case(case_id) for case_id in inside if _has_all(channels, tracks[case_id], case_id)]
+        if not found:
+            wanted = "; ".join(f"{c.name}: {' or '.join(c.tracks)}" for c in channels)
+            raise DataError(
+                f"VitalDB: no case is left. The clinical table has {len(clinical)} cases, the track list"
+                f" {len(tracks)}, case set {self.case_set} {len(inside)} of them, and none of those has every"
+                f" channel ({wanted}). Choose another case set or other tracks."
+            )
+        return found
+
+    def fetch(self, case_id: str) -> Path:
+        """The case's file in the cache, downloaded and checked if it is not there yet.
+
+        For overlapping downloads with computing: safe to call from several threads and processes.
+
+        Raises:
+            DataError: the file cannot be had, with the reason.
+        """
+        path, _ = self._checked(case_id)
+        return path
+
+    def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
+        """The samples of one case at their native rates, NaN in gaps, on one clock.
+
+        Raises:
+            DataError: the file cannot be had, or a channel is absent, all gaps or at another rate than
+                the data set's.
+        """
+        from vitaldb.utils import TRACK_INFO  # as slow to import as all of the package
+
+        path = self.fetch(case_id)
+        return read_recording(path, case_id=case_id, channels=channels, known=TRACK_INFO)
+
+    def fingerprint(self, case_id: str) -> str:
+        """SHA-256 of the case's file (downloaded if need be; remembered beside it in the cache)."""
+        _, digest = self._checked(case_id)
+        return digest
+
+    def _checked(self, case_id: str) -> tuple[Path, str]:
+        """The case's file, known to be whole, and its SHA-256.
+
+        A record beside the file says that these very bytes (by size and time of change) were checked;
+        a file without one, or changed since, is checked again, and replaced if it is damaged.
+        """
+        if not case_id.isdigit():
+            raise DataError(f"case {case_id}: VitalDB's cases are numbers. Check the split file.")
+        path = self.cache_dir / self.dataset_version / f"{case_id}.vital"
+        record = path.with_suffix(".json")
+        for _ in range(2):
+            self._download(case_id, path)
+            stamp = _stamp_of(path)
+            known = _read_record(record)
+            if known is not None and {k: known.get(k) for k in stamp} == stamp:
+                return path, str(known["sha256"])
+            try:
+                check_whole(path, what=f"case {case_id}")
+            except DataError:
+                path.unlink(missing_ok=True)
+                continue
+            digest = sha256_of(path)
+            write_json(record, stamp | {"sha256": digest})
+            return path, digest
+        raise DataError(f"case {case_id}: {path} does not stay whole. Check the disk of the cache.")
+
+    def _download(self, case_id: str, path: Path) -> None:
+        what = f"case {case_id}"
+        fetch(
+            f"{self.base_url}/{self.dataset_version}/{case_id}.vital",
+            path,
+            cache_dir=self.cache_dir,
+            what=what,
+            check=lambda file: check_whole(file, what=what),
+            politeness=self.politeness,
+        )
+
+    def _table(self, table: str) -> Path:
+        """One of the API's two tables, in the cache."""
+        what, columns = _TABLES[table]
+        path = self.cache_dir / f"{table}.csv"
+        fetch(
+            f"{self.base_url}/{table}",
+            path,
+            cache_dir=self.cache_dir,
+            what=what,
+            check=lambda file: _check_table(file, what, columns),
+            politeness=self.politeness,
+            accept_gzip=True,
+        )
+        return path
+
+    @cached_property
+    def _clinical(self) -> dict[str, dict[str, str]]:
+        """Row of the clinical table by case id."""
+        return {row["caseid"]: row for row in csv.DictReader(_lines_of(self._table("cases")))}
+
+    @cached_property
+    def _tracks(self) -> dict[str, tuple[str, ...]]:
+        """Track names by case id."""
+        rows = csv.reader(_lines_of(self._table("trks")))
+        header = next(rows)
+        case, track = header.index("caseid"), header.index("tname")
+        names = defaultdict(list)
+        for row in rows:
+            names[row[case]].append(sys.intern(row[track]))
+        return {case_id: tuple(tracks) for case_id, tracks in names.items()}
+
+    def _members(self) -> frozenset[str] | None:
+        """The case ids of the case set; None for all."""
+        if self.case_set == "all":
+            return None
+        import vitaldb  # nearly two seconds; only for its literal sets of case ids
+
+        return frozenset(map(str, getattr(vitaldb, f"caseids_{self.case_set}")))
+
+    def _case(self, case_id: str) -> Case:
+        row = self._clinical.get(case_id, {})
+        return Case(
+            case_id=case_id,
+            subject_id=row.get("subjectid") or None,
+            tracks=self._tracks[case_id],
+            duration_s=_duration_of(row),
+        )
+
+
+class VitalFilesSource:
+    """A directory of `.vital` files from any hospital, searched with its subdirectories.
+
+    A case is a file; its id is the path without `.vital`, `/` written as `__`. Who was recorded comes from
+    `subjects_csv`, else from `subjects.csv` in the root, or from the user's word that a file is a subject;
+    where none of them says so the subject is unknown.
+
+    Args:
+        root: the directory.
+        subjects_csv: columns `file` (or `record`; as in the directory, with or without `.vital`) and
+            `subject`.
+        record_is_subject: the user's word that every file is another person.
+
+    Raises:
+        DataError: when the directory or the CSV cannot be read.
+        SettingsError: when a file is said to be a subject while a CSV says who was recorded.
+    """
+
+    name = "vital"
+
+    def __init__(
+        self, *, root: str | Path, subjects_csv: str | Path | None = None, record_is_subject: bool = False
+    ) -> None:
+        self.root = Path(root).expanduser().absolute()
+        if not self.root.is_dir():
+            raise DataError(f"vital source: expected a directory of .vital files at {self.root}, found none")
+        self._given_csv = None if subjects_csv is None else Path(subjects_csv).expanduser().absolute()
+        self.record_is_subject = record_is_subject
+        in_root = self.root / "subjects.csv"
+        self._csv = self._given_csv or (in_root if in_root.is_file() else None)
+        if record_is_subject and self._csv is not None:
+            raise SettingsError(
+                f"vital source: {self._csv} says who was recorded, so a file cannot be taken for a subject;"
+                " leave out record_is_subject, or move the file away"
+            )
+        self._subjects = {} if self._csv is None else _read_subjects(self._csv)
+
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        """Plain JSON that opens this source again."""
+        return {
+            "name": self.name,
+            "root": str(self.root),
+            "subjects_csv": None if self._given_csv is None else str(self._given_csv),
+            "record_is_subject": self.record_is_subject,
+        }
+
+    def version(self) -> str:
+        """A digest of the files' names, sizes and subjects (contents are told apart by `fingerprint`)."""
+        listing = {case_id: path.stat().st_size for case_id, path in self._files.items()}
+        text = json.dumps([listing, self._subjects], sort_keys=True)
+        return f"vital-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def cases(self, channels: Sequence[Channel]) -> list[Case]:
+        """The files that have every channel, sorted by case id.
+
+        Raises:
+            DataError: a file is damaged, or none has every channel.
+        """
+        listed = [self._case(case_id, path) for case_id, path in self._files.items()]
+        found = [case for case in listed if _has_all(channels, case.tracks, case.case_id)]
+        if not found:
+            wanted = "; ".join(f"{c.name}: {' or '.join(c.tracks)}" for c in channels)
+            names = sorted({name for case in listed for name in case.tracks})
+            raise DataError(
+                f"{self.root}: none of {len(listed)} .vital files has every channel ({wanted}). Their tracks:"
+                f" {', '.join(names) or 'none'}. Name the tracks in the channels file."
+            )
+        return found
+
+    def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
+        """The samples of one file at their native rates, NaN in gaps, on one clock.
+
+        Raises:
+            DataError: the file is damaged, or a channel is absent, all gaps or not at the header's rate.
+        """
+        path = self._path(case_id)
+        check_whole(path, what=f"case {case_id}")
+        return read_recording(path, case_id=case_id, channels=channels, known={})
+
+    def fingerprint(self, case_id: str) -> str:
+        """SHA-256 of the file."""
+        return sha256_of(self._path(case_id))
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """File by case id, sorted."""
+        files: dict[str, Path] = {}
+        for path in sorted(self.root.rglob("*.vital")):
+            case_id = "__".join(path.relative_to(self.root).with_suffix("").parts)
+            if case_id in files:
+                raise DataError(f"{path} and {files[case_id]} would both be case {case_id}. Rename one.")
+            files[case_id] = path
+        if not files:
+            raise DataError(f"{self.root}: expected .vital files, found none. Check the path.")
+        return dict(sorted(files.items()))
+
+    def _path(self, case_id: str) -> Path:
+        path = self._files.get(case_id)
+        if path is None:
+            raise DataError(f"case {case_id}: {self.root} has no such .vital file. Prepare the splits again.")
+        return path
+
+    def _case(self, case_id: str, path: Path) -> Case:
+        subject = case_id if self.record_is_subject else self._subjects.get(case_id)
+        held = contents(path, what=f"case {case_id}")
+        return Case(case_id=case_id, subject_id=subject, tracks=held.tracks, duration_s=held.duration_s)
+
+
+def _has_all(channels: Sequence[Channel], tracks: Sequence[str], case_id: str) -> bool:
+    return all(
+        find_track(channel.tracks, tracks, what=f"case {case_id}, channel {channel.name}") is not None
+        for channel in channels
+    )
+
+
+def _text_of(path: Path) -> bytes:
+    """A table's text, unzipped if the server compressed it, without byte order mark."""
+    content = path.read_bytes()
+    if content.startswith(GZIP_MAGIC):
+        content = gzip.decompress(content)
+    return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def _lines_of(path: Path) -> io.StringIO:
+    return io.StringIO(_text_of(path).decode("utf-8"), newline="")
+
+
+def _check_table(path: Path, what: str, columns: Sequence[str]) -> None:
+    """Refuse a table that is cut short, is something else (an error page), or is empty."""
+    try:
+        rows = csv.reader(_lines_of(path))
+        header = next(rows, [])
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{what} is cut short or damaged ({error})") from error
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise DataError(f"{what} has no column {', '.join(missing)}, but {', '.join(header[:8]) or 'none'}")
+    if next(rows, None) is None:
+        raise DataError(f"{what} has no rows")
+
+
+def _duration_of(row: dict[str, str]) -> float | None:
+    """Length of the recording in seconds by the clinical table, where it says so."""
+    try:
+        duration = float(row["caseend"]) - float(row["casestart"])
+    except (KeyError, ValueError):
+        return None
+    return duration if duration > 0 else None
+
+
+def _stamp_of(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """What is known of a cached file; None where nothing is, so that it is checked again."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("sha256"), str) else None
+
+
+def _read_subjects(path: Path) -> dict[str, str]:
+    """Subject by case id from a CSV with the columns `file` (or `record`) and `subject`."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the table of subjects cannot be read ({error}).") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    fields = reader.fieldnames or []
+    key = next((name for name in ("file", "record") if name in fields), None)
+    if key is None or "subject" not in fields:
+        raise DataError(f"{path}: expected the columns file and subject, got {', '.join(fields) or 'none'}.")
+    subjects: dict[str, str] = {}
+    for line, row in enumerate(reader, start=2):
+        case_id = (row[key] or "").strip().removesuffix(".vital").replace("/", "__")
+        subject = (row["subject"] or "").strip()
+        if not case_id or not subject:
+            raise DataError(f"{path}:{line}: expected a file and its subject, got {dict(row)}.")
+        if subjects.setdefault(case_id, subject) != subject:
+            raise DataError(f"{path}:{line}: {row[key]} has two subjects, {subjects[case_id]} and {subject}.")
+    return subjects
