@@ -4,13 +4,16 @@ A command is a settings model (`settings/models.py`) and a body here, under `@ad
 Bodies import what they need themselves: `biofound --help` must answer at once, and torch takes seconds.
 """
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import biofound
+from biofound import console, report
+from biofound.errors import DataError, SettingsError
 from biofound.options import Run, add_command
-from biofound.settings.models import PrepareSettings, WindowsSettings
+from biofound.settings import PrepareSettings, WindowsSettings, resolve_channels
 
 app = typer.Typer(
     name="biofound",
@@ -48,9 +51,94 @@ def _before_every_command(
 
 @add_command(app, PrepareSettings)
 def prepare(run: Run[PrepareSettings]) -> None:
-    """Find the cases of a source and split them by patient into train, val and test."""
+    """List the cases of a source and split them by patient."""
+    from biofound.data.sources.registry import open_source
+    from biofound.data.splits import make_splits, save_splits
+
+    settings = run.settings
+    channels = resolve_channels(settings.channels_yaml, settings.section).channels
+    source = open_source(name=settings.source, **settings.source_description())
+    cases = source.cases(channels)
+    splits = make_splits(
+        cases,
+        mode=settings.mode,
+        seed=settings.seed,
+        source=source.describe(),
+        dataset_version=source.version(),
+        channels=[channel.name for channel in channels],
+        case_set=settings.case_set,
+    )
+    path = settings.output / f"splits_{settings.mode}.json"
+    save_splits(path, splits)
+    report.show_splits(path, splits, cases, json=run.json)
 
 
 @add_command(app, WindowsSettings)
 def windows(run: Run[WindowsSettings]) -> None:
-    """Cut recordings into windows: gaps, resampling, filters, quality; or look into a window store."""
+    """Cut recordings into windows, or look into a window store."""
+    from biofound.data.integrity import inspect_store, splits_in
+    from biofound.data.store import INDEX_NAME
+
+    settings = run.settings
+    if settings.inspect is not None:
+        whole = not (settings.inspect / INDEX_NAME).is_file()
+        names = splits_in(settings.inspect) if whole else [""]
+        directories = [settings.inspect / name for name in names]
+    else:
+        directories = _build_stores(settings)
+    report.show_stores([inspect_store(directory) for directory in directories], json=run.json)
+
+
+def _build_stores(settings: WindowsSettings) -> list[Path]:
+    """Build the store of each split asked for; the directories. What fails in one does not stop the next."""
+    from biofound.data.build import build_windows
+    from biofound.data.conditioning import design
+    from biofound.data.sources.registry import open_source
+    from biofound.data.splits import SPLITS, load_splits
+
+    splits = load_splits(settings.split_file)
+    channels = resolve_channels(settings.channels_yaml, settings.section).channels
+    absent = [channel.name for channel in channels if channel.name not in splits.channels]
+    if absent:
+        raise DataError(
+            f"{settings.split_file}: its cases were chosen for {', '.join(splits.channels)}, "
+            f"not for {', '.join(absent)}; run biofound prepare with --section {settings.section}"
+        )
+    for channel in channels:
+        try:
+            design(channel.band, sfreq=settings.sfreq)
+        except SettingsError as problem:
+            raise SettingsError(f"channel {channel.name}: {problem}") from problem
+    description = dict(splits.source)
+    if settings.vitaldb_url is not None and description["name"] == "vitaldb":
+        description["base_url"] = settings.vitaldb_url
+    source = open_source(**description)
+    if source.version() != splits.dataset_version:
+        console.warning(
+            f"the recordings are version {source.version()}, the splits were made from "
+            f"{splits.dataset_version}: biofound prepare makes them anew"
+        )
+    chosen = SPLITS if settings.split == "all" else (settings.split,)
+    failures = []
+    for split in chosen:
+        try:
+            results = build_windows(
+                source=source,
+                entries=splits.of(split),
+                split=split,
+                channels=channels,
+                sfreq=settings.sfreq,
+                window_seconds=settings.window_seconds,
+                max_gap_seconds=settings.max_gap_seconds,
+                dtype=settings.dtype,
+                outdir=settings.outdir,
+                workers=settings.workers,
+                scheduler=settings.scheduler,
+                skip_failed=settings.skip_failed,
+            )
+            report.follow_cases(split, results, total=len(splits.of(split)))
+        except DataError as failure:
+            failures.append(str(failure))
+    if failures:
+        raise DataError("\n".join(failures))
+    return [settings.outdir / split for split in chosen]

@@ -56,12 +56,14 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=Text(title), title_justify="left")
+    shown = Table()
     for column in columns:
         shown.add_column(Text(column), justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(str(cell)) for cell in row))
-    _console().print(shown)
+    console = _console()
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(shown)
 
 
 def checks(title: str, results: Sequence[tuple[str, bool, str]]) -> None:

@@ -284,14 +284,17 @@ def test_models_refuse_conflicts_without_a_command_line_too() -> None:
     [
         ({}, "option --source is required: expected one of synthetic, wfdb, vitaldb, vital"),
         ({"source": "wfdb"}, "option --source: source wfdb needs root, its directory of recordings"),
-        ({"source": "synthetic", "root": "x"}, "source synthetic has no root"),
+        ({"source": "synthetic", "root": "x"}, "root belongs to source wfdb and vital, not to synthetic"),
         (
             {"source": "wfdb", "root": "x", "case_set": "bis"},
             "case_set belongs to source vitaldb, not to wfdb",
         ),
         ({"source": "wfdb", "root": "x", "subject_pattern": "("}, "expected a regular expression, got '('"),
         ({"source": "wfdb", "root": "x", "subject_pattern": "a"}, "expected a group in parentheses"),
-        ({"source": "vital", "root": "x", "subject_pattern": "(a)"}, "does not belong to source vital"),
+        (
+            {"source": "vital", "root": "x", "subject_pattern": "(a)"},
+            "subject_pattern belongs to source wfdb, not to vital",
+        ),
         (
             {"source": "wfdb", "root": "x", "record_is_subject": True, "subjects_csv": "y"},
             "only one rule can say who the patient is, not subjects_csv and record_is_subject",

@@ -87,6 +87,7 @@ def setting(
     unit: str = "",
     in_file: bool = True,
     off_name: str | None = None,
+    env: str | None = None,
     **bounds: Any,
 ) -> Any:
     """A settings field. `PydanticUndefined` as default makes it required.
@@ -98,9 +99,10 @@ def setting(
         unit: its unit, as in "Hz"; "" for pure numbers and text.
         in_file: whether it may stand in the command's YAML file.
         off_name: the name of the option that switches it off, where `no-<name>` would read badly.
+        env: its environment variable, where it is not named after the command and the field.
         bounds: what pydantic's `Field` takes: ge, gt, le, lt, min_length, pattern.
     """
-    extra = {"panel": panel, "unit": unit, "in_file": in_file, "off_name": off_name}
+    extra = {"panel": panel, "unit": unit, "in_file": in_file, "off_name": off_name, "env": env}
     return Field(default, description=description, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
 
 

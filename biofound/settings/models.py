@@ -113,6 +113,10 @@ _MODEL, _MASK, _OPTIMISER, _MACHINE = "Model", "Masking and loss", "Optimisation
 _CHANNELS_YAML = "Channel table (YAML); the built-in table equals configs/channels.yaml."
 
 
+VITALDB_URL = "BIOFOUND_VITALDB_URL"
+"""The environment variable for the address; one for all commands."""
+_VITALDB_URL = "Address of VitalDB's server, such as a mirror (vitaldb)."
+
 DEFAULT_STORE = Path("data/windows")
 """Where `windows` writes, and `pretrain` looks when it is told nothing."""
 
@@ -125,8 +129,16 @@ class PrepareSettings(Settings):
     source: Literal["synthetic", "wfdb", "vitaldb", "vital"] = setting(
         REQUIRED, "Where recordings come from.", panel=_SOURCE
     )
-    root: Path | None = setting(
-        None, "Directory of the recordings (wfdb, vital), or of the download cache (vitaldb).", panel=_SOURCE
+    root: Path | None = setting(None, "Directory of the recordings (wfdb, vital).", panel=_SOURCE)
+    cache_dir: Path = setting(
+        Path("data/vitaldb"), "Directory where downloads are kept (vitaldb).", panel=_SOURCE
+    )
+    vitaldb_url: str | None = setting(None, _VITALDB_URL, panel=_SOURCE, env=VITALDB_URL)
+    subjects: int | None = setting(
+        None, "Number of patients in the embedded cohort (synthetic).", panel=_SOURCE, ge=3, le=100_000
+    )
+    minutes: float | None = setting(
+        None, "Length of a recording (synthetic).", panel=_SOURCE, unit="minutes", ge=0.1, le=1440
     )
     subjects_csv: Path | None = setting(
         None, "CSV with the columns record and subject (wfdb, vital).", panel=_SOURCE
@@ -140,13 +152,20 @@ class PrepareSettings(Settings):
         False, "Your word that each record is another patient (wfdb, vital).", panel=_SOURCE
     )
     channels_yaml: Path | None = setting(None, _CHANNELS_YAML, panel=_SOURCE)
+    section: Section = setting(
+        "pretrain", "Section of the channel table: cases must have all its channels.", panel=_SOURCE
+    )
     case_set: Literal["bis", "ppf", "rft20", "sevo", "des", "tiva", "all"] | None = setting(
-        None, "Which cases of VitalDB (vitaldb only).", panel=_SOURCE
+        None, "Which cases of VitalDB (vitaldb only, and there bis by default).", panel=_SOURCE
     )
     mode: Literal["fasttrack", "full"] = setting(
-        "fasttrack", "fasttrack: 50/10/10 cases; full: every eligible case, 80/10/10 %.", panel=_SPLIT
+        "fasttrack",
+        "fasttrack: 50/10/10 cases; full: every eligible case, about 80/10/10 %.",
+        panel=_SPLIT,
     )
-    seed: int = setting(42, "Seed of the split; the same seed gives the same split.", panel=_SPLIT, ge=0)
+    seed: int = setting(
+        42, "Seed of the split, and of the embedded cohort (synthetic).", panel=_SPLIT, ge=0, lt=2**32
+    )
     output: Path = setting(Path("data"), "Directory for splits_<mode>.json.", panel=_OUTPUT)
 
     @field_validator("subject_pattern")
@@ -168,24 +187,51 @@ class PrepareSettings(Settings):
             yield Conflict(
                 ("root", "source"), f"source {self.source} needs root, its directory of recordings"
             )
-        if self.source == "synthetic" and self.root is not None:
-            yield Conflict(("root", "source"), "source synthetic has no root: leave it out")
-        if self.case_set is not None and self.source != "vitaldb":
-            message = f"case_set belongs to source vitaldb, not to {self.source}: leave it out"
-            yield Conflict(("case_set", "source"), message)
-        rules = {
-            "subjects_csv": self.subjects_csv is not None,
-            "subject_pattern": self.subject_pattern is not None,
-            "record_is_subject": self.record_is_subject,
+        belong_to = {
+            "root": (self.root is not None, ("wfdb", "vital")),
+            "case_set": (self.case_set is not None, ("vitaldb",)),
+            "subjects": (self.subjects is not None, ("synthetic",)),
+            "minutes": (self.minutes is not None, ("synthetic",)),
+            "subjects_csv": (self.subjects_csv is not None, ("wfdb", "vital")),
+            "subject_pattern": (self.subject_pattern is not None, ("wfdb",)),
+            "record_is_subject": (self.record_is_subject, ("wfdb", "vital")),
         }
-        used = tuple(name for name, given in rules.items() if given)
+        for name, (given, sources) in belong_to.items():
+            if given and self.source not in sources:
+                belongs = " and ".join(sources)
+                message = f"{name} belongs to source {belongs}, not to {self.source}: leave it out"
+                yield Conflict((name, "source"), message)
+        rules = ("subjects_csv", "subject_pattern", "record_is_subject")
+        used = tuple(name for name in rules if belong_to[name][0])
         if len(used) > 1:
             yield Conflict(used, f"only one rule can say who the patient is, not {' and '.join(used)}")
-        allowed = {"wfdb": set(rules), "vital": {"subjects_csv", "record_is_subject"}}.get(self.source, set())
-        for name in used:
-            if name not in allowed:
-                message = f"{name} does not belong to source {self.source}: leave it out"
-                yield Conflict((name, "source"), message)
+
+    @classmethod
+    def derived_defaults(cls, given: Mapping[str, Any]) -> dict[str, Derived]:
+        """VitalDB is used by its set of cases with BIS where no other is named."""
+        if given.get("source") != "vitaldb" or "case_set" in given:
+            return {}
+        return {"case_set": Derived("bis", "default for vitaldb")}
+
+    def source_description(self) -> dict[str, Any]:
+        """What `biofound.data.sources.registry.open_source` takes, besides the name: what was given."""
+        given: dict[str, Any]
+        if self.source == "synthetic":
+            given = {"seed": self.seed, "subjects": self.subjects, "minutes": self.minutes}
+        elif self.source == "vitaldb":
+            given = {
+                "cache_dir": self.cache_dir,
+                "case_set": self.case_set,
+                "base_url": self.vitaldb_url,
+            }
+        else:
+            given = {
+                "root": self.root,
+                "subjects_csv": self.subjects_csv,
+                "subject_pattern": self.subject_pattern,
+                "record_is_subject": self.record_is_subject or None,
+            }
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class WindowsSettings(Settings):
@@ -203,6 +249,7 @@ class WindowsSettings(Settings):
     split: Literal["train", "val", "test", "all"] = setting(
         "all", "Which split to build.", panel=_DATA, in_file=False
     )
+    vitaldb_url: str | None = setting(None, _VITALDB_URL, panel=_DATA, in_file=False, env=VITALDB_URL)
     channels_yaml: Path | None = setting(None, _CHANNELS_YAML, panel=_DATA, in_file=False)
     section: Section = setting(
         "pretrain", "Which section of the channel table to build windows of.", panel=_DATA, in_file=False

@@ -131,7 +131,12 @@ def option_name(name: str) -> str:
 
 def environment_name(model: type[Settings], name: str) -> str:
     """`mask_ratio` of `pretrain` -> `BIOFOUND_PRETRAIN_MASK_RATIO`."""
-    return f"BIOFOUND_{model.command}_{name}".upper()
+    own = extra_of(model.model_fields[name], "env")
+    return own or f"{_environment_prefix(model)}{name.upper()}"
+
+
+def _environment_prefix(model: type[Settings]) -> str:
+    return f"BIOFOUND_{model.command.upper()}_"
 
 
 def plain(value: Any) -> Any:
@@ -181,15 +186,12 @@ def _from_environment(
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """The values, their origins, and a message for each variable that names no setting."""
     names = {environment_name(model, name): name for name in model.model_fields}
-    prefix = environment_name(model, "")
     values, origins, problems = {}, {}, []
     for variable, value in sorted(environ.items()):
-        if not variable.startswith(prefix) or not value:
-            continue
-        if variable in names:
+        if variable in names and value:
             values[names[variable]] = value
             origins[names[variable]] = f"environment {variable}"
-        else:
+        elif variable.startswith(_environment_prefix(model)) and value:
             problems.append(f"environment {variable}: no such setting{did_you_mean(variable, list(names))}")
     return values, origins, problems
 
