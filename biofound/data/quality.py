@@ -25,8 +25,11 @@ Flags = NDArray[np.bool_]
 SPOT_SECONDS = 2.0
 """A window is as good as its worst two seconds: a fault that long in a 10 s window is to drop it."""
 
-FLAT_SECONDS = 0.5
-"""A signal that repeats one value for longer is flat; the longest run in clean BIDMC beats is 0.28 s."""
+FLAT_SECONDS = {"PPG": 0.5, "ECG": 0.5, "ACC": 1.5}
+"""A signal that repeats one value for longer is flat; the longest run in clean BIDMC beats is 0.28 s.
+
+A coarse accelerometer that lies still repeats itself longer than a pulse does.
+"""
 
 FLAT_SHARE = 0.05
 """What flat lines may cover of a window (0.5 s of 10 s)."""
@@ -80,7 +83,8 @@ class WindowQuality:
 
     `quality` is (N,) float32 in [0, 1]: 0 where a window fails a test other than the template's, else how
     well the beats of its worst two seconds match others (1 for signals without beats). `reason` is (N,)
-    uint8 of `Reason`, KEPT exactly where `quality` is at least the channel's threshold.
+    uint8 of `Reason`: KEPT exactly where `quality` is at least the channel's threshold and no gap is in
+    the window, so that a threshold of 0 switches the gate off but never lets a gap through.
     """
 
     quality: Floats
@@ -91,8 +95,9 @@ class WindowQuality:
 class _Shape:
     """How the beats of a modality are found and compared.
 
-    `before`, `after`: what of a beat is compared, in s around its steepest rise (PPG) or QRS; `points_hz`: how
-    densely; `least`: smallest beat, as part of the usual one; `outlier`: largest swing, in usual ones.
+    `before`, `after`: what of a beat is compared, in s around its steepest rise (PPG) or QRS;
+    `points_hz`: how densely; `least`: the smallest beat, as part of the usual one; `outlier`: the
+    largest swing, in usual ones (ectopic beats reach 4 to 5 times a small QRS).
     """
 
     before: float
@@ -132,15 +137,16 @@ def assess(
     Raises:
         DataError: the channel's modality is none of PPG, ECG and ACC.
     """
-    if channel.modality not in (*_SHAPES, "ACC"):
+    if channel.modality not in FLAT_SECONDS:
         raise DataError(
             f"channel {channel.name}: quality is known for PPG, ECG and ACC channels (such as ECG_II, ACC_X),"
             f" got modality {channel.modality}. Rename the channel or leave it out."
         )
     grid = _Grid(count=len(samples) // window_samples, seconds=window_samples / sfreq)
+    touched: Flags = np.any(void[: grid.count * window_samples].reshape(grid.count, window_samples), axis=1)
     failed = {
-        Reason.GAP: void[: grid.count * window_samples].reshape(grid.count, window_samples).any(axis=1),
-        **_stuck(signal, grid),
+        Reason.GAP: touched,
+        **_stuck(signal, FLAT_SECONDS[channel.modality], grid),
     }
     quality = np.ones(grid.count)
     shape = _SHAPES.get(channel.modality)
@@ -155,11 +161,12 @@ def assess(
 
 def _verdict(quality: NDArray[np.float64], failed: dict[Reason, Flags], *, threshold: float) -> WindowQuality:
     quality = np.where(np.any(list(failed.values()), axis=0), 0.0, np.clip(quality, 0.0, 1.0))
-    quality = quality.astype(np.float32)
-    reason = np.where(quality >= threshold, Reason.KEPT, Reason.TEMPLATE).astype(np.uint8)
+    rounded = quality.astype(np.float32)
+    reason = np.where(rounded >= threshold, Reason.KEPT, Reason.TEMPLATE).astype(np.uint8)
     for why in sorted(failed, reverse=True):
-        reason[failed[why] & (quality < threshold)] = why
-    return WindowQuality(quality=quality, reason=reason)
+        reason[failed[why] & (rounded < threshold)] = why
+    reason[failed[Reason.GAP]] = Reason.GAP
+    return WindowQuality(quality=rounded, reason=reason)
 
 
 # ---------------------------------------------------------------- time
@@ -179,14 +186,14 @@ class _Grid:
     @property
     def spots(self) -> NDArray[np.float64]:
         """(N, S) where the spots start, in s."""
-        within = np.linspace(
-            0.0, self.seconds - self.spot_seconds, 1 + round((self.seconds - self.spot_seconds) * 4)
-        )
-        return np.arange(self.count)[:, None] * self.seconds + within
+        room = self.seconds - self.spot_seconds
+        within = np.linspace(0.0, room, 1 + round(4 * room), dtype=np.float64)
+        return np.asarray(np.arange(self.count)[:, None] * self.seconds + within)
 
     def of_windows(self, spent: "_Spent") -> NDArray[np.float64]:
         """(N,) the share of each window that `spent` covers."""
-        return np.diff(spent.before(np.arange(self.count + 1) * self.seconds)) / self.seconds
+        edges = np.arange(self.count + 1) * self.seconds
+        return np.asarray(np.diff(spent.before(edges)) / self.seconds)
 
     def of_spots(self, spent: "_Spent") -> NDArray[np.float64]:
         """(N, S) the share of each spot that `spent` covers."""
@@ -212,10 +219,10 @@ class _Spent:
 # ---------------------------------------------------------------- flat lines and rails
 
 
-def _stuck(signal: Signal, grid: _Grid) -> dict[Reason, Flags]:
+def _stuck(signal: Signal, flat_seconds: float, grid: _Grid) -> dict[Reason, Flags]:
     """Where the recorded signal stands still: too long (flat), or with corners (clipped)."""
     start, stop = _equal_runs(signal.samples)
-    flat = stop - start > FLAT_SECONDS * signal.sfreq
+    flat = stop - start > flat_seconds * signal.sfreq
     at_rail = _has_corners(signal, start, stop) & ~flat
     share_flat = grid.of_windows(_Spent(start[flat] / signal.sfreq, stop[flat] / signal.sfreq))
     share_clipped = grid.of_spots(_Spent(start[at_rail] / signal.sfreq, stop[at_rail] / signal.sfreq))
@@ -227,20 +234,20 @@ def _stuck(signal: Signal, grid: _Grid) -> dict[Reason, Flags]:
 
 def _equal_runs(samples: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Start and stop of the runs of three or more equal samples (NaN equals nothing)."""
+    if len(samples) < 3:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     same = samples[1:] == samples[:-1]
-    # Long runs are rare, pairs of equal samples are not: looking at threes keeps the lists short.
-    threes = np.zeros(max(len(same), 1) + 1, dtype=np.int8)
-    np.logical_and(same[1:], same[:-1], out=threes[1:-1].view(np.bool_)) if len(same) else None
-    steps = threes[1:] != threes[:-1]
-    edges = np.flatnonzero(steps)
+    # Pairs of equal samples are everywhere in coarse data, threes are rare: the lists stay short.
+    threes = same[1:] & same[:-1]
+    edges = np.flatnonzero(np.diff(threes, prepend=False, append=False))
     return edges[0::2], edges[1::2] + 2
 
 
 def _has_corners(signal: Signal, start: NDArray[np.int64], stop: NDArray[np.int64]) -> Flags:
     """Tell a rail from the round top of a coarsely quantised wave.
 
-    A round top that stays within one quantisation step over L samples has, d samples beyond either end,
-    fallen by (1 + 2d/L)^2 steps, being a parabola. A clipped wave arrives and leaves steeper, on the same side.
+    A round top that stays within one quantisation step over L samples is a parabola, and has fallen by
+    (1 + 2d/L)^2 steps d samples beyond either end. A clipped wave comes and goes steeper, on one side.
     """
     samples = signal.samples
     reach = max(1, round(CORNER_SECONDS * signal.sfreq))
@@ -272,12 +279,13 @@ def _implausible_swings(samples: Floats, void: Flags, shape: _Shape, sfreq: floa
     swing = top - bottom
     second = np.maximum(top[1:], top[:-1]) - np.minimum(bottom[1:], bottom[:-1])
     second = np.append(second, second[-1:]) if len(second) else swing
-    usual = _usual(second, ~void[: count * cell].reshape(count, cell).any(axis=1), seconds_each=cell / sfreq)
+    valid: Flags = ~np.any(void[: count * cell].reshape(count, cell), axis=1)
+    usual = _usual(second, valid, seconds_each=cell / sfreq)
     wild = swing > shape.outlier * usual
     faint = ndimage.maximum_filter1d(second, size=3) < FAINT_RATIO * usual
     start = np.arange(count) * (cell / sfreq)
     bad = wild | faint
-    return grid.of_windows(_Spent(start[bad], start[bad] + cell / sfreq)) > 0.0
+    return grid.of_windows(_Spent(start[bad], start[bad] + cell / sfreq)) > 1e-6
 
 
 def _usual(sizes: Floats, valid: Flags, *, seconds_each: float) -> Floats:
@@ -287,7 +295,7 @@ def _usual(sizes: Floats, valid: Flags, *, seconds_each: float) -> Floats:
     overall = np.median(sizes[valid])
     span = min(round(USUAL_SECONDS / seconds_each), len(sizes)) | 1
     local = ndimage.median_filter(np.where(valid, sizes, overall), size=span, mode="reflect")
-    return np.clip(local, overall / 5.0, overall * 5.0)
+    return np.asarray(np.clip(local, overall / 5.0, overall * 5.0))
 
 
 # ---------------------------------------------------------------- beats
@@ -296,8 +304,8 @@ def _usual(sizes: Floats, valid: Flags, *, seconds_each: float) -> Floats:
 def find_beats(samples: Floats, void: Flags, modality: str, *, sfreq: float) -> NDArray[np.int64]:
     """Where the beats of a conditioned (T,) PPG or ECG are: the pulse's steepest rise, or the QRS.
 
-    A beat is a maximum of the activity (PPG: slope upward; ECG: size of the 5 to 20 Hz part, smoothed) that is
-    large enough by the usual maximum of two minutes, and the largest within the refractory time.
+    A beat is a maximum of the activity (PPG: slope upward; ECG: size of the 5 to 20 Hz part, smoothed)
+    that is large enough by the usual maximum of two minutes, and the largest within the refractory time.
     """
     activity, detail = _rises(samples, sfreq) if modality == "PPG" else _qrs_energy(samples, sfreq)
     peaks = 1 + np.flatnonzero((activity[1:-1] > activity[:-2]) & (activity[1:-1] >= activity[2:]))
@@ -358,14 +366,15 @@ def _implausible_rate(beats: NDArray[np.float64], grid: _Grid) -> Flags:
     """(N,) windows with fewer beats than 30 a minute or more than 220."""
     count = np.diff(np.searchsorted(beats, np.arange(grid.count + 1) * grid.seconds))
     least = np.floor(grid.seconds / SLOWEST_BEAT_SECONDS)
-    return (count < least) | (count > np.ceil(FASTEST_BEATS_PER_SECOND * grid.seconds))
+    most = np.ceil(FASTEST_BEATS_PER_SECOND * grid.seconds)
+    return np.asarray((count < least) | (count > most))
 
 
 def _likeness(samples: Floats, beats: NDArray[np.int64], shape: _Shape, sfreq: float) -> Floats:
     """(K,) how much each beat is like its best friends, 0 to 1, in form and in size.
 
-    The likeness of beats a and b is 2 a.b / (a.a + b.b) = r * 2q / (1 + q^2), with their correlation r and the
-    ratio q of their sizes.
+    The likeness of beats a and b is 2 a.b / (a.a + b.b) = r * 2q / (1 + q^2), with their correlation r
+    and the ratio q of their sizes.
     """
     offsets = np.round(np.arange(-shape.before, shape.after, 1 / shape.points_hz) * sfreq).astype(np.int64)
     forms = samples[np.clip(beats[:, None] + offsets, 0, len(samples) - 1)]  # (K, points)
