@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -193,7 +193,10 @@ def _build(
     scheduler: str | None,
     skip_failed: bool,
 ) -> Iterator[CaseResult]:
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(directory, error) from error
     tasks = {
         entry.case_id: _Task(
             case_id=entry.case_id,
@@ -207,12 +210,12 @@ def _build(
     results = []
     with _only_builder(directory):
         _remove_departed(directory, {file_stem(case_id) for case_id in tasks})
-        for case_id, outcome in run_pool(
-            _build_case, source, tasks, workers=workers, scheduler=scheduler, marks=directory
-        ):
-            result = _lost(tasks[case_id], outcome) if isinstance(outcome, WorkerLostError) else outcome
-            results.append(result)
-            yield result
+        outcomes = run_pool(_build_case, source, tasks, workers=workers, scheduler=scheduler, marks=directory)
+        with closing(outcomes):
+            for case_id, outcome in outcomes:
+                result = _lost(tasks[case_id], outcome) if isinstance(outcome, WorkerLostError) else outcome
+                results.append(result)
+                yield result
         results.sort(key=lambda result: result.case_id)
         _refuse_failures(results, split, skip_failed)
         for result in results:
@@ -273,7 +276,14 @@ def _build_case(source: Source, task: _Task) -> CaseResult:
     except OSError as error:
         return _failed(task, f"case {task.case_id}: cannot be read ({error})")
     _leave_if_abandoned(task)
-    return _result(task, "built", _write_case(npz, sidecar_path, windows, header))
+    try:
+        return _result(task, "built", _write_case(npz, sidecar_path, windows, header))
+    except OSError as error:  # the next case would fare no better, so this ends the run
+        raise _cannot_write(npz, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be written ({error.strerror}); see to the disk, or change outdir")
 
 
 def _sidecar_header(task: _Task, source_name: str, source_fingerprint: str) -> dict[str, Any]:
@@ -444,7 +454,7 @@ def _write_index(
         "kind": INDEX_KIND,
         "split": split,
         "synthetic": source.name == "synthetic",
-        "source": {"name": source.name, **source.describe()},
+        "source": source.describe(),
         "dataset_version": source.version(),
         **recipe.header(),
         "settings_sha256": recipe.digest(),
@@ -461,4 +471,7 @@ def _write_index(
         "rejected": _sum_tallies([result.rejected for result in done]),
         "fingerprint": fingerprint_of(cases),
     }
-    write_json(directory / INDEX_NAME, index)
+    try:
+        write_json(directory / INDEX_NAME, index)
+    except OSError as error:
+        raise _cannot_write(directory / INDEX_NAME, error) from error

@@ -8,9 +8,9 @@ again one at a time, and the one that kills its worker again is given up.
 import functools
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ def run_pool(
     workers: int,
     scheduler: str | None,
     marks: Path,
-) -> Iterator[tuple[str, Result | WorkerLostError]]:
+) -> Generator[tuple[str, Result | WorkerLostError], None, None]:
     """Give `function(source, task)` for each of `tasks`, with its key, in the order in which they end.
 
     Args:
@@ -64,10 +64,11 @@ def run_pool(
     with _backend(workers, scheduler) as worker_deaths:
         while remaining:
             try:
-                for key, result in _side_by_side(work, remaining, marks):
-                    del remaining[key]
-                    deaths = 0
-                    yield key, result
+                with closing(_side_by_side(work, remaining, marks)) as outcomes:
+                    for key, result in outcomes:
+                        del remaining[key]
+                        deaths = 0
+                        yield key, result
             except worker_deaths as error:
                 deaths += 1
                 suspects = [key for key in remaining if _mark(marks, key).exists()]
@@ -94,12 +95,13 @@ def _alone(
 
 def _side_by_side(
     work: Callable[..., Any], tasks: Mapping[str, Any], marks: Path
-) -> Iterator[tuple[str, Any]]:
+) -> Generator[tuple[str, Any], None, None]:
     # One task a batch: a case takes seconds, and progress is shown by case.
     run = Parallel(return_as="generator_unordered", batch_size=1)
     outcomes = run(delayed(work)(key, task, _mark(marks, key)) for key, task in list(tasks.items()))
     try:
-        yield from outcomes
+        for outcome in outcomes:  # `yield from` would close `outcomes` outside of the filter below
+            yield outcome
     finally:
         with warnings.catch_warnings():
             # to stop early is the caller's right: what was built is on disk, and is found there next time

@@ -1,0 +1,112 @@
+"""A small embedded cohort and the store built of it, for the tests of windows."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from biofound.data.build import CaseResult, build_windows
+from biofound.data.channels import Channel, PassBand
+from biofound.data.sources import Recording
+from biofound.data.sources.synthetic import SyntheticSource
+from biofound.data.splits import SplitCase
+from biofound.errors import DataError
+
+PPG = Channel(
+    name="PPG",
+    tracks=("PPG",),
+    unit="NU",
+    band=PassBand(low_hz=0.5, high_hz=8.0, order=4),
+    quality_threshold=0.5,
+)
+ECG = Channel(
+    name="ECG",
+    tracks=("ECG",),
+    unit="mV",
+    band=PassBand(low_hz=0.5, high_hz=40.0, order=4),
+    quality_threshold=0.5,
+)
+CHANNELS = (PPG, ECG)
+
+
+def cohort(**changes: Any) -> SyntheticSource:
+    """Five subjects of two minutes each, with artefacts enough that some windows are dropped."""
+    return SyntheticSource(**{"seed": 1, "subjects": 5, "minutes": 2.0, "artefacts": 3.0, **changes})
+
+
+def entries_of(source: SyntheticSource) -> list[SplitCase]:
+    return [SplitCase(case_id=case.case_id, subject_id=case.subject_id) for case in source.cases(CHANNELS)]
+
+
+def build(
+    outdir: Path,
+    *,
+    source: SyntheticSource | None = None,
+    entries: Sequence[SplitCase] | None = None,
+    **changes: Any,
+) -> list[CaseResult]:
+    """Build the store outdir/train (or another `split`) in this process; all results."""
+    source = source or cohort()
+    settings: dict[str, Any] = {
+        "split": "train",
+        "channels": CHANNELS,
+        "sfreq": 125.0,
+        "window_seconds": 10.0,
+        "max_gap_seconds": 1.0,
+        "dtype": "float16",
+        "workers": 1,
+    }
+    entries = entries_of(source) if entries is None else entries
+    return list(build_windows(source=source, entries=entries, outdir=outdir, **{**settings, **changes}))
+
+
+def bytes_of(directory: Path) -> dict[str, bytes]:
+    """Every file below `directory`, hidden ones too."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+class FailingSource(SyntheticSource):
+    """A cohort whose cases `broken` cannot be read."""
+
+    broken: tuple[str, ...] = ("syn0002_1",)
+
+    def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
+        if case_id in self.broken:
+            raise DataError(f"case {case_id}, channel ECG: every sample is a gap")
+        return super().read(case_id, channels)
+
+
+class DeadlySource(SyntheticSource):
+    """A cohort whose case `deadly` kills the worker that reads it, as the kernel does when memory ends."""
+
+    deadly = "syn0003_1"
+
+    def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
+        if case_id == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(case_id, channels)
+
+
+class OnceDeadlySource(DeadlySource):
+    """A cohort whose case `deadly` kills the first worker that reads it; `tombstone` then says so."""
+
+    tombstone: Path
+
+    def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
+        if case_id == self.deadly and self.tombstone.exists():
+            return SyntheticSource.read(self, case_id, channels)
+        if case_id == self.deadly:
+            self.tombstone.touch()
+        return super().read(case_id, channels)
+
+
+class SlowSource(SyntheticSource):
+    """A cohort that takes its time, so that a build can be caught at work."""
+
+    def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
+        time.sleep(0.02)
+        return super().read(case_id, channels)

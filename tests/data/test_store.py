@@ -1,0 +1,227 @@
+"""Reading a window store by batch, through memory maps, without ever loading it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from biofound.data import store
+from biofound.data.npz import write_npz
+from biofound.data.store import StoreWindows, file_stem, fingerprint_of
+from biofound.data.windows import open_windows
+from biofound.errors import DataError
+from tests.data.cohort import build, cohort
+from tests.data.test_npz import anonymous_bytes
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    outdir = tmp_path_factory.mktemp("store")
+    build(outdir)
+    return outdir
+
+
+@pytest.fixture
+def copied(built, tmp_path) -> Path:
+    """A copy that may be broken."""
+    (tmp_path / "train").mkdir()
+    for path in (built / "train").iterdir():
+        (tmp_path / "train" / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def change_index(directory: Path, **changes) -> None:
+    path = directory / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def loaded(built: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """All windows, their cases and starts, by plain numpy: the reference."""
+    index = json.loads((built / "train" / "index.json").read_text())
+    x, cases, start_s = [], [], []
+    for case in index["cases"]:
+        with np.load(built / "train" / case["file"]) as archive:
+            x.append(archive["x"].astype(np.float32))
+            start_s.append(archive["start_s"])
+        cases += [case["case_id"]] * len(x[-1])
+    return np.concatenate(x), cases, np.concatenate(start_s)
+
+
+def test_a_batch_holds_the_windows_asked_for_in_the_order_asked_for(built):
+    windows = open_windows(built, "train")
+    x, cases, _ = loaded(built)
+    index = np.random.default_rng(0).integers(0, len(x), 300)
+    batch = windows.read(index)
+    assert len(windows) == len(x)
+    assert batch.dtype == np.float32 and batch.flags.c_contiguous
+    np.testing.assert_array_equal(batch, x[index])
+    assert [windows.case_of(row) for row in range(len(x))] == cases
+
+
+def test_a_crop_is_a_slice_of_its_stretch(built):
+    windows = open_windows(built, "train")
+    x, cases, start_s = loaded(built)
+    rng = np.random.default_rng(0)
+    index, crop = rng.integers(0, len(x), 300), rng.random(300)
+    batch = windows.read(index, crop)
+    seen = set()
+    for got, row, u in zip(batch, index, crop, strict=True):
+        first = last = int(row)
+        while first and cases[first - 1] == cases[row] and start_s[first] - start_s[first - 1] == 10:
+            first -= 1
+        while last + 1 < len(x) and cases[last + 1] == cases[row] and start_s[last + 1] - start_s[last] == 10:
+            last += 1
+        n = last - first + 1
+        signal = np.concatenate(list(x[first : last + 1]), axis=1)
+        start = int((row - first + u) * ((n - 1) * 1250 + 1) / n)
+        np.testing.assert_array_equal(got, signal[:, start : start + 1250])
+        seen.add(n)
+    assert len(seen) > 2
+
+
+def test_an_empty_batch_is_an_empty_array(built):
+    assert open_windows(built, "train").read(np.zeros(0, np.int64)).shape == (0, 2, 1250)
+
+
+def test_a_store_says_what_it_holds(built):
+    windows = open_windows(built, "train")
+    assert windows.channels == ("PPG", "ECG")
+    assert (windows.sfreq, windows.window_samples, windows.synthetic) == (125.0, 1250, True)
+    assert windows.filters["ECG"] == {"low_hz": 0.5, "high_hz": 40.0, "order": 4}
+    assert windows.subjects == ("syn0001", "syn0002", "syn0003", "syn0004", "syn0005")
+    assert len(windows.fingerprint) == 64
+
+
+def test_reading_outside_the_store_or_cropping_outside_zero_to_one_is_refused(built):
+    windows = open_windows(built, "train")
+    for index in ([len(windows)], [-1]):
+        with pytest.raises(IndexError, match=f"there are {len(windows)} windows"):
+            windows.read(np.array(index))
+    for crop in ([1.0], [-0.1], [np.nan]):
+        with pytest.raises(ValueError, match=r"\[0, 1\)"):
+            windows.read(np.array([0]), np.array(crop))
+    with pytest.raises(ValueError, match="crop has shape"):
+        windows.read(np.array([0, 1]), np.array([0.5]))
+
+
+def files_open() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_maps_open_at_once_are_limited_however_many_cases_there_are(tmp_path, monkeypatch):
+    build(tmp_path, source=cohort(subjects=24, minutes=0.5, artefacts=0.0))
+    x, cases, _ = loaded(tmp_path)
+    monkeypatch.setattr(store, "MAPS_OPEN", 4)
+    windows = StoreWindows(tmp_path / "train")
+    before = files_open()
+    for row in np.random.default_rng(0).permutation(len(x)):
+        np.testing.assert_array_equal(windows.read(np.array([row]))[0], x[row])
+        assert files_open() - before <= 4
+    assert len(set(cases)) > 20
+
+
+def test_reading_takes_no_memory_that_grows_with_the_store(tmp_path):
+    directory = tmp_path / "train"
+    directory.mkdir()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8000, 2, 1250)).astype(np.float16)  # 40 MB
+    with (directory / "a.npz").open("wb") as file:
+        write_npz(file, {"x": x, "start_s": np.arange(8000) * 10.0})
+    write_index(directory, "a", 8000)
+    del x
+    before = anonymous_bytes()
+    windows = open_windows(tmp_path, "train")
+    for _ in range(40):
+        windows.read(rng.integers(0, 8000, 64), rng.random(64))
+    assert anonymous_bytes() - before < 10e6
+
+
+def write_index(directory: Path, case_id: str, windows: int) -> None:
+    index = {
+        "kind": "biofound-windows",
+        "format_version": 1,
+        "channels": ["PPG", "ECG"],
+        "sfreq": 125.0,
+        "window_samples": 1250,
+        "filters": {},
+        "synthetic": False,
+        "fingerprint": "",
+        "cases": [{"case_id": case_id, "subject_id": "s", "file": f"{case_id}.npz", "windows": windows}],
+    }
+    (directory / "index.json").write_text(json.dumps(index))
+
+
+# ---- what is wrong is said --------------------------------------------------------------------------------
+
+
+def test_a_directory_without_windows_is_an_error_that_says_what_was_looked_for(tmp_path):
+    with pytest.raises(DataError, match=r"val/index\.json .*val_windows\.npz .*`channels`"):
+        open_windows(tmp_path, "val")
+    with pytest.raises(DataError, match="no such directory"):
+        open_windows(tmp_path / "typo", "val")
+
+
+def test_a_build_that_did_not_finish_is_called_so(copied):
+    (copied / "train" / "index.json").unlink()
+    with pytest.raises(DataError, match="did not finish; run `biofound windows` again"):
+        open_windows(copied, "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"{", "not readable as JSON"),
+        (b"[]", "something else"),
+        (b'{"kind": "biofound-splits"}', "something else"),
+        (b'{"kind": "biofound-windows", "format_version": 99}', "format version 99, expected 1"),
+        (b'{"kind": "biofound-windows", "format_version": 1, "channels": ["PPG"]}', "incomplete"),
+    ],
+)
+def test_an_index_that_is_none_is_an_error(copied, content, complaint):
+    (copied / "train" / "index.json").write_bytes(content)
+    with pytest.raises(DataError, match=complaint):
+        open_windows(copied, "train")
+
+
+def test_a_missing_case_is_found_at_opening(copied):
+    (copied / "train" / "syn0002_1.npz").unlink()
+    with pytest.raises(DataError, match=r"1 of the 5 files in index\.json are missing, syn0002_1\.npz"):
+        open_windows(copied, "train")
+
+
+def test_a_case_of_another_shape_than_the_index_says_is_an_error(copied):
+    change_index(copied / "train", window_samples=1000)
+    with pytest.raises(DataError, match=r"syn0001_1.*1250\), index\.json says \(\d+, 2, 1000\)"):
+        open_windows(copied, "train").read(np.array([0]))
+
+
+def test_a_compressed_case_is_an_error_that_says_how_to_write_it(copied):
+    path = copied / "train" / "syn0001_1.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    np.savez_compressed(path, **arrays)
+    with pytest.raises(DataError, match="compressed"):
+        open_windows(copied, "train").read(np.array([0]))
+
+
+def test_a_case_that_goes_while_the_store_is_in_use_is_an_error(copied):
+    windows = open_windows(copied, "train")
+    (copied / "train" / "syn0001_1.npz").unlink()
+    with pytest.raises(DataError, match="syn0001_1 has gone"):
+        windows.read(np.array([0]))
+
+
+def test_file_names_are_safe_and_distinct_whatever_the_case_is_called():
+    ids = ["a", "a/b", "a%2Fb", "..", "index", "%69ndex", "Ünï", "p00/../x", "case 1", "con:1"]
+    stems = [file_stem(case_id) for case_id in ids]
+    assert len(set(stems)) == len(ids)
+    assert not any("/" in stem or stem == "index" for stem in stems)
+    assert file_stem("bidmc01") == "bidmc01"
+
+
+def test_the_fingerprint_depends_on_every_case_and_not_on_their_order():
+    cases = [{"case_id": "a", "sha256": "1"}, {"case_id": "b", "sha256": "2"}]
+    assert fingerprint_of(cases) == fingerprint_of(cases[::-1])
+    swapped = [{"case_id": "a", "sha256": "2"}, {"case_id": "b", "sha256": "1"}]
+    assert len({fingerprint_of(cases), fingerprint_of(swapped), fingerprint_of(cases[:1])}) == 3
