@@ -8,6 +8,7 @@ header that promises more than its file holds, a header with signals and samples
 import csv
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -213,6 +214,15 @@ class WfdbSource:
         return next((match[1] for match in found if match and match[1]), None)
 
 
+def import_wfdb() -> Any:
+    """The `wfdb` package, imported at first use: it costs over a second, which `--help` need not pay."""
+    with warnings.catch_warnings():
+        # Its import does what pandas 3 calls deprecated; nothing a user of this program can change.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import wfdb
+    return wfdb
+
+
 def normalised(name: str) -> str:
     """A signal's name without surrounding blanks and trailing commas: BIDMC has 'PLETH,'."""
     return name.strip().rstrip(",").strip()
@@ -256,6 +266,10 @@ class _Header:
         own += [self.path.parent / name for name in dict.fromkeys(self._signal_files())]
         return list(dict.fromkeys(own + [path for segment in self.segments for path in segment.files()]))
 
+    def parts(self) -> list["_Header"]:
+        """The segments that have samples: not the layout header, whose length is 0."""
+        return [segment for segment in self.segments if segment.samples > 0]
+
     def check(self) -> None:
         """Compare the header with itself and with its files.
 
@@ -268,13 +282,14 @@ class _Header:
                 f"{self.parsed.n_sig} signal(s); expected a recording. Are the number of signals and the "
                 "number of samples transposed? Correct the header or take the record out of RECORDS"
             )
-        for segment in self.segments:
+        for segment in self.parts():
             segment._check_files()
         if not self.segments:
             self._check_files()
 
     def _signal_files(self) -> list[str]:
-        return list(getattr(self.parsed, "file_name", None) or [])
+        # "~" is the file of signals that a layout header only names.
+        return [name for name in getattr(self.parsed, "file_name", None) or [] if name != "~"]
 
     def _check_files(self) -> None:
         parsed = self.parsed
@@ -285,10 +300,6 @@ class _Header:
                 "Correct the header or take the record out of RECORDS"
             )
         for name in dict.fromkeys(self._signal_files()):
-            if Path(name).is_absolute() or ".." in Path(name).parts or "://" in name:
-                raise DataError(
-                    f"case {self.case_id}: the header names the file {name}, outside the data set"
-                )
             path = self.path.parent / name
             if not path.is_file():
                 raise DataError(
@@ -316,8 +327,7 @@ class _Header:
 
 def _read_header(case_id: str, path: Path) -> _Header:
     """Parse the header of the record at `path` (no suffix), and those of its segments."""
-    import wfdb  # costs a second, which `biofound --help` need not pay
-
+    wfdb = import_wfdb()
     file = path.with_name(f"{path.name}.hea")
     if not file.is_file():
         raise DataError(f"case {case_id}: expected the header {file.name} in {file.parent}, found none")
@@ -376,14 +386,11 @@ def _no_rate(case_id: str, file: Path) -> float:
 
 def _read_tracks(header: _Header, indices: list[int]) -> dict[int, _Track]:
     """Decode the signals at `indices`, each at its own rate."""
-    import wfdb
-
+    if header.segments:
+        return {index: _read_joined(header, index) for index in indices}
+    wfdb = import_wfdb()
     try:
-        if header.segments:
-            return {index: _read_joined(wfdb, header, index) for index in indices}
         record = wfdb.rdrecord(str(header.path), channels=indices, smooth_frames=False)
-    except DataError:
-        raise
     except Exception as error:  # as above: the decoder has no exception family of its own
         raise DataError(f"case {header.case_id}: {header.path.name} cannot be decoded: {error}") from error
     tracks = {}
@@ -397,17 +404,37 @@ def _read_tracks(header: _Header, indices: list[int]) -> dict[int, _Track]:
     return tracks
 
 
-def _read_joined(wfdb: Any, header: _Header, index: int) -> _Track:
-    """Decode one signal of a multi-segment record into one array, NaN where no segment has it."""
-    for segment in header.segments:
-        if any(count != 1 for count in getattr(segment.parsed, "samps_per_frame", None) or []):
-            raise DataError(
-                f"case {header.case_id}: segment {segment.path.name} has several samples a frame, which is "
-                "not supported in multi-segment records; list the segments as records of their own"
-            )
-    record = wfdb.rdrecord(str(header.path), channels=[index])
-    _check_length(header, index, len(record.p_signal), header.samples)
-    return _Track(samples=record.p_signal[:, 0], sfreq=header.frame_rate, unit=record.units[0] or "")
+def _read_joined(header: _Header, index: int) -> _Track:
+    """Decode one signal of a multi-segment record into one array, NaN where no segment has it.
+
+    The wfdb package joins segments too, but fails on records of fixed layout with a gap.
+    """
+    name = normalised(header.names[index])
+    read = {segment.path.name: _read_named(segment, name) for segment in header.parts()}
+    kinds = {(track.sfreq, track.unit) for track in read.values() if track is not None}
+    if len(kinds) > 1:
+        raise DataError(
+            f"case {header.case_id}, signal {name}: its segments differ in rate or unit "
+            f"({', '.join(f'{sfreq:g} Hz {unit}' for sfreq, unit in sorted(kinds))}); list them as records "
+            "of their own"
+        )
+    sfreq, unit = kinds.pop() if kinds else (header.frame_rate, "")
+    per_frame = round(sfreq / header.frame_rate)
+    parts = []
+    for part, frames in zip(header.parsed.seg_name, header.parsed.seg_len, strict=True):
+        track = read.get(part)
+        samples = np.full(frames * per_frame, np.nan) if track is None else track.samples
+        _check_length(header, index, len(samples), frames * per_frame)
+        parts.append(samples)
+    joined = np.concatenate(parts)
+    _check_length(header, index, len(joined), header.samples * per_frame)
+    return _Track(samples=joined, sfreq=header.frame_rate * per_frame, unit=unit)
+
+
+def _read_named(segment: _Header, name: str) -> _Track | None:
+    """The signal of that name in a segment; None where the segment has none."""
+    names = [normalised(other) for other in segment.names]
+    return _read_tracks(segment, [names.index(name)])[names.index(name)] if name in names else None
 
 
 def _check_length(header: _Header, index: int, got: int, expected: int) -> None:

@@ -1,0 +1,277 @@
+"""Is a patient in one split only, and always in the same?"""
+
+import json
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+
+from biofound.data.channels import Channel, PassBand
+from biofound.data.sources import Case
+from biofound.data.sources.wfdb import WfdbSource
+from biofound.data.splits import SPLITS, load_splits, make_splits, save_splits, split_of
+from biofound.errors import DataError, SettingsError
+
+ORIGIN = {"source": {"name": "synthetic", "seed": 1}, "dataset_version": "1-abc", "channels": ["PPG", "ECG"]}
+
+GOLDEN = {
+    "s01182": "train",
+    "s03386": "train",
+    "2": "val",
+    "5": "train",
+    "8": "train",
+    "11": "train",
+    "14": "train",
+    "20": "train",
+    "23": "train",
+}
+
+
+def case(case_id, subject_id):
+    return Case(case_id=case_id, subject_id=subject_id, tracks=("PPG", "ECG"), duration_s=600.0)
+
+
+def hospital(patients, *, seed=0, most=4):
+    """`patients` patients with one to `most` cases each, as VitalDB has them."""
+    rng = random.Random(seed)
+    return [case(f"{p:05d}_{k}", f"p{p}") for p in range(patients) for k in range(rng.randint(1, most))]
+
+
+def split(cases, *, mode="full", seed=42, **more):
+    return make_splits(cases, mode=mode, seed=seed, **ORIGIN, **more)
+
+
+def membership(splits):
+    return {c.case_id: name for name in SPLITS for c in splits.of(name)}
+
+
+@pytest.mark.parametrize("mode", ["full", "fasttrack"])
+@pytest.mark.parametrize("seed", range(8))
+def test_no_patient_is_in_two_splits_and_no_case_is_torn_from_its_patient(mode, seed):
+    cases = hospital(150, seed=seed)
+    splits = split(cases, mode=mode, seed=seed)
+    seen = [set(splits.subjects(name)) for name in SPLITS]
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    taken = membership(splits)
+    for subject in set().union(*seen):
+        mine = [c.case_id for c in cases if c.subject_id == subject]
+        assert len({taken.get(case_id) for case_id in mine}) == 1  # all of a patient's cases, or none
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_full_divides_about_80_10_10_and_leaves_no_case_out(seed):
+    cases = hospital(3000, seed=seed)
+    splits = split(cases, seed=seed)
+    assert sum(len(splits.of(name)) for name in SPLITS) == len(cases)
+    for name, part in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
+        assert len(splits.subjects(name)) / 3000 == pytest.approx(part, abs=0.025)
+
+
+def test_the_order_of_the_cases_does_not_matter_and_the_seed_does():
+    cases = hospital(200)
+    shuffled = random.Random(3).sample(cases, len(cases))
+    assert split(cases) == split(shuffled)
+    assert membership(split(cases)) != membership(split(cases, seed=43))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adding_cases_and_patients_moves_no_existing_patient(seed):
+    cases = hospital(400, seed=seed)
+    before = membership(split(cases[:500], seed=seed))
+    after = membership(split(cases, seed=seed))
+    assert len(cases) > 600
+    assert {case_id: after[case_id] for case_id in before} == before
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fasttrack_is_part_of_full_split_by_split(seed):
+    cases = hospital(600, seed=seed)
+    full, fast = membership(split(cases, seed=seed)), membership(split(cases, mode="fasttrack", seed=seed))
+    assert fast.items() <= full.items()
+
+
+def test_fasttrack_takes_50_10_10_cases_where_patients_allow():
+    counts = [len(split(hospital(600), mode="fasttrack").of(name)) for name in SPLITS]
+    assert counts == [50, 10, 10]
+
+
+def test_fasttrack_keeps_whole_a_patient_larger_than_its_share():
+    cases = [case(f"{p}_{k}", f"p{p}") for p in range(12) for k in range(30)]
+    splits = split(cases, mode="fasttrack", seed=0)
+    assert [len(splits.of(name)) for name in SPLITS] == [30, 30, 30]
+
+
+def test_fasttrack_takes_what_there_is_of_a_small_data_set():
+    cases = hospital(40, most=1)
+    assert membership(split(cases, mode="fasttrack")) == membership(split(cases))
+
+
+def test_a_patients_split_is_the_same_in_every_process():
+    subjects = [f"s{i}" for i in range(40)]
+    script = f"from biofound.data.splits import split_of; print([split_of(s, seed=42) for s in {subjects}])"
+    for hash_seed in ("1", "2"):  # Python's own hash() would differ between these
+        out = subprocess.run(
+            [sys.executable, "-c", script],
+            env={"PYTHONHASHSEED": hash_seed, "PATH": ""},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert out.stdout.strip() == str([split_of(s, seed=42) for s in subjects])
+
+
+def test_the_division_is_the_published_one():
+    # Golden, from `printf '42:s01182' | sha256sum`: 0.8 and 0.9 of 2**48 bound the first 12 hex digits.
+    assert [split_of(s, seed=42) for s in GOLDEN] == list(GOLDEN.values())
+
+
+# Refusals
+
+
+def test_an_unknown_subject_is_refused_with_the_ways_to_name_it():
+    cases = [*hospital(20), case("odd", None), case("other", None)]
+    with pytest.raises(DataError, match=r"2 of \d+ cases \(odd, other\)") as refused:
+        split(cases)
+    for way in ("subjects.csv", "--subjects-csv", "--subject-pattern", "--record-is-subject"):
+        assert way in str(refused.value)
+
+
+def test_an_empty_split_is_refused_with_counts_and_a_seed_that_works():
+    cases = hospital(6, most=1)
+    bad = next(s for s in range(1000) if {split_of(c.subject_id, seed=s) for c in cases} != set(SPLITS))
+    with pytest.raises(
+        DataError, match=rf"seed {bad} leaves a split without cases \(train \d, val \d, test \d\)"
+    ) as e:
+        split(cases, seed=bad)
+    good = int(re.search(r"--seed (\d+)", str(e.value))[1])
+    assert all(split(cases, seed=good).of(name) for name in SPLITS)
+
+
+def test_two_patients_cannot_make_three_splits():
+    with pytest.raises(DataError, match="three splits need at least 3 patients"):
+        split([case("a", "p1"), case("b", "p2"), case("c", "p2")])
+
+
+def test_no_cases_and_a_case_listed_twice_are_refused():
+    with pytest.raises(DataError, match="channels PPG, ECG, found none"):
+        split([])
+    with pytest.raises(DataError, match="lists a more than once"):
+        split([case("a", "p1"), case("a", "p2"), *hospital(30)])
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(SettingsError, match="mode must be one of full, fasttrack, got 'quick'"):
+        split(hospital(30), mode="quick")
+
+
+# The file
+
+
+@pytest.fixture
+def saved(tmp_path):
+    splits = split(hospital(60), mode="fasttrack", case_set="bis")
+    path = tmp_path / "data" / "splits_fasttrack.json"
+    save_splits(path, splits)
+    return path, splits
+
+
+def test_the_file_holds_everything_and_reads_back_equal(saved):
+    path, splits = saved
+    assert load_splits(path) == splits
+    content = json.loads(path.read_text())
+    assert (content["format_version"], content["kind"], content["case_set"]) == (1, "biofound-splits", "bis")
+    assert content["splits"]["val"][0] == {
+        "case_id": splits.val[0].case_id,
+        "subject_id": splits.val[0].subject_id,
+    }
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_writing_it_again_gives_the_same_bytes(saved, tmp_path):
+    path, splits = saved
+    save_splits(tmp_path / "again.json", splits)
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def changed(**changes):
+    def change(content):
+        content.update(changes)
+
+    return change
+
+
+def drop(key):
+    return lambda content: content.pop(key)
+
+
+def share_patient(content):
+    content["splits"]["test"].append(
+        {"case_id": "new", "subject_id": content["splits"]["train"][0]["subject_id"]}
+    )
+
+
+def share_case(content):
+    case_id = content["splits"]["train"][0]["case_id"]
+    content["splits"]["val"].append({"case_id": case_id, "subject_id": "somebody"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed(format_version=2), "expected format version 1, got 2"),
+        (changed(format_version=None), "expected format version 1, got None"),
+        (changed(kind="biofound-windows"), "expected a splits file .* got 'biofound-windows'"),
+        (drop("kind"), "expected a splits file .* got 'no kind'"),
+        (drop("splits"), "not a whole splits file .*splits"),
+        (drop("seed"), "not a whole splits file .*seed"),
+        (changed(mode="quick"), "not a whole splits file .*mode 'quick'"),
+        (changed(seed="42"), "not a whole splits file .*seed must be int"),
+        (changed(splits={"train": [], "val": []}), "not a whole splits file .*test"),
+        (changed(splits={"train": [1], "val": [], "test": []}), "not a whole splits file"),
+        (share_patient, r"patients p\d+ are in both train and test"),
+        (share_case, r"cases \S+ are in both train and val"),
+    ],
+)
+def test_a_file_that_is_not_a_sound_splits_file_is_refused_with_its_path(saved, change, message):
+    path, _ = saved
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message) as refused:
+        load_splits(path)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"case,split\n", "expected JSON"), (b'{"kind": "biof', "expected JSON"), (b"[]", "got 'list'")],
+)
+def test_a_file_that_is_no_json_or_cut_short_is_refused(tmp_path, content, message):
+    path = tmp_path / "splits.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_splits(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.json: expected a splits file, found none"):
+        load_splits(tmp_path / "nowhere.json")
+
+
+# BIDMC
+
+
+def test_bidmc_divides_by_patient(bidmc_dir):
+    band = PassBand(low_hz=0.5, high_hz=8.0, order=2)
+    channels = [
+        Channel(name="PPG", tracks=("PLETH",), unit="NU", band=band, quality_threshold=0.5),
+        Channel(name="ECG", tracks=("II",), unit="mV", band=band, quality_threshold=0.5),
+    ]
+    splits = split(WfdbSource(root=bidmc_dir).cases(channels))
+    where = membership(splits)
+    assert [len(splits.of(name)) for name in SPLITS] == [33, 3, 6]
+    assert [len(splits.subjects(name)) for name in SPLITS] == [26, 3, 6]
+    for together in (("06", "07", "08", "09"), ("20", "21", "22", "23"), ("38", "39")):
+        assert len({where[f"bidmc{number}"] for number in together}) == 1
