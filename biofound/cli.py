@@ -5,15 +5,20 @@ Bodies import what they need themselves: `biofound --help` must answer at once, 
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import biofound
 from biofound import console, report
+from biofound.data.channels import Channel
 from biofound.errors import DataError, SettingsError
 from biofound.options import Run, add_command
 from biofound.settings import PrepareSettings, WindowsSettings, resolve_channels
+
+if TYPE_CHECKING:
+    from biofound.data.sources import Source
+    from biofound.data.splits import Splits
 
 app = typer.Typer(
     name="biofound",
@@ -91,24 +96,61 @@ def windows(run: Run[WindowsSettings]) -> None:
 
 def _build_stores(settings: WindowsSettings) -> list[Path]:
     """Build the store of each split asked for; the directories. What fails in one does not stop the next."""
-    from biofound.data.build import build_windows
-    from biofound.data.conditioning import design
-    from biofound.data.sources.registry import open_source
     from biofound.data.splits import SPLITS, load_splits
 
     splits = load_splits(settings.split_file)
     channels = resolve_channels(settings.channels_yaml, settings.section).channels
+    _refuse_unfit_channels(settings, splits, channels)
+    source = _open_source_of(splits, settings)
+
+    from biofound.data.build import build_windows
+
+    chosen = SPLITS if settings.split == "all" else (settings.split,)
+    failures = []
+    for split in chosen:
+        results = build_windows(
+            source=source,
+            entries=splits.of(split),
+            split=split,
+            channels=channels,
+            sfreq=settings.sfreq,
+            window_seconds=settings.window_seconds,
+            max_gap_seconds=settings.max_gap_seconds,
+            dtype=settings.dtype,
+            outdir=settings.outdir,
+            workers=settings.workers,
+            scheduler=settings.scheduler,
+            skip_failed=settings.skip_failed,
+        )
+        try:
+            report.follow_cases(split, results, total=len(splits.of(split)))
+        except DataError as failure:
+            failures.append(str(failure))
+    if failures:
+        raise DataError("\n".join(failures))
+    return [settings.outdir / split for split in chosen]
+
+
+def _refuse_unfit_channels(settings: WindowsSettings, splits: "Splits", channels: list[Channel]) -> None:
+    """Refuse, before anything is written, channels that the cases lack or whose band the rate cannot hold."""
     absent = [channel.name for channel in channels if channel.name not in splits.channels]
     if absent:
         raise DataError(
             f"{settings.split_file}: its cases were chosen for {', '.join(splits.channels)}, "
             f"not for {', '.join(absent)}; run biofound prepare with --section {settings.section}"
         )
+    from biofound.data.conditioning import design
+
     for channel in channels:
         try:
             design(channel.band, sfreq=settings.sfreq)
         except SettingsError as problem:
             raise SettingsError(f"channel {channel.name}: {problem}") from problem
+
+
+def _open_source_of(splits: "Splits", settings: WindowsSettings) -> "Source":
+    from biofound.data.sources.registry import open_source
+
     description = dict(splits.source)
     if settings.vitaldb_url is not None and description["name"] == "vitaldb":
         description["base_url"] = settings.vitaldb_url
@@ -118,27 +160,4 @@ def _build_stores(settings: WindowsSettings) -> list[Path]:
             f"the recordings are version {source.version()}, the splits were made from "
             f"{splits.dataset_version}: biofound prepare makes them anew"
         )
-    chosen = SPLITS if settings.split == "all" else (settings.split,)
-    failures = []
-    for split in chosen:
-        try:
-            results = build_windows(
-                source=source,
-                entries=splits.of(split),
-                split=split,
-                channels=channels,
-                sfreq=settings.sfreq,
-                window_seconds=settings.window_seconds,
-                max_gap_seconds=settings.max_gap_seconds,
-                dtype=settings.dtype,
-                outdir=settings.outdir,
-                workers=settings.workers,
-                scheduler=settings.scheduler,
-                skip_failed=settings.skip_failed,
-            )
-            report.follow_cases(split, results, total=len(splits.of(split)))
-        except DataError as failure:
-            failures.append(str(failure))
-    if failures:
-        raise DataError("\n".join(failures))
-    return [settings.outdir / split for split in chosen]
+    return source

@@ -1,0 +1,379 @@
+"""The command line: help at once, one clear message a failure, exit codes, and where output goes."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import biofound
+from biofound import console
+from biofound.cli import app
+from biofound.errors import DataError, SettingsError
+from biofound.options import Run, add_command, help_text
+from biofound.settings import COMMANDS, PretrainSettings
+from biofound.settings.base import Settings, setting
+from biofound.settings.resolve import environment_name
+from tests.generated import command_names, help_of
+from tests.settings_reads import recorded_reads
+
+HEAVY = ("torch", "tsfm_public", "transformers", "scipy", "numpy", "wfdb", "matplotlib", "joblib", "soxr")
+PROGRAM = (sys.executable, "-m", "biofound")
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="biofound")
+
+
+def start(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    clean = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    return subprocess.run(
+        [*PROGRAM, *arguments], capture_output=True, text=True, env={**clean, **environ}, timeout=60
+    )
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def cpu_seconds_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+# ---- Help
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in command_names())])
+def test_help_answers_at_once_and_imports_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys, biofound.cli\n"
+        "try:\n"
+        f"    biofound.cli.app({[*command, '--help']!r}, prog_name='biofound')\n"
+        "finally:\n"
+        f"    print(*(name for name in {HEAVY!r} if name in sys.modules), file=sys.stderr)\n"
+    )
+    # CPU time, the best of three: what the machine does beside us is not the program's doing.
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        after = os.times()
+        seconds.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
+        assert done.stderr.split() == []
+        assert done.stdout.startswith("Usage: biofound")
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize("model", [model for model in COMMANDS if model.command in command_names()])
+def test_help_says_all_about_every_option(model: type[Settings]) -> None:
+    text = words(help_of(model.command))
+    for name, info in model.model_fields.items():
+        assert words(help_text(model, name, info)) in text
+        assert environment_name(model, name) in text
+
+
+def test_help_is_the_same_on_build_servers_and_with_colour() -> None:
+    plain = start("prepare", "--help").stdout
+    for environ in ({"GITHUB_ACTIONS": "true"}, {"FORCE_COLOR": "1"}, {"NO_COLOR": "1"}, {"PY_COLORS": "1"}):
+        assert start("prepare", "--help", **environ).stdout == plain
+    assert "\x1b" not in plain
+
+
+def test_completion_knows_commands_options_and_choices() -> None:
+    def completed(line: str) -> list[str]:
+        environ = {
+            "_BIOFOUND_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+        }
+        return start(**environ).stdout.split()
+
+    assert completed("biofound prep") == ["prepare"]
+    assert completed("biofound prepare --mode ") == ["fasttrack", "full"]
+    assert "--subject-pattern" in completed("biofound prepare --subj")
+
+
+def test_version() -> None:
+    for result in (start("--version"), start("prepare", "--help")):
+        assert result.returncode == 0
+    assert start("--version").stdout == f"biofound {biofound.__version__}\n"
+
+
+# ---- A command of our own, to see what the frame around all commands does
+
+
+class ToySettings(Settings):
+    command = "toy"
+    level: float = setting(1.0, "Level of the signal in [mV], as in data[0].", unit="mV", ge=0)
+    kind: Literal["a", "b"] = setting("a", "Which.")
+    loud: bool = setting(False, "Loud.", off_name="quiet")
+    place: Path | None = setting(None, "Where.")
+
+
+def toy(failure: BaseException | None = None) -> typer.Typer:
+    toy_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+    toy_app.callback()(lambda: None)
+
+    @add_command(toy_app, ToySettings)
+    def body(run: Run[ToySettings]) -> None:
+        """Do [something]."""
+        if failure is not None:
+            raise failure
+        console.print_json({"level": run.settings.level, "loud": run.settings.loud})
+
+    return toy_app
+
+
+def test_square_brackets_in_help_stay() -> None:
+    text = words(CliRunner().invoke(toy(), ["toy", "--help"]).stdout)
+    assert "Do [something]." in text
+    assert "Level of the signal in [mV], as in data[0]. [in mV; at least 0; default: 1.0;" in text
+
+
+def test_switch_has_its_own_opposite() -> None:
+    for option, value in (("--loud", True), ("--quiet", False)):
+        result = CliRunner().invoke(toy(), ["toy", option])
+        assert json.loads(result.stdout)["loud"] is value
+
+
+@pytest.mark.parametrize(
+    ("failure", "exit_code", "message"),
+    [
+        (DataError("case [c1], channel PPG: bad"), 1, "error: case [c1], channel PPG: bad\n"),
+        (SettingsError("first\n  second"), 2, "error: first\n  second\n"),
+        (PermissionError(13, "Permission denied", "/x/y"), 1, "error: /x/y: Permission denied\n"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (ZeroDivisionError("x"), 1, "ZeroDivisionError: x (--debug shows the traceback)"),
+    ],
+)
+def test_failure_is_one_message_and_an_exit_code(
+    failure: BaseException, exit_code: int, message: str
+) -> None:
+    result = CliRunner().invoke(toy(failure), ["toy"])
+    assert result.exit_code == exit_code
+    assert message in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = CliRunner().invoke(toy(DataError("bad")), ["toy", "--debug"])
+    assert isinstance(result.exception, DataError)
+    missing = ("windows", "--split-file", "missing.json")
+    for arguments in (("--debug", *missing), (*missing, "--debug")):
+        done = start(*arguments)
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+    assert "Traceback" not in start(*missing).stderr
+
+
+def test_long_messages_are_not_broken_into_lines() -> None:
+    text = "x" * 300 + " " + "y" * 300
+    assert CliRunner().invoke(toy(DataError(text)), ["toy"]).stderr == f"error: {text}\n"
+
+
+def test_wrong_settings_are_told_by_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    wrong, broken = (CliRunner().invoke(toy(f), ["toy"]) for f in (SettingsError("s"), DataError("d")))
+    assert (wrong.exit_code, wrong.stderr) == (2, "")
+    assert (broken.exit_code, broken.stderr) == (1, "error on rank 1: d\n")
+    assert CliRunner().invoke(toy(), ["toy"]).stdout == ""
+
+
+def test_dry_run_shows_settings_with_origin_and_does_nothing() -> None:
+    never = toy(AssertionError("the body ran"))
+    result = CliRunner().invoke(never, ["toy", "--dry-run", "--level", "2"], env={"BIOFOUND_TOY_KIND": "b"})
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in result.stderr.splitlines() if "│" in line
+    ]
+    assert rows == [
+        ["level", "2.0", "mV", "option --level"],
+        ["kind", "b", "", "environment BIOFOUND_TOY_KIND"],
+        ["loud", "False", "", "default"],
+        ["place", "-", "", "default"],
+    ]
+    as_json = CliRunner().invoke(never, ["toy", "--dry-run", "--json", "--level", "2"])
+    assert json.loads(as_json.stdout)["settings"]["level"] == {"value": 2.0, "origin": "option --level"}
+    assert as_json.stderr == ""
+
+
+def test_wrong_values_are_told_together() -> None:
+    result = CliRunner().invoke(toy(), ["toy", "--level", "-1", "--kind", "c"])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: 2 settings are wrong:\n"
+        "  option --level: expected a number at least 0 (in mV), got '-1'\n"
+        "  option --kind: expected one of a, b, got 'c'\n"
+    )
+
+
+def test_unknown_option_and_command_come_with_a_suggestion() -> None:
+    for arguments, suggestion in ((["prepare", "--sourc", "x"], "--source"), (["prepar"], "prepare")):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert suggestion in result.stderr
+
+
+def test_reads_of_settings_are_recorded() -> None:
+    with recorded_reads() as reads:
+        settings = PretrainSettings(epochs=20)
+        assert reads == set()
+        assert settings.epochs == 20
+    assert reads == {("PretrainSettings", "epochs")}
+    assert settings.lr == 5e-4
+    assert len(reads) == 1
+
+
+# ---- Output
+
+
+def test_closed_pipe_is_no_fault() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*PROGRAM, "prepare", "--source", "synthetic", "--dry-run", "--json"]
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+def test_progress_without_a_terminal_is_a_few_plain_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    with console.progress("work", total=500, unit="cases") as progress:
+        for done in range(500):
+            progress.advance(text=f"{done + 1} kept")
+        progress.line("[done]")
+    captured = capfd.readouterr()
+    assert captured.err == "work: 500/500 cases  500 kept\n[done]\n"
+    assert captured.out == ""
+
+
+def test_progress_speaks_up_now_and_then(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with console.progress("work", total=100, unit="cases") as progress:
+        for _ in range(30):
+            now += 1.0
+            progress.advance()
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == ["work: 10/100 cases", "work: 20/100 cases", "work: 30/100 cases"]
+
+
+def test_progress_is_a_bar_on_a_terminal() -> None:
+    code = (
+        "from biofound import console\n"
+        "with console.progress('work', total=2, unit='cases') as progress:\n"
+        "    progress.line('epoch [1]')\n"
+        "    progress.advance(2)\n"
+    )
+    parent, child = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    subprocess.run([sys.executable, "-c", code], stderr=child, env=environ, check=True, timeout=60)
+    os.close(child)
+    shown = os.read(parent, 100_000).decode()
+    os.close(parent)
+    assert "epoch [1]" in shown
+    assert "2/2" in shown
+    assert "\x1b[" in shown
+
+
+# ---- prepare and windows
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("prepared")
+    result = run(
+        "prepare", "--source", "synthetic", "--subjects", 12, "--minutes", 0.6, "--mode", "full", "--seed", 1,
+        "--output", directory, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    counts = json.loads(result.stdout)["splits"]
+    assert sum(split["cases"] for split in counts.values()) == 12
+    assert sum(split["hours"] for split in counts.values()) == pytest.approx(12 * 0.01)
+    return directory / "splits_full.json"
+
+
+def test_windows_builds_every_split_and_accounts_for_every_window(prepared: Path, tmp_path: Path) -> None:
+    arguments = ("--split-file", prepared, "--outdir", tmp_path / "store", "--workers", 1)
+    with recorded_reads() as reads:
+        result = run("windows", *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert list(summary) == ["train", "val", "test"]
+    for split in summary.values():
+        dropped = sum(count for by_channel in split["dropped"].values() for count in by_channel.values())
+        assert split["windows"] + dropped == split["candidates"] == 3 * split["cases"]
+        assert split["synthetic"] is True
+    read = {name for model, name in reads if model == "WindowsSettings"}
+    assert {"sfreq", "window_seconds", "max_gap_seconds", "dtype"} <= read
+    channel = {name for model, name in reads if model == "ChannelSettings"}
+    assert channel == {"tracks", "unit", "filter", "quality_threshold"}
+    assert {name for model, name in reads if model == "FilterSettings"} == {"low_hz", "high_hz", "order"}
+
+    inspected = run("windows", "--inspect", tmp_path / "store", "--json")
+    assert json.loads(inspected.stdout) == summary
+    one = run("windows", "--inspect", tmp_path / "store" / "val")
+    assert one.exit_code == 0
+    assert "synthetic recordings" in one.stderr
+
+
+def test_windows_says_what_does_not_fit_and_leaves_nothing(prepared: Path, tmp_path: Path) -> None:
+    future = tmp_path / "future.json"
+    future.write_text(prepared.read_text().replace('"format_version": 1', '"format_version": 2'))
+    store = tmp_path / "store"
+    for arguments, exit_code, message in [
+        (("--split-file", tmp_path / "no.json"), 1, "expected a splits file, found none"),
+        (("--split-file", future), 1, "expected format version 1, got 2"),
+        (
+            ("--split-file", prepared, "--section", "finetune"),
+            1,
+            "run biofound prepare with --section finetune",
+        ),
+        (("--split-file", prepared, "--sfreq", 50), 2, "channel ECG: a pass band needs"),
+        (("--split-file", prepared, "--windows-yaml", tmp_path / "no.yaml"), 2, "cannot be read"),
+        (("--inspect", tmp_path / "nothing"), 1, "no such directory"),
+    ]:
+        result = run("windows", *arguments, "--outdir", store)
+        assert result.exit_code == exit_code, result.stderr
+        assert message in result.stderr
+        assert result.stderr.startswith("error: ")
+        assert len(result.stderr.splitlines()) == 1
+        assert not store.exists()
+
+
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run(
+        "prepare", "--source", "synthetic", "--subjects", 30, "--output", tmp_path / "file" / "below"
+    )
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {tmp_path / 'file' / 'below'}: Not a directory\n"
+
+
+def test_prepare_keeps_the_patients_of_bidmc_together(bidmc_dir: Path, tmp_path: Path) -> None:
+    result = run("prepare", "--source", "wfdb", "--root", bidmc_dir, "--mode", "full", "--output", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    splits = json.loads((tmp_path / "splits_full.json").read_text())["splits"]
+    split_of = {case["case_id"]: name for name, cases in splits.items() for case in cases}
+    subject_of = {case["case_id"]: case["subject_id"] for cases in splits.values() for case in cases}
+    assert len(split_of) == 42
+    assert len(set(subject_of.values())) == 35
+    for together in (range(6, 10), range(20, 24), range(38, 40)):
+        records = [f"bidmc{number:02d}" for number in together]
+        assert len({subject_of[record] for record in records if record in subject_of}) == 1
+        assert len({split_of[record] for record in records if record in split_of}) == 1
