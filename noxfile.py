@@ -9,15 +9,16 @@ nox.options.sessions = ["lint", "typecheck", "tests", "docs"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
 
-def install(session: nox.Session, *groups: str, project: bool = True) -> None:
+def install(session: nox.Session, *groups: str, project: str | None = ".") -> None:
+    """Install the project (`.[dask]` with an extra; None not at all) and dependency groups."""
     requirements = nox.project.dependency_groups(PYPROJECT, *groups) if groups else ()
-    session.install(*(("-e", ".") if project else ()), *requirements)
+    session.install(*(("-e", project) if project else ()), *requirements)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and formatting; `-- --fix` repairs what it can."""
-    install(session, "lint", project=False)
+    install(session, "lint", project=None)
     fix = "--fix" in session.posargs
     session.run("ruff", "check", *(["--fix"] if fix else []), ".")
     session.run("ruff", "format", *([] if fix else ["--check"]), ".")
@@ -33,14 +34,14 @@ def typecheck(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast suite, offline and in one process."""
-    install(session, "test")
+    install(session, "test", project=".[dask]")
     session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session
 def tests_slow(session: nox.Session) -> None:
     """The tests that take minutes."""
-    install(session, "test")
+    install(session, "test", project=".[dask]")
     session.run("python", "-m", "pytest", "-m", "slow", *session.posargs)
 
 
