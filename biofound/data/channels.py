@@ -35,3 +35,10 @@ class Channel:
     def modality(self) -> str:
         """`PPG`, `ECG` or `ACC`: what kind of signal it is, which decides how its quality is judged."""
         return self.name.split("_")[0].rstrip("0123456789")
+
+
+PRETRAIN_CHANNELS = ("PPG", "ECG")
+"""The channels of pretraining windows, in order, where nothing else is said."""
+
+FINETUNE_CHANNELS = ("ACC_X", "ACC_Y", "ACC_Z", *PRETRAIN_CHANNELS)
+"""The channels of fine-tuning windows, in order, where nothing else is said."""

@@ -1,0 +1,226 @@
+"""How a pretrained encoder takes more channels: by name, exactly, with every tensor accounted for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from biofound.core.checkpoint import Checkpoint, load_checkpoint
+from biofound.core.models import Encoder, ModelConfig, PretrainingModel, build_model, channel_rows
+from biofound.data.channels import FINETUNE_CHANNELS
+from biofound.errors import CheckpointError, SettingsError
+from biofound.files import sha256_of
+
+Fate = Literal["copied", "inflated", "new", "dropped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFate:
+    """What became of one tensor: its shape before (None if new) and after (None if dropped)."""
+
+    name: str
+    fate: Fate
+    before: tuple[int, ...] | None
+    after: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inflation:
+    """An inflated model and the fate of every tensor of the checkpoint and of the new model."""
+
+    model: PretrainingModel
+    fates: tuple[TensorFate, ...]
+
+    def named(self, fate: Fate, *, part: Literal["encoder", "decoder"]) -> frozenset[str]:
+        """The tensors of one part with this fate, as that part's own `state_dict` names them."""
+        prefix = f"{part}."
+        return frozenset(
+            item.name.removeprefix(prefix)
+            for item in self.fates
+            if item.fate == fate and item.name.startswith(prefix)
+        )
+
+
+def inflate(checkpoint: Checkpoint, *, channels: Sequence[str], seed: int = 0) -> Inflation:
+    """A model over `channels` that computes on the pretrained ones what the checkpoint's model does.
+
+    Tensors find their channel by name, wherever it stands in the new order. A new channel's block of
+    the fusion starts at zero: what the channel holds then adds exactly nothing to the latents, while
+    the block's own gradient is not zero, so the first training step changes it.
+
+    Args:
+        checkpoint: the pretrained model.
+        channels: the new order; it holds every pretrained channel and at least one new one.
+        seed: for the initial values of what is new.
+
+    Raises:
+        SettingsError: when `channels` leaves out a pretrained channel, or adds none.
+        CheckpointError: when a tensor has no place, or its shape does not fit.
+    """
+    old = checkpoint.model
+    missing = [name for name in old.channels if name not in channels]
+    if missing:
+        raise SettingsError(
+            f"the checkpoint's channel {', '.join(missing)} is not among the new channels "
+            f"{', '.join(channels)}; inflation keeps every pretrained channel: add it"
+        )
+    if len(channels) <= len(old.channels):
+        raise SettingsError(
+            f"inflation adds channels: the checkpoint has {len(old.channels)} ({', '.join(old.channels)}), "
+            f"so ask for more than that, not {len(channels)}"
+        )
+    try:
+        config = replace(old, channels=tuple(channels))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    checkpoint.build()  # a checkpoint whose tensors are not its model's is refused before any is copied
+    model = build_model(config, seed=seed)
+    fates: list[TensorFate] = []
+    with torch.no_grad():
+        for name in config.channels:
+            if name not in old.channels:
+                model.encoder.fusion[name].zero_()
+        fates += _fill("encoder", checkpoint.encoder, model.encoder.state_dict(), old, config)
+        fates += _fill("decoder", checkpoint.decoder, model.decoder.state_dict(), old, config)
+    if checkpoint.optimizer is not None:
+        fates.append(TensorFate(name="optimizer state", fate="dropped", before=None, after=None))
+    return Inflation(model=model.eval(), fates=tuple(fates))
+
+
+def inflated_checkpoint(
+    checkpoint: Checkpoint,
+    inflation: Inflation,
+    *,
+    path: Path,
+    filters: Mapping[str, dict[str, Any]],
+    units: Mapping[str, str],
+) -> Checkpoint:
+    """The inflated model as a checkpoint that says where it came from.
+
+    Args:
+        checkpoint: what was inflated.
+        inflation: the result.
+        path: the file of `checkpoint`, for its SHA-256.
+        filters: the pass bands of the new channels, by name.
+        units: the units of the new channels, by name.
+    """
+    model, data = inflation.model, checkpoint.data
+    return replace(
+        checkpoint,
+        model=model.config,
+        encoder=model.encoder.state_dict(),
+        decoder=model.decoder.state_dict(),
+        data=replace(data, filters={**filters, **data.filters}, units={**units, **data.units}),
+        optimizer=None,
+        resume=None,
+        inflated_from={"channels": list(checkpoint.model.channels), "sha256": sha256_of(path)},
+    )
+
+
+def load_pretrained_with_channel_inflate(
+    *,
+    checkpoint_path: str | Path,
+    pretrain_channels: int,
+    finetune_channels: int,
+    freeze_pretrained: bool = True,
+    model_config: Mapping[str, Any] | None = None,
+) -> Encoder:
+    """The encoder of a checkpoint, inflated to more channels and ready for fine-tuning.
+
+    Args:
+        checkpoint_path: a pretraining checkpoint, such as `best_model.pt`.
+        pretrain_channels: how many channels it is expected to have.
+        finetune_channels: how many the encoder shall have.
+        freeze_pretrained: freeze what was copied, with dropout off in it. What is new stays trainable,
+            and so does any head put on top.
+        model_config: `channels`, the names in the new order; by default
+            ACC_X, ACC_Y, ACC_Z, PPG, ECG where five are asked for. Any other field of `ModelConfig`
+            given here is checked against the checkpoint.
+
+    Returns:
+        An `Encoder`: (B, finetune_channels, T) -> (B, P, D), in training mode.
+
+    Raises:
+        CheckpointError: when the file is no checkpoint, or not what the arguments say it is.
+        SettingsError: when the channels do not fit.
+    """
+    checkpoint = load_checkpoint(Path(checkpoint_path))
+    stated = dict(model_config or {})
+    channels = stated.pop(
+        "channels", FINETUNE_CHANNELS if finetune_channels == len(FINETUNE_CHANNELS) else None
+    )
+    if channels is None:
+        raise SettingsError(
+            f"there are no default names for {finetune_channels} channels: "
+            f"give model_config={{'channels': [...]}} with {finetune_channels} names"
+        )
+    if len(channels) != finetune_channels:
+        raise SettingsError(
+            f"finetune_channels is {finetune_channels}, but {len(channels)} are named: {channels}"
+        )
+    if len(checkpoint.model.channels) != pretrain_channels:
+        raise CheckpointError(
+            f"{checkpoint_path}: expected {pretrain_channels} channels (pretrain_channels), "
+            f"found {len(checkpoint.model.channels)}: {', '.join(checkpoint.model.channels)}"
+        )
+    _require_agreement(stated, checkpoint.model)
+    inflation = inflate(checkpoint, channels=channels)
+    encoder = inflation.model.encoder
+    if freeze_pretrained:
+        copied = inflation.named("copied", part="encoder")
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(name not in copied)
+    return encoder.train()
+
+
+def _require_agreement(stated: Mapping[str, Any], model: ModelConfig) -> None:
+    actual = model.as_json()
+    unknown = [name for name in stated if name not in actual]
+    if unknown:
+        raise SettingsError(
+            f"model_config has no field {', '.join(unknown)}; it can have {', '.join(actual)}"
+        )
+    for name, value in stated.items():
+        if actual[name] != value:
+            raise CheckpointError(
+                f"model_config says {name} = {value!r}, but the checkpoint's model has {actual[name]!r}; "
+                "leave it out: the checkpoint describes its own model"
+            )
+
+
+def _fill(
+    part: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor], before: ModelConfig, after: ModelConfig
+) -> list[TensorFate]:
+    """Copy `old` into `new` in place, and say what became of each tensor."""
+    fates = []
+    for name, target in new.items():
+        source = old.get(name)
+        if source is None:
+            fate: Fate = "new"
+        elif source.shape == target.shape:
+            fate = "copied"
+            target.copy_(source)
+        elif part == "decoder" and source.shape[1:] == target.shape[1:]:
+            fate = "inflated"
+            for channel in before.channels:
+                rows = channel_rows(after.channels, channel, patch_length=after.patch_length)
+                target[rows] = source[
+                    channel_rows(before.channels, channel, patch_length=before.patch_length)
+                ]
+        else:
+            raise CheckpointError(
+                f"{part}.{name}: the checkpoint's tensor of shape {tuple(source.shape)} has no place in the "
+                f"inflated model, which expects {tuple(target.shape)}"
+            )
+        fates.append(
+            TensorFate(
+                name=f"{part}.{name}",
+                fate=fate,
+                before=None if source is None else tuple(source.shape),
+                after=tuple(target.shape),
+            )
+        )
+    return fates

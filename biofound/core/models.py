@@ -1,0 +1,302 @@
+"""What is trained: a TinyTimeMixer encoder that knows its channels by name, and its reconstruction head.
+
+The mixer blocks are granite-tsfm's (Ekambaram et al. 2024, https://arxiv.org/abs/2401.03955). This is
+the only module that imports it: granite's own layouts and names appear nowhere else.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # deprecations inside granite and transformers, not ours to mend
+    from tsfm_public.models.tinytimemixer import TinyTimeMixerConfig, TinyTimeMixerModel
+
+CHANNEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+# A channel whose visible samples vary by less than this fraction of their largest value is flat.
+_FLAT = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What a model is, completely: a checkpoint holds it as plain JSON and it rebuilds the model.
+
+    `context_length` is T and `patch_length` L, in samples; `d_model` is D.
+    """
+
+    channels: tuple[str, ...]
+    context_length: int
+    patch_length: int
+    d_model: int
+    num_layers: int
+    expansion_factor: int
+    dropout: float
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on channel names or lengths that make no model."""
+        bad = [name for name in self.channels if not CHANNEL_NAME.fullmatch(name)]
+        if bad or not self.channels or len(set(self.channels)) < len(self.channels):
+            raise ValueError(
+                f"channels must be distinct names of letters, digits and _, got {list(self.channels)}"
+            )
+        if self.context_length % self.patch_length or self.context_length <= self.patch_length:
+            raise ValueError(
+                f"context length {self.context_length} must be a multiple (2 or more times) of "
+                f"patch length {self.patch_length}"
+            )
+
+    @property
+    def patches(self) -> int:
+        """P, the number of patches in a window."""
+        return self.context_length // self.patch_length
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON for checkpoints."""
+        return {**asdict(self), "channels": list(self.channels)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The inverse of `as_json`; a missing or unknown key is a TypeError."""
+        return cls(**{**value, "channels": tuple(value["channels"])})
+
+
+class Normalised(NamedTuple):
+    """A window in units of its own visible samples: `x = values * std + mean`."""
+
+    values: Tensor
+    """(B, C, T), 0 in gaps."""
+    mean: Tensor
+    """(B, C, 1), in the input's unit."""
+    std: Tensor
+    """(B, C, 1), in the input's unit."""
+
+
+def normalise(x: Tensor, *, visible: Tensor, observed: Tensor) -> Normalised:
+    """Remove mean and scale, both taken from visible samples only.
+
+    Args:
+        x: (B, C, T), in physical units; what stands in gaps is ignored, NaN included.
+        visible: (B, C, T) bool, True where a sample is real and not hidden.
+        observed: (B, C, T) bool, True where a sample is real.
+
+    Returns:
+        The normalised window. A channel with nothing visible has mean 0 and scale 1; a flat one
+        is not blown up: its scale is at least 1e-6 of its largest visible value.
+    """
+    kept = torch.where(visible, x, 0.0)
+    # Dividing by the largest value first keeps squares finite for any finite input.
+    peak = kept.abs().amax(-1, keepdim=True)
+    peak = torch.where(peak > 0, peak, 1.0)
+    count = visible.sum(-1, keepdim=True).clamp(min=1)
+    relative = kept / peak
+    mean = relative.sum(-1, keepdim=True) / count
+    deviation = torch.where(visible, relative - mean, 0.0)
+    std = (deviation.square().sum(-1, keepdim=True) / count).sqrt().clamp(min=_FLAT)
+    std = torch.where(visible.any(-1, keepdim=True), std, 1.0)
+    values = torch.where(observed, (x / peak - mean) / std, 0.0)
+    return Normalised(values, mean * peak, std * peak)
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of a window, and the scale it saw it in."""
+
+    latents: Tensor
+    """(B, P, D)."""
+    normalised: Normalised
+    counted: Tensor
+    """(B, C, T) bool, True where a sample was hidden by the mask and is real: where the loss counts."""
+
+
+class Encoder(nn.Module):
+    """Windows in physical units to one latent vector a patch: (B, C, T) -> (B, P, D).
+
+    Each channel is normalised by its visible samples, cut into patches, embedded, marked with the
+    learned embedding of its *name*, mixed over time by the shared TinyTimeMixer blocks, and fused
+    by a projection with one block a channel name. A hidden patch, and one in which nothing was
+    observed, is the learned mask token instead: zeros would look like a flat line.
+
+    The rows of the input follow `config.channels`. Parameters that belong to a channel are keyed
+    by its name, so a checkpoint's tensors find their channel wherever it stands.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = TinyTimeMixerModel(
+            TinyTimeMixerConfig(
+                context_length=config.context_length,
+                patch_length=config.patch_length,
+                patch_stride=config.patch_length,
+                num_input_channels=len(config.channels),
+                d_model=config.d_model,
+                num_layers=config.num_layers,
+                expansion_factor=config.expansion_factor,
+                dropout=config.dropout,
+                mode="common_channel",
+                gated_attn=False,
+                adaptive_patching_levels=0,
+                scaling=None,
+                use_decoder=False,
+            )
+        )
+        width = config.d_model
+        self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.channel_embedding = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(width) * 0.02) for name in config.channels}
+        )
+        bound = (len(config.channels) * width) ** -0.5
+        self.fusion = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.empty(width, width).uniform_(-bound, bound))
+                for name in config.channels
+            }
+        )
+        self.fusion_bias = nn.Parameter(torch.zeros(width))
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, except that dropout stays off in a frozen backbone."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
+        """The latents (B, P, D) of windows x (B, C, T); see `encode`."""
+        return self.encode(x, mask=mask, observed=observed).latents
+
+    def encode(self, x: Tensor, *, mask: Tensor | None = None, observed: Tensor | None = None) -> Encoded:
+        """The latents, with the scale of each window.
+
+        Args:
+            x: (B, C, T) float32 in physical units, channels as in `config.channels`.
+            mask: (B, P) bool, True = hidden; None hides nothing.
+            observed: (B, C, T) bool, True = real; None takes every finite sample as real.
+
+        Raises:
+            ValueError: when a shape is not the model's.
+        """
+        x, mask, observed = self._checked(x, mask, observed)
+        length = self.config.patch_length
+        hidden = mask.repeat_interleave(length, dim=1)[:, None, :]  # (B, 1, T)
+        visible = observed & ~hidden
+        scaled = normalise(x, visible=visible, observed=observed)
+        seen = torch.where(visible, scaled.values, 0.0)
+        patches = self.backbone.patching(seen.transpose(1, 2))  # granite: (B, T, C) -> (B, C, P, L)
+        embedded = self.backbone.encoder.patcher(patches)  # (B, C, P, D)
+        unseen = ~visible.view(*visible.shape[:2], -1, length).any(-1)  # (B, C, P)
+        embedded = torch.where(unseen[..., None], self.mask_token.to(embedded.dtype), embedded)
+        embedded = embedded + self._stacked(self.channel_embedding)[:, None, :]
+        mixed, _ = self.backbone.encoder.mlp_mixer_encoder(embedded)  # (B, C, P, D)
+        return Encoded(self._fuse(mixed), scaled, observed & hidden)
+
+    def _fuse(self, mixed: Tensor) -> Tensor:
+        # One product a channel, then a sum: a block of zeros then adds exactly nothing, which is
+        # what makes inflation exact.
+        blocks = self._stacked(self.fusion)  # (C, D, D)
+        parts = torch.matmul(mixed.transpose(0, 1).flatten(1, 2), blocks)  # (C, B*P, D)
+        return (parts.sum(0) + self.fusion_bias).view(mixed.shape[0], mixed.shape[2], -1)
+
+    def _stacked(self, by_name: nn.ParameterDict) -> Tensor:
+        return torch.stack([by_name[name] for name in self.config.channels])
+
+    def _checked(
+        self, x: Tensor, mask: Tensor | None, observed: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.config
+        expected = (len(config.channels), config.context_length)
+        if x.ndim != 3 or x.shape[1:] != expected:
+            raise ValueError(
+                f"expected windows of shape (B, {expected[0]}, {expected[1]}) for channels "
+                f"{list(config.channels)}, got {tuple(x.shape)}"
+            )
+        if mask is None:
+            mask = torch.zeros(len(x), config.patches, dtype=torch.bool, device=x.device)
+        if mask.shape != (len(x), config.patches) or mask.dtype != torch.bool:
+            raise ValueError(
+                f"expected a bool mask of shape {(len(x), config.patches)}, "
+                f"got {mask.dtype} {tuple(mask.shape)}"
+            )
+        if observed is None:
+            observed = torch.isfinite(x)
+        if observed.shape != x.shape or observed.dtype != torch.bool:
+            raise ValueError(
+                f"expected a bool observed of shape {tuple(x.shape)}, "
+                f"got {observed.dtype} {tuple(observed.shape)}"
+            )
+        return x, mask, observed
+
+
+class ReconstructionHead1D(nn.Module):
+    """The decoder: one linear map from a patch's latent to its samples in every channel."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.proj = nn.Linear(config.d_model, len(config.channels) * config.patch_length)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, P, D) -> (B, C, T), in normalised units."""
+        config = self.config
+        patches: Tensor = self.proj(latents)  # (B, P, C*L)
+        by_channel = patches.view(len(latents), config.patches, len(config.channels), config.patch_length)
+        return by_channel.transpose(1, 2).flatten(2)
+
+
+class Reconstruction(NamedTuple):
+    """A reconstruction beside its target, both in normalised units, and where it counts."""
+
+    values: Tensor
+    """(B, C, T)."""
+    target: Tensor
+    """(B, C, T), 0 in gaps."""
+    counted: Tensor
+    """(B, C, T) bool."""
+    mean: Tensor
+    """(B, C, 1)."""
+    std: Tensor
+    """(B, C, 1)."""
+
+    def in_physical_units(self) -> Tensor:
+        """The reconstruction (B, C, T) in the units of the input."""
+        return self.values.float() * self.std + self.mean
+
+
+class PretrainingModel(nn.Module):
+    """Encoder and decoder: windows with some patches hidden, to a reconstruction of all of them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = ReconstructionHead1D(config)
+
+    def forward(self, x: Tensor, mask: Tensor, observed: Tensor | None = None) -> Reconstruction:
+        """Reconstruct x (B, C, T) from the patches that mask (B, P) leaves visible; see `Encoder.encode`."""
+        encoded = self.encoder.encode(x, mask=mask, observed=observed)
+        scaled = encoded.normalised
+        values = self.decoder(encoded.latents)
+        return Reconstruction(values, scaled.values, encoded.counted, scaled.mean, scaled.std)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """The number of parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def build_model(config: ModelConfig, *, seed: int) -> PretrainingModel:
+    """A new model whose initial weights depend only on the seed; the global generator is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PretrainingModel(config)
+
+
+def channel_rows(channels: Sequence[str], name: str, *, patch_length: int) -> slice:
+    """The rows of `ReconstructionHead1D.proj` that reconstruct channel `name`."""
+    place = list(channels).index(name)
+    return slice(place * patch_length, (place + 1) * patch_length)

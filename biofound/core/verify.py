@@ -1,0 +1,583 @@
+"""Does a model do what biofound claims? Each check measures one property on the real parts.
+
+A check returns what it measured, or raises `Failed` with it. An error inside a check fails that check:
+the table is always complete.
+"""
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from biofound.checks import Check
+from biofound.core import checkpoint as checkpoints
+from biofound.core.checkpoint import Checkpoint, DataDescription, load_checkpoint, save_checkpoint
+from biofound.core.inflate import inflate
+from biofound.core.losses import MultiResolutionSTFT, masked_squared_error, msm_loss, stft_loss
+from biofound.core.masking import Stream, draw_masks, hidden_patches
+from biofound.core.models import PretrainingModel, build_model, normalise, parameter_count
+from biofound.core.schedule import learning_rate
+from biofound.core.trainer import EpochReport, StepReport, TrainConfig, Trainer, make_optimizer
+
+ROUNDING = 1e-4
+"""How far two float32 results of the same sums in another order may differ, relative to the largest."""
+
+
+class Failed(Exception):
+    """A property that does not hold; the message is what was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is verified: a model, how it is trained, and windows (B, C, T) to try it on."""
+
+    model: PretrainingModel
+    data: DataDescription
+    config: TrainConfig
+    windows: NDArray[np.float32]
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """The windows as a tensor."""
+        return torch.from_numpy(self.windows)
+
+    def mask(self, windows: int | None = None) -> Tensor:
+        """A mask for the windows, as training would draw it."""
+        return torch.from_numpy(self.draw(np.arange(windows or len(self.windows))))
+
+    def draw(self, index: NDArray[np.int64], *, epoch: int = 0) -> NDArray[np.bool_]:
+        """Training masks (B, P) for sample indices."""
+        config = self.config
+        return draw_masks(
+            kind=config.mask_type,
+            ratio=config.mask_ratio,
+            patches=self.model.config.patches,
+            seed=config.seed,
+            stream=Stream.TRAIN_MASK,
+            epoch=epoch,
+            index=index,
+        )
+
+    def stft(self) -> MultiResolutionSTFT:
+        """The model's STFT loss."""
+        bands = [self.data.filters[name] for name in self.model.config.channels]
+        return MultiResolutionSTFT(
+            sfreq=self.data.sfreq,
+            bands=[(band["low_hz"], band["high_hz"]) for band in bands],
+            window_lengths=self.config.stft_windows,
+            floor=self.config.stft_floor,
+        )
+
+
+def probe_windows(
+    *, windows: int, channels: int, samples: int, sfreq: float, seed: int
+) -> NDArray[np.float32]:
+    """Quasi-periodic windows (B, C, T) to verify a model on where no recordings are at hand.
+
+    Each channel is three harmonics of one rhythm of 0.8-2 Hz a window, shifted from channel to channel.
+    """
+    random = np.random.Generator(np.random.Philox(key=seed))
+    t = np.arange(samples) / sfreq
+    rate = random.uniform(0.8, 2.0, (windows, 1, 1))
+    shift = random.uniform(0, 1, (windows, channels, 1))
+    strength = random.uniform(0.3, 1.0, (windows, channels, 3))
+    waves = [strength[..., k : k + 1] * np.sin(2 * np.pi * (k + 1) * (rate * t + shift)) for k in range(3)]
+    return (sum(waves) + 0.05 * random.standard_normal((windows, channels, samples))).astype(np.float32)
+
+
+def verify(subject: Subject) -> Iterator[Check]:
+    """Run every check that applies, in the order of the table."""
+    for name, check in CHECKS.items():
+        if subject.checkpoint is not None or check not in (checkpoint_is_complete, checkpoint_learned):
+            yield run_check(name, subject)
+
+
+def run_check(name: str, subject: Subject) -> Check:
+    """Run the check of that name; whatever it raises is a failed check."""
+    try:
+        return Check(name=name, passed=True, measured=CHECKS[name](subject))
+    except Failed as failure:
+        return Check(name=name, passed=False, measured=str(failure))
+    except Exception as error:
+        return Check(name=name, passed=False, measured=f"{type(error).__name__}: {error}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The parts
+
+
+def imports(subject: Subject) -> str:
+    """The encoder's blocks come from granite-tsfm itself, not from a stand-in."""
+    origin = type(subject.model.encoder.backbone).__module__
+    text = f"granite-tsfm {version('granite-tsfm')}, torch {torch.__version__}, blocks from {origin}"
+    _require(origin.startswith("tsfm_public.models.tinytimemixer"), text)
+    return text
+
+
+def encoder_shape(subject: Subject) -> str:
+    """(B, C, T) -> (B, P, D), finite."""
+    config = subject.model.config
+    with torch.no_grad():
+        latents = _frozen(subject).encoder(subject.x)
+    text = (
+        f"{_shape(subject.x)} -> {_shape(latents)}, {parameter_count(subject.model.encoder):,} parameters "
+        f"({parameter_count(subject.model.encoder.backbone):,} in the mixer)"
+    )
+    _require(latents.shape == (len(subject.x), config.patches, config.d_model), text)
+    _require(bool(torch.isfinite(latents).all()), text + ", not all finite")
+    return text
+
+
+def decoder_shape(subject: Subject) -> str:
+    """(B, P, D) -> (B, C, T), one linear map."""
+    config = subject.model.config
+    latents = torch.zeros(2, config.patches, config.d_model)
+    with torch.no_grad():
+        out = subject.model.decoder(latents)
+    count = parameter_count(subject.model.decoder)
+    text = f"{_shape(latents)} -> {_shape(out)}, {count:,} parameters"
+    _require(out.shape == (2, len(config.channels), config.context_length), text)
+    _require(count == (config.d_model + 1) * len(config.channels) * config.patch_length, text)
+    return text
+
+
+def losses_are_finite(subject: Subject) -> str:
+    """Both losses are finite and their gradient reaches every parameter."""
+    model = copy.deepcopy(subject.model).requires_grad_(True)
+    loss, msm, stft = _loss(model, subject)
+    torch.autograd.backward(loss)
+    silent = [
+        name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()
+    ]
+    text = f"MSM {msm:.4f}, STFT {stft:.4f}, total {loss.item():.4f}"
+    _require(not silent, f"{text}; no finite gradient in {', '.join(silent[:3])}")
+    _require(math.isfinite(loss.item()) and msm > 0 and stft > 0, text)
+    return text + f"; gradient in all {len(list(model.parameters()))} tensors"
+
+
+def masking(subject: Subject) -> str:
+    """Masks hide exactly what they promise, everywhere equally often, and repeat."""
+    config, patches = subject.config, subject.model.config.patches
+    draws = 20_000
+    hidden = hidden_patches(ratio=config.mask_ratio, patches=patches)
+    masks = subject.draw(np.arange(draws))
+    counts = masks.sum(1)
+    text = f"{hidden} of {patches} patches hidden in each of {draws:,} {config.mask_type} masks"
+    _require(bool((counts == hidden).all()), f"{counts.min()} to {counts.max()} hidden instead of {hidden}")
+    _require(bool((subject.draw(np.arange(draws)) == masks).all()), "the same key gave another mask")
+    _require(bool((subject.draw(np.arange(draws), epoch=1) != masks).any()), "masks repeat in every epoch")
+    if config.mask_type == "block":
+        places = patches - hidden + 1
+        edges = np.diff(np.pad(masks, ((0, 0), (1, 1))).astype(int), axis=1)
+        _require(bool(((edges == 1).sum(1) == 1).all()), "a block mask is not one contiguous run")
+        shares = np.bincount(edges.argmax(1), minlength=places) / draws
+        expected = 1 / places
+    else:
+        shares, expected = masks.mean(0), hidden / patches
+    worst = float(np.abs(shares - expected).max())
+    bound = 5 * math.sqrt(expected * (1 - expected) / draws)
+    _require(worst <= bound, f"{text}, but some place is off its share {expected:.3f} by {worst:.4f}")
+    return f"{text}; every place within {worst:.4f} of its share {expected:.3f}"
+
+
+def forward_pass(subject: Subject) -> str:
+    """Windows and mask to a reconstruction of the windows' shape, counted where hidden."""
+    mask = subject.mask()
+    with torch.no_grad():
+        out = _frozen(subject)(subject.x, mask)
+    share = out.counted.float().mean().item()
+    text = (
+        f"{_shape(subject.x)} -> {_shape(out.values)}, {share:.1%} counted, "
+        f"{parameter_count(subject.model):,} parameters in all"
+    )
+    _require(out.values.shape == subject.x.shape and out.target.shape == subject.x.shape, text)
+    hidden = mask.repeat_interleave(subject.model.config.patch_length, dim=1)[:, None, :]
+    _require(bool((out.counted == (hidden & torch.isfinite(subject.x))).all()), text + ": not where hidden")
+    return text
+
+
+def optimizer_and_schedule(subject: Subject) -> str:
+    """Weight decay spares vectors; the learning rate rises to its peak and falls to almost 0."""
+    config = subject.config
+    optimizer = make_optimizer(subject.model, lr=config.lr, weight_decay=config.weight_decay)
+    for group in optimizer.param_groups:
+        wrong = [p for p in group["params"] if (p.ndim >= 2) != (group["weight_decay"] > 0)]
+        _require(not wrong or config.weight_decay == 0, "weight decay on a vector, or none on a matrix")
+    warmup, total = 100, 1000
+    curve = [learning_rate(s, base=config.lr, warmup_steps=warmup, total_steps=total) for s in range(total)]
+    text = f"from {curve[0]:.2e} over {max(curve):.2e} (step {int(np.argmax(curve)) + 1}) to {curve[-1]:.2e}"
+    _require(curve[0] > 0 and curve[:warmup] == sorted(curve[:warmup]), text)
+    _require(math.isclose(curve[warmup - 1], config.lr) and max(curve) <= config.lr * (1 + 1e-12), text)
+    middle = curve[warmup + (total - warmup) // 2]
+    _require(math.isclose(middle, config.lr / 2, rel_tol=1e-9), f"{text}; half-way {middle:.2e}")
+    _require(0 < curve[-1] < 0.001 * config.lr, text)
+    return text
+
+
+def trainer_learns(subject: Subject) -> str:
+    """A new model of this kind, trained for a few steps by the real trainer, gets better."""
+    reports, _, _ = _train_briefly(subject, epochs=20)
+    epochs = [report for report in reports if isinstance(report, EpochReport)]
+    first, last = epochs[0].val.loss, epochs[-1].val.loss
+    text = f"loss {first:.3f} -> {last:.3f} in {len(epochs)} steps, under the same masks"
+    _require(last < 0.97 * first, text)
+    return text
+
+
+def one_training_step(subject: Subject) -> str:
+    """One optimizer step changes every trainable tensor."""
+    model = copy.deepcopy(subject.model).requires_grad_(True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.0)
+    loss, _, _ = _loss(model, subject)
+    torch.autograd.backward(loss)
+    optimizer.step()
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    # A channel's embedding behind an all-zero fusion block moves one step after that block does.
+    blocks = subject.model.encoder.fusion
+    excused = {f"encoder.channel_embedding.{name}" for name in blocks if not blocks[name].any()}
+    text = f"{len(before) - len(still)} of {len(before)} tensors changed"
+    _require(set(still) <= excused, f"{text}; not {', '.join(sorted(set(still) - excused)[:3])}")
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What usually breaks
+
+
+def learning_rate_is_applied(subject: Subject) -> str:
+    """In a real run the optimizer used the curve's learning rate, and the weights moved."""
+    reports, before, after = _train_briefly(subject, epochs=4)
+    steps = [report for report in reports if isinstance(report, StepReport)]
+    config = _brief(subject, epochs=4)
+    wanted = [
+        learning_rate(
+            s.step - 1, base=config.lr, warmup_steps=config.warmup_epochs, total_steps=steps[-1].total_steps
+        )
+        for s in steps
+    ]
+    used = [step.lr for step in steps]
+    moved = max(float((after[name] - tensor).abs().max()) for name, tensor in before.items())
+    text = f"{len(used)} steps at {min(used):.1e} to {max(used):.1e}, weights moved by up to {moved:.1e}"
+    _require(used == wanted, f"{text}; the curve says {[f'{v:.1e}' for v in wanted]}")
+    _require(all(lr > 0 for lr in used) and moved > 0, text)
+    return text
+
+
+def masked_samples_are_hidden(subject: Subject) -> str:
+    """Whatever is changed in hidden samples, the latents stay the same to the last bit."""
+    model, x, mask = _frozen(subject), subject.x, subject.mask()
+    hidden = mask.repeat_interleave(model.config.patch_length, dim=1)[:, None, :].expand_as(x)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    variants = {"noise": noise, "times 1000": x * 1000, "zeros": torch.zeros_like(x), "1e30": x * 0 + 1e30}
+    with torch.no_grad():
+        latents = model.encoder(x, mask)
+        for name, other in variants.items():
+            changed = model.encoder(torch.where(hidden, other, x), mask)
+            difference = (changed - latents).abs().max().item()
+            _require(
+                torch.equal(changed, latents), f"{name} in hidden samples moved latents by {difference:.1e}"
+            )
+    share = hidden.float().mean().item()
+    return f"bit-identical latents for {', '.join(variants)} in {share:.0%} of the samples"
+
+
+def channels_are_told_apart(subject: Subject) -> str:
+    """Signals in each other's place give other latents."""
+    names = subject.model.config.channels
+    if len(names) == 1:
+        return f"does not apply: {names[0]} is the only channel"
+    model = _frozen(subject)
+    with torch.no_grad():
+        latents = model.encoder(subject.x)
+        swapped = model.encoder(subject.x.roll(1, dims=1))
+    change = ((swapped - latents).norm() / latents.norm()).item()
+    text = f"{' <-> '.join(names)} changes the latents by {change:.1%}"
+    _require(change > 0.01, text)
+    return text
+
+
+def scale_does_not_matter(subject: Subject) -> str:
+    """Scaling x to 10x + 3 changes neither latents nor, in physical units, the reconstruction."""
+    model, x, mask = _frozen(subject), subject.x, subject.mask()
+    with torch.no_grad():
+        plain, scaled = model.encoder(x, mask), model.encoder(10 * x + 3, mask)
+        wanted = 10 * model(x, mask).in_physical_units() + 3
+        got = model(10 * x + 3, mask).in_physical_units()
+    latent = _relative(scaled, plain)
+    output = _relative(got, wanted)
+    text = f"latents differ by {latent:.1e}, the reconstruction by {output:.1e} (relative)"
+    _require(latent < ROUNDING and output < ROUNDING, text)
+    return text
+
+
+def msm_closed_form(subject: Subject) -> str:
+    """An error of 0.5 everywhere costs 0.25, counted over hidden samples only."""
+    target, counted = _target(subject)
+    off = torch.where(counted, target + 0.5, target + 100.0)
+    value = msm_loss(masked_squared_error(off, target, counted)).item()
+    text = f"error 0.5 -> MSM {value:.6f} (0.25 expected); errors of visible samples count nothing"
+    _require(math.isclose(value, 0.25, rel_tol=1e-5), text)
+    return text
+
+
+def stft_closed_form(subject: Subject) -> str:
+    """Doubling a signal whose power is far above the floor costs log 4 in every bin."""
+    stft, channels = subject.stft(), len(subject.model.config.channels)
+    samples = subject.model.config.context_length
+    noise = 1e3 * torch.randn(4, channels, samples, generator=torch.Generator().manual_seed(2))
+    counted = torch.ones_like(noise, dtype=torch.bool)
+    same = stft_loss(stft(noise, noise, counted)).item()
+    doubled = stft_loss(stft(2 * noise, noise, counted)).item()
+    text = f"x against x: {same:.6f} (0 expected); 2x against x: {doubled:.4f} (log 4 = {math.log(4):.4f})"
+    _require(same == 0 and math.isclose(doubled, math.log(4), rel_tol=1e-3), text)
+    return text
+
+
+def small_error_small_stft(subject: Subject) -> str:
+    """Of a clean tone, a reconstruction with an MSE of 1e-4 scores far less than one with an MSE of 1.
+
+    A tone leaves most bins empty, so a loss that compares the noise there is found out.
+    """
+    samples, names = subject.model.config.context_length, subject.model.config.channels
+    lows = torch.tensor([subject.data.filters[name]["low_hz"] for name in names])
+    t = torch.arange(samples) / subject.data.sfreq
+    target = (math.sqrt(2) * torch.sin(2 * math.pi * 2 * lows[:, None] * t)).expand(4, -1, -1)
+    counted = torch.ones_like(target, dtype=torch.bool)
+    stft = subject.stft()
+    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(3))
+    small = stft_loss(stft(target + 0.01 * noise, target, counted)).item()
+    large = stft_loss(stft(target + noise, target, counted)).item()
+    text = f"MSE 1e-4: {small:.3f}, MSE 1: {large:.3f}"
+    _require(small < 0.3 and small < 0.2 * large, text)
+    return text
+
+
+def checkpoint_round_trip(subject: Subject) -> str:
+    """Saved, loaded and rebuilt from the file alone, the model gives the same bits."""
+    model = _frozen(subject)
+    original = Checkpoint(
+        model=model.config,
+        encoder=model.encoder.state_dict(),
+        decoder=model.decoder.state_dict(),
+        data=subject.data,
+        settings={},
+        epoch=0,
+        step=0,
+        best_val_loss=None,
+        metrics={},
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.pt"
+        save_checkpoint(path, original)
+        size = path.stat().st_size
+        rebuilt = load_checkpoint(path).build()
+    with torch.no_grad():
+        ours, theirs = model(subject.x, subject.mask()).values, rebuilt(subject.x, subject.mask()).values
+    text = f"{size / 1e6:.1f} MB, rebuilt over {', '.join(rebuilt.config.channels)}"
+    _require(rebuilt.config == model.config, f"{text}: another model is described")
+    _require(torch.equal(ours, theirs), f"{text}: output differs by {(ours - theirs).abs().max().item():.1e}")
+    return text + ", output bit-equal"
+
+
+def inflation_is_exact(subject: Subject) -> str:
+    """With three more channels: same latents, nothing of the new in them, and gradient that reaches it."""
+    model, x = _frozen(subject), subject.x
+    names = model.config.channels
+    new = tuple(f"VERIFY_{axis}" for axis in "XYZ")
+    source = Checkpoint(
+        model=model.config,
+        encoder=model.encoder.state_dict(),
+        decoder=model.decoder.state_dict(),
+        data=subject.data,
+        settings={},
+        epoch=0,
+        step=0,
+        best_val_loss=None,
+        metrics={},
+    )
+    inflated = inflate(source, channels=(*new, *names)).model
+    random = torch.Generator().manual_seed(4)
+    extra = torch.randn(len(x), len(new), x.shape[-1], generator=random)
+    with torch.no_grad():
+        before = model.encoder(x)
+        after = inflated.encoder(torch.cat([extra, x], dim=1))
+        other = inflated.encoder(torch.cat([1e6 * extra.square(), x], dim=1))
+    difference = (after - before).abs().max().item()
+    text = f"latents differ by {difference:.1e}"
+    _require(difference <= 1e-6 * max(1.0, before.abs().max().item()), text)
+    _require(torch.equal(after, other), text + "; what the new channels hold changes them")
+    inflated.requires_grad_(True)
+    torch.autograd.backward(inflated.encoder(torch.cat([extra, x], dim=1)).square().sum())
+    reached = []
+    for name in new:
+        gradient = inflated.encoder.fusion[name].grad
+        assert gradient is not None
+        reached.append(gradient.norm().item())
+    text += f", not a bit from the new channels; gradient {min(reached):.1e} reaches them"
+    _require(min(reached) > 0, text)
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A checkpoint of its own
+
+
+def checkpoint_is_complete(subject: Subject) -> str:
+    """The file names its model, channels, sampling rate, filters, data and versions."""
+    checkpoint = _given(subject)
+    names = checkpoint.model.channels
+    missing = [name for name in names if name not in checkpoint.data.filters]
+    data = checkpoint.data
+    kind = "synthetic" if data.synthetic else "recorded"
+    text = (
+        f"{', '.join(names)} at {data.sfreq:g} Hz, {kind} data {data.fingerprint[:12]}, "
+        f"epoch {checkpoint.epoch}, biofound {checkpoint.versions.get('biofound', '?')}"
+    )
+    _require(not missing, f"{text}; no filter for {', '.join(missing)}")
+    _require(set(checkpoint.versions) >= set(checkpoints.package_versions()), text + "; versions are missing")
+    _require(bool(checkpoint.data.fingerprint), text + "; no data fingerprint")
+    return text
+
+
+def checkpoint_learned(subject: Subject) -> str:
+    """The weights are not those that the run began with."""
+    checkpoint = _given(subject)
+    if checkpoint.inflated_from is not None:
+        return f"does not apply: inflated from {', '.join(checkpoint.inflated_from['channels'])}"
+    fresh = build_model(checkpoint.model, seed=subject.config.seed).encoder.state_dict()
+    still = [name for name, tensor in checkpoint.encoder.items() if torch.equal(tensor, fresh[name])]
+    moved = _norm_of_difference(checkpoint.encoder, fresh)
+    text = f"{len(fresh) - len(still)} of {len(fresh)} tensors moved, by {moved:.2f} of their norm"
+    _require(checkpoint.step > 0 and not still, f"{text} in {checkpoint.step} steps")
+    return f"{text} in {checkpoint.step} steps"
+
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "imports": imports,
+    "encoder": encoder_shape,
+    "decoder": decoder_shape,
+    "losses": losses_are_finite,
+    "masking": masking,
+    "forward pass": forward_pass,
+    "optimizer and schedule": optimizer_and_schedule,
+    "trainer": trainer_learns,
+    "one training step": one_training_step,
+    "learning rate is applied": learning_rate_is_applied,
+    "masked samples are hidden": masked_samples_are_hidden,
+    "channels are told apart": channels_are_told_apart,
+    "scale does not matter": scale_does_not_matter,
+    "MSM closed form": msm_closed_form,
+    "STFT closed form": stft_closed_form,
+    "small error, small STFT": small_error_small_stft,
+    "checkpoint round trip": checkpoint_round_trip,
+    "inflation is exact": inflation_is_exact,
+    "checkpoint is complete": checkpoint_is_complete,
+    "checkpoint learned": checkpoint_learned,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Helpers
+
+
+class _Memory:
+    """Windows held in memory, for a training run of seconds."""
+
+    def __init__(self, windows: NDArray[np.float32], channels: tuple[str, ...]) -> None:
+        self.windows, self.channels = windows, channels
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        del crop  # single windows have no neighbours to slide into
+        return self.windows[index]
+
+    def case_of(self, index: int) -> str:
+        return f"probe window {index}"
+
+
+def _brief(subject: Subject, *, epochs: int) -> TrainConfig:
+    return replace(
+        subject.config,
+        epochs=epochs,
+        batch_size=len(subject.windows),
+        lr=3e-3,
+        warmup_epochs=1,
+        precision="fp32",
+        log_interval=1,
+        save_interval=epochs,
+    )
+
+
+def _train_briefly(
+    subject: Subject, *, epochs: int
+) -> tuple[list[StepReport | EpochReport], dict[str, Tensor], dict[str, Tensor]]:
+    """A run of the real trainer on a new model: its reports, and the weights before and after."""
+    model = build_model(subject.model.config, seed=subject.config.seed)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    memory = _Memory(subject.windows, model.config.channels)
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = Trainer(
+            model=model,
+            train=memory,
+            val=memory,
+            data=subject.data,
+            config=_brief(subject, epochs=epochs),
+            settings={},
+            output_dir=Path(directory),
+            device=torch.device("cpu"),
+        )
+        reports = list(trainer.run())
+    return reports, before, model.state_dict()
+
+
+def _loss(model: PretrainingModel, subject: Subject) -> tuple[Tensor, float, float]:
+    out = model(subject.x, subject.mask())
+    msm = msm_loss(masked_squared_error(out.values, out.target, out.counted))
+    stft = stft_loss(subject.stft()(out.values, out.target, out.counted))
+    return msm + subject.config.stft_weight * stft, msm.item(), stft.item()
+
+
+def _target(subject: Subject) -> tuple[Tensor, Tensor]:
+    observed = torch.isfinite(subject.x)
+    hidden = subject.mask().repeat_interleave(subject.model.config.patch_length, dim=1)[:, None, :]
+    return normalise(subject.x, visible=observed & ~hidden, observed=observed).values, observed & hidden
+
+
+def _frozen(subject: Subject) -> PretrainingModel:
+    return subject.model.eval()
+
+
+def _given(subject: Subject) -> Checkpoint:
+    if subject.checkpoint is None:
+        raise Failed("no checkpoint was given")
+    return subject.checkpoint
+
+
+def _norm_of_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    moved = sum(float((ours[name] - tensor).square().sum()) for name, tensor in theirs.items())
+    return math.sqrt(moved / sum(float(tensor.square().sum()) for tensor in theirs.values()))
+
+
+def _relative(got: Tensor, wanted: Tensor) -> float:
+    return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def _shape(tensor: Tensor) -> str:
+    return "(" + ", ".join(str(size) for size in tensor.shape) + ")"
+
+
+def _require(holds: bool, measured: str) -> None:
+    if not holds:
+        raise Failed(measured)

@@ -1,0 +1,101 @@
+"""A small real model and small real windows, for tests that need no full size."""
+
+import numpy as np
+import pytest
+import torch
+
+from biofound.core.checkpoint import DataDescription
+from biofound.core.models import ModelConfig, build_model
+from biofound.core.trainer import TrainConfig
+from biofound.core.verify import probe_windows
+
+DEFAULT = {
+    "context_length": 1250,
+    "patch_length": 125,
+    "d_model": 192,
+    "num_layers": 4,
+    "expansion_factor": 8,
+}
+SMALL = {"context_length": 250, "patch_length": 25, "d_model": 16, "num_layers": 2, "expansion_factor": 2}
+
+
+class MemoryWindows:
+    """Windows in memory, as the trainer reads them; a crop shifts a window in time, round its end."""
+
+    def __init__(self, windows, channels=("PPG", "ECG")):
+        self.windows, self.channels = windows, channels
+        self.crops = []
+
+    def __len__(self):
+        return len(self.windows)
+
+    def read(self, index, crop=None):
+        if crop is None:
+            return self.windows[index]
+        self.crops.append(crop)
+        shift = (crop * self.windows.shape[-1]).astype(int)
+        return np.stack([np.roll(self.windows[i], -s, axis=-1) for i, s in zip(index, shift, strict=True)])
+
+    def case_of(self, index):
+        return f"case{index}"
+
+
+@pytest.fixture
+def config():
+    return ModelConfig(channels=("PPG", "ECG"), dropout=0.0, **SMALL)
+
+
+@pytest.fixture
+def default_config():
+    return ModelConfig(channels=("PPG", "ECG"), dropout=0.0, **DEFAULT)
+
+
+@pytest.fixture
+def model(config):
+    return build_model(config, seed=0)
+
+
+@pytest.fixture
+def windows():
+    return probe_windows(windows=12, channels=2, samples=250, sfreq=125.0, seed=0)
+
+
+@pytest.fixture
+def x(windows):
+    return torch.from_numpy(windows)
+
+
+@pytest.fixture
+def data():
+    return DataDescription(
+        sfreq=125.0,
+        filters={
+            "PPG": {"low_hz": 0.5, "high_hz": 8.0, "order": 4},
+            "ECG": {"low_hz": 0.5, "high_hz": 40.0, "order": 4},
+        },
+        units={"PPG": "NU", "ECG": "mV"},
+        fingerprint="0" * 64,
+        synthetic=True,
+    )
+
+
+@pytest.fixture
+def train_config():
+    return TrainConfig(
+        epochs=3,
+        batch_size=5,
+        lr=1e-3,
+        weight_decay=0.01,
+        warmup_epochs=1,
+        gradient_clip=1.0,
+        mask_ratio=0.4,
+        mask_type="random",
+        stft_weight=0.3,
+        stft_windows=(32, 64, 128),
+        stft_floor=1e-3,
+        random_crop=True,
+        seed=7,
+        precision="fp32",
+        log_interval=1,
+        save_interval=2,
+    )

@@ -1,0 +1,205 @@
+import pytest
+import torch
+
+from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from biofound.core.inflate import inflate, inflated_checkpoint, load_pretrained_with_channel_inflate
+from biofound.core.models import build_model, channel_rows
+from biofound.core.trainer import make_optimizer
+from biofound.errors import CheckpointError, SettingsError
+
+FIVE = ("ACC_X", "ACC_Y", "ACC_Z", "PPG", "ECG")
+
+
+@pytest.fixture
+def checkpoint(model, data):
+    return Checkpoint(
+        model=model.config,
+        encoder=model.encoder.state_dict(),
+        decoder=model.decoder.state_dict(),
+        data=data,
+        settings={},
+        epoch=1,
+        step=5,
+        best_val_loss=0.5,
+        metrics={},
+        optimizer=make_optimizer(model, lr=1e-3, weight_decay=0.0).state_dict(),
+    )
+
+
+@pytest.fixture
+def path(tmp_path, checkpoint):
+    save_checkpoint(tmp_path / "best_model.pt", checkpoint)
+    return tmp_path / "best_model.pt"
+
+
+def five(x, acc):
+    return torch.cat([acc.expand(len(x), 3, x.shape[-1]), x], dim=1)
+
+
+ACC = {
+    "silence": torch.zeros(1),
+    "noise": torch.randn(12, 3, 250, generator=torch.Generator().manual_seed(0)),
+    "huge": torch.full((1,), 1e30),
+    "gaps": torch.full((1,), float("nan")),
+}
+
+
+@pytest.mark.parametrize("what", ACC)
+def test_the_inflated_encoder_computes_what_the_original_did_whatever_the_new_channels_hold(
+    checkpoint, model, x, what
+):
+    inflated = inflate(checkpoint, channels=FIVE).model.encoder
+    latents = model.encoder(x)
+    got = inflated(five(x, ACC[what]))
+    assert (got - latents).abs().max().item() <= 1e-6
+    assert torch.equal(got, inflated(five(x, ACC["silence"])))
+
+
+def test_the_default_size_is_exact_too(default_config, data):
+    model = build_model(default_config, seed=3)
+    checkpoint = Checkpoint(
+        model=default_config,
+        encoder=model.encoder.state_dict(),
+        decoder=model.decoder.state_dict(),
+        data=data,
+        settings={},
+        epoch=0,
+        step=0,
+        best_val_loss=None,
+        metrics={},
+    )
+    x = torch.randn(8, 2, 1250, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        difference = inflate(checkpoint, channels=FIVE).model.encoder(
+            five(x, torch.zeros(1))
+        ) - model.encoder(x)
+    assert difference.abs().max().item() <= 1e-6
+
+
+def test_channels_are_found_by_name_in_any_order(checkpoint, model, x):
+    inflated = inflate(checkpoint, channels=("ECG", "ACC_X", "PPG")).model.encoder
+    other = torch.stack([x[:, 1], torch.randn(12, 250), x[:, 0]], dim=1)
+    assert torch.allclose(inflated(other), model.encoder(x), atol=1e-6)
+
+
+def test_gradient_reaches_the_new_channels_and_one_step_changes_what_reads_them(checkpoint, x):
+    model = inflate(checkpoint, channels=FIVE).model
+    optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.0)
+    before = model.encoder.fusion["ACC_X"].detach().clone()
+    model.encoder(five(x, ACC["noise"])).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(model.encoder.fusion["ACC_X"], before)
+    with torch.no_grad():
+        quiet, loud = model.encoder(five(x, ACC["silence"])), model.encoder(five(x, ACC["noise"]))
+    assert not torch.equal(quiet, loud)
+
+
+def test_every_tensor_of_both_models_is_accounted_for(checkpoint):
+    inflation = inflate(checkpoint, channels=FIVE)
+    after = {f"encoder.{n}" for n in inflation.model.encoder.state_dict()}
+    after |= {f"decoder.{n}" for n in inflation.model.decoder.state_dict()}
+    by_fate = {}
+    for item in inflation.fates:
+        by_fate.setdefault(item.fate, set()).add(item.name)
+    assert by_fate["copied"] | by_fate["inflated"] | by_fate["new"] == after
+    assert by_fate["copied"] == {f"encoder.{n}" for n in checkpoint.encoder}
+    assert by_fate["inflated"] == {"decoder.proj.weight", "decoder.proj.bias"}
+    assert by_fate["dropped"] == {"optimizer state"}
+    assert len(inflation.fates) == len(after) + 1
+
+
+def test_copied_tensors_are_equal_and_decoder_rows_stand_by_name(checkpoint, config):
+    inflation = inflate(checkpoint, channels=FIVE)
+    state = inflation.model.encoder.state_dict()
+    for name in inflation.named("copied", part="encoder"):
+        assert torch.equal(state[name], checkpoint.encoder[name])
+    weight = inflation.model.decoder.proj.weight
+    for name in config.channels:
+        new, old = (channel_rows(c, name, patch_length=25) for c in (FIVE, config.channels))
+        assert torch.equal(weight[new], checkpoint.decoder["proj.weight"][old])
+
+
+def test_an_inflated_checkpoint_says_where_it_came_from_and_rebuilds_itself(checkpoint, path, tmp_path, x):
+    inflation = inflate(checkpoint, channels=FIVE)
+    bands = {name: {"low_hz": 0.5, "high_hz": 10.0, "order": 4} for name in FIVE[:3]}
+    units = dict.fromkeys(FIVE[:3], "g")
+    result = inflated_checkpoint(checkpoint, inflation, path=path, filters=bands, units=units)
+    save_checkpoint(tmp_path / "inflated.pt", result)
+    loaded = load_checkpoint(tmp_path / "inflated.pt")
+    assert loaded.inflated_from["channels"] == ["PPG", "ECG"]
+    assert set(loaded.data.filters) == set(loaded.data.units) == set(FIVE)
+    assert loaded.optimizer is None
+    wide = five(x, ACC["noise"])
+    assert torch.equal(loaded.build().encoder(wide), inflation.model.encoder(wide))
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        (("PPG", "ECG"), "ask for more than that, not 2"),
+        (("ACC_X", "ACC_Y", "PPG"), "ECG is not among the new channels"),
+        (("ACC_X", "ACC_X", "PPG", "ECG"), "distinct names"),
+        (("ACC.X", "PPG", "ECG"), "letters, digits"),
+    ],
+)
+def test_channels_that_do_not_fit_are_refused(checkpoint, channels, message):
+    with pytest.raises(SettingsError, match=message):
+        inflate(checkpoint, channels=channels)
+
+
+def test_a_checkpoint_with_foreign_tensors_is_refused(checkpoint):
+    checkpoint.encoder["channel_embedding.RESP"] = torch.zeros(16)
+    with pytest.raises(CheckpointError, match=r"channel_embedding\.RESP"):
+        inflate(checkpoint, channels=FIVE)
+
+
+def load(path, **changes):
+    arguments = {"pretrain_channels": 2, "finetune_channels": 5, "freeze_pretrained": True}
+    return load_pretrained_with_channel_inflate(checkpoint_path=path, **{**arguments, **changes})
+
+
+def test_freezing_leaves_the_new_parts_and_a_head_trainable_and_the_copied_ones_still(path, x):
+    encoder = load(path)
+    trainable = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert trainable == {f"{part}.ACC_{a}" for part in ("fusion", "channel_embedding") for a in "XYZ"}
+    head = torch.nn.Linear(16, 3)
+    both = torch.nn.ModuleList([encoder, head])
+    before = {name: p.detach().clone() for name, p in both.named_parameters()}
+    optimizer = make_optimizer(both, lr=1e-2, weight_decay=0.1)
+    for _ in range(2):  # the embedding of a new channel moves once its fusion block is no longer zero
+        optimizer.zero_grad()
+        head(encoder(five(x, ACC["noise"]))).square().mean().backward()
+        optimizer.step()
+    moved = {name for name, p in both.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {f"0.{name}" for name in trainable} | {"1.weight", "1.bias"}
+
+
+def test_without_freezing_everything_is_trainable(path):
+    assert all(p.requires_grad for p in load(path, freeze_pretrained=False).parameters())
+
+
+def test_names_may_be_given_and_other_counts_need_them(path, x):
+    encoder = load(
+        path, finetune_channels=3, model_config={"channels": ["TEMP", "PPG", "ECG"], "d_model": 16}
+    )
+    assert encoder.config.channels == ("TEMP", "PPG", "ECG")
+    with pytest.raises(SettingsError, match="no default names for 4 channels"):
+        load(path, finetune_channels=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"pretrain_channels": 3}, CheckpointError, "expected 3 channels .* found 2: PPG, ECG"),
+        (
+            {"model_config": {"d_model": 192}},
+            CheckpointError,
+            "d_model = 192, but the checkpoint's model has 16",
+        ),
+        ({"model_config": {"width": 192}}, SettingsError, "no field width"),
+        ({"finetune_channels": 4, "model_config": {"channels": ["PPG"]}}, SettingsError, "1 are named"),
+    ],
+)
+def test_what_the_caller_says_is_checked_against_the_checkpoint(path, changes, error, message):
+    with pytest.raises(error, match=message):
+        load(path, **changes)

@@ -1,0 +1,339 @@
+"""Every check passes on a sound model, and fails when its property is broken."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from biofound.core import inflate as inflation
+from biofound.core import losses, models, trainer, verify
+from biofound.core.checkpoint import Checkpoint
+from biofound.core.models import build_model
+
+
+@pytest.fixture
+def subject(model, data, train_config, windows):
+    return verify.Subject(model=model, data=data, config=train_config, windows=windows)
+
+
+@pytest.fixture
+def with_checkpoint(subject, tmp_path, data, train_config):
+    run = trainer.Trainer(
+        model=build_model(subject.model.config, seed=train_config.seed),
+        train=verify._Memory(subject.windows, subject.model.config.channels),
+        val=verify._Memory(subject.windows, subject.model.config.channels),
+        data=data,
+        config=replace(train_config, epochs=1),
+        settings={},
+        output_dir=tmp_path,
+        device=torch.device("cpu"),
+    )
+    list(run.run())
+    return replace(subject, model=run.checkpoint().build(), checkpoint=run.checkpoint())
+
+
+def outcome(subject, name):
+    return verify.run_check(name, subject)
+
+
+def test_every_check_passes_on_a_sound_model_and_says_what_it_measured(subject):
+    checks = list(verify.verify(subject))
+    assert [c.name for c in checks if not c.passed] == []
+    assert len(checks) == len(verify.CHECKS) - 2
+    assert all(any(character.isdigit() for character in c.measured) for c in checks)
+
+
+def test_every_check_passes_on_a_checkpoint_and_on_what_is_inflated_from_it(with_checkpoint, windows):
+    checks = list(verify.verify(with_checkpoint))
+    assert [c.name for c in checks] == list(verify.CHECKS)
+    assert [c for c in checks if not c.passed] == []
+    source = with_checkpoint.checkpoint
+    wide = inflation.inflate(source, channels=("ACC_X", "PPG", "ECG")).model
+    bands = {**source.data.filters, "ACC_X": {"low_hz": 0.5, "high_hz": 10.0, "order": 4}}
+    subject = replace(
+        with_checkpoint,
+        model=wide,
+        data=replace(source.data, filters=bands),
+        windows=np.concatenate([windows[:, :1], windows], axis=1),
+        checkpoint=replace(
+            source,
+            model=wide.config,
+            encoder=wide.encoder.state_dict(),
+            decoder=wide.decoder.state_dict(),
+            data=replace(source.data, filters=bands),
+            inflated_from={"channels": ["PPG", "ECG"], "sha256": "0"},
+        ),
+    )
+    assert [c for c in verify.verify(subject) if not c.passed] == []
+
+
+def test_the_default_configuration_passes(default_config, data, train_config):
+    subject = verify.Subject(
+        model=build_model(default_config, seed=0),
+        data=data,
+        config=replace(train_config, stft_windows=(64, 128, 256)),
+        windows=verify.probe_windows(windows=8, channels=2, samples=1250, sfreq=125.0, seed=0),
+    )
+    assert [c for c in verify.verify(subject) if not c.passed] == []
+
+
+def leak_masked_samples(monkeypatch):
+    sound = models.normalise
+    monkeypatch.setattr(
+        models, "normalise", lambda x, *, visible, observed: sound(x, visible=observed, observed=observed)
+    )
+
+
+def average_the_channels(monkeypatch):
+    monkeypatch.setattr(
+        models.Encoder,
+        "_fuse",
+        lambda self, mixed: torch.einsum("bcpd,de->bpe", mixed, self.fusion["PPG"]),
+    )
+    monkeypatch.setattr(
+        models.Encoder,
+        "_stacked",
+        lambda self, by_name: torch.stack([by_name["PPG"]] * len(self.config.channels)),
+    )
+
+
+def keep_physical_units(monkeypatch):
+    def raw(x, *, visible, observed):
+        zero = torch.zeros_like(x[..., :1])
+        return models.Normalised(torch.where(observed, x, 0.0), zero, zero + 1)
+
+    monkeypatch.setattr(models, "normalise", raw)
+
+
+def rate_of_zero(monkeypatch):
+    monkeypatch.setattr(trainer, "learning_rate", lambda step, **_: 0.0)
+
+
+def curve_of_zero(monkeypatch):
+    monkeypatch.setattr(verify, "learning_rate", lambda step, **_: 0.0)
+
+
+def decay_everything(monkeypatch):
+    def optimizer(model, *, lr, weight_decay):
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+
+    monkeypatch.setattr(verify, "make_optimizer", optimizer)
+
+
+def optimizer_of_a_copy(monkeypatch):
+    sound = trainer.make_optimizer
+    monkeypatch.setattr(
+        verify, "make_optimizer", lambda model, **kw: sound(build_model(model.config, seed=0), **kw)
+    )
+
+
+def trainer_of_a_copy(monkeypatch):
+    sound = trainer.make_optimizer
+    monkeypatch.setattr(
+        trainer, "make_optimizer", lambda model, **kw: sound(build_model(model.config, seed=0), **kw)
+    )
+
+
+def mask_too_little(monkeypatch):
+    sound = verify.draw_masks
+    monkeypatch.setattr(verify, "draw_masks", lambda **kw: sound(**{**kw, "ratio": 0.3}))
+
+
+def mask_the_beginning(monkeypatch):
+    def first(*, ratio, patches, index, **_):
+        mask = np.zeros((len(index), patches), bool)
+        mask[:, : round(ratio * patches)] = True
+        return mask
+
+    monkeypatch.setattr(verify, "draw_masks", first)
+
+
+def mask_alike_every_epoch(monkeypatch):
+    sound = verify.draw_masks
+    monkeypatch.setattr(verify, "draw_masks", lambda **kw: sound(**{**kw, "epoch": 0}))
+
+
+def count_visible_samples(monkeypatch):
+    def everywhere(reconstruction, target, counted):
+        return losses.masked_squared_error(reconstruction, target, torch.ones_like(counted))
+
+    monkeypatch.setattr(verify, "masked_squared_error", everywhere)
+
+
+def count_the_wrong_samples(monkeypatch):
+    sound = models.PretrainingModel.forward
+
+    def inverted(self, x, mask, observed=None):
+        out = sound(self, x, mask, observed)
+        return out._replace(counted=~out.counted)
+
+    monkeypatch.setattr(models.PretrainingModel, "forward", inverted)
+
+
+def absolute_floor(monkeypatch):
+    def init(self, **kw):
+        sound(self, **{**kw, "floor": 1e-8, "bands": [(0.5, 62.0)] * len(kw["bands"])})
+
+    sound = losses.MultiResolutionSTFT.__init__
+    monkeypatch.setattr(losses.MultiResolutionSTFT, "__init__", init)
+
+
+def magnitude_instead_of_log_power(monkeypatch):
+    def magnitude(self, frames, basis):
+        real, imaginary = (frames @ basis).chunk(2, dim=-1)
+        return (real.square() + imaginary.square()).sqrt()
+
+    monkeypatch.setattr(losses.MultiResolutionSTFT, "_log_power", magnitude)
+
+
+def stop_the_gradient(monkeypatch):
+    sound = models.ReconstructionHead1D.forward
+    monkeypatch.setattr(models.ReconstructionHead1D, "forward", lambda self, z: sound(self, z.detach()))
+
+
+def forget_a_tensor(monkeypatch):
+    sound = verify.save_checkpoint
+
+    def rounded(path, checkpoint):
+        state = {name: t.bfloat16().float() for name, t in checkpoint.encoder.items()}
+        sound(path, replace(checkpoint, encoder=state))
+
+    monkeypatch.setattr(verify, "save_checkpoint", rounded)
+
+
+def transfer_nothing(monkeypatch):
+    def fresh(checkpoint, *, channels, seed=0):
+        config = replace(checkpoint.model, channels=channels)
+        return inflation.Inflation(model=build_model(config, seed=99), fates=())
+
+    monkeypatch.setattr(verify, "inflate", fresh)
+
+
+def inflate_with(monkeypatch, change):
+    sound = verify.inflate
+
+    def changed(checkpoint, *, channels, seed=0):
+        result = sound(checkpoint, channels=channels, seed=seed)
+        with torch.no_grad():
+            change(result.model.encoder)
+        return result
+
+    monkeypatch.setattr(verify, "inflate", changed)
+
+
+def let_new_channels_in(monkeypatch):
+    inflate_with(monkeypatch, lambda encoder: encoder.fusion["VERIFY_X"].add_(1e-5))
+
+
+def cut_new_channels_off(monkeypatch):
+    sound = models.Encoder._fuse
+
+    def old_only(self, mixed):
+        kept = torch.tensor([not name.startswith("VERIFY") for name in self.config.channels])
+        return sound(self, mixed * kept[None, :, None, None])
+
+    monkeypatch.setattr(models.Encoder, "_fuse", old_only)
+
+
+def wrong_width(monkeypatch):
+    monkeypatch.setattr(
+        models.Encoder, "forward", lambda self, x, mask=None: self.encode(x, mask=mask).latents[..., 1:]
+    )
+
+
+def wrong_length(monkeypatch):
+    sound = models.ReconstructionHead1D.forward
+    monkeypatch.setattr(models.ReconstructionHead1D, "forward", lambda self, z: sound(self, z)[..., 1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("encoder", wrong_width),
+        ("decoder", wrong_length),
+        ("losses", stop_the_gradient),
+        ("masking", mask_too_little),
+        ("masking", mask_the_beginning),
+        ("masking", mask_alike_every_epoch),
+        ("forward pass", count_the_wrong_samples),
+        ("optimizer and schedule", curve_of_zero),
+        ("optimizer and schedule", decay_everything),
+        ("trainer", rate_of_zero),
+        ("trainer", trainer_of_a_copy),
+        ("one training step", optimizer_of_a_copy),
+        ("learning rate is applied", rate_of_zero),
+        ("learning rate is applied", trainer_of_a_copy),
+        ("masked samples are hidden", leak_masked_samples),
+        ("channels are told apart", average_the_channels),
+        ("scale does not matter", keep_physical_units),
+        ("MSM closed form", count_visible_samples),
+        ("STFT closed form", magnitude_instead_of_log_power),
+        ("small error, small STFT", absolute_floor),
+        ("checkpoint round trip", forget_a_tensor),
+        ("inflation is exact", transfer_nothing),
+        ("inflation is exact", let_new_channels_in),
+        ("inflation is exact", cut_new_channels_off),
+    ],
+)
+def test_a_check_fails_when_its_property_is_broken(subject, monkeypatch, name, damage):
+    assert outcome(subject, name).passed
+    damage(monkeypatch)
+    assert not outcome(subject, name).passed
+
+
+def test_every_check_has_a_test_that_breaks_it():
+    mark = test_a_check_fails_when_its_property_is_broken.pytestmark[0]
+    elsewhere = {"imports", "checkpoint is complete", "checkpoint learned"}
+    assert {name for name, _ in mark.args[1]} | elsewhere == set(verify.CHECKS)
+
+
+def test_a_stand_in_for_granite_is_noticed(subject):
+    class StandIn(torch.nn.Module):
+        pass
+
+    subject.model.encoder.backbone = StandIn()
+    check = outcome(subject, "imports")
+    assert not check.passed
+    assert "test_verify" in check.measured
+
+
+def test_block_masks_that_are_not_one_run_are_noticed(subject, monkeypatch):
+    block = replace(subject, config=replace(subject.config, mask_type="block"))
+    assert outcome(block, "masking").passed
+    sound = verify.draw_masks
+    monkeypatch.setattr(verify, "draw_masks", lambda **kw: sound(**{**kw, "kind": "random"}))
+    assert not outcome(block, "masking").passed
+
+
+def test_a_checkpoint_that_describes_too_little_is_noticed(with_checkpoint):
+    assert outcome(with_checkpoint, "checkpoint is complete").passed
+    whole = with_checkpoint.checkpoint
+    for damaged in (
+        replace(whole, data=replace(whole.data, filters={})),
+        replace(whole, data=replace(whole.data, fingerprint="")),
+        replace(whole, versions={}),
+    ):
+        check = outcome(replace(with_checkpoint, checkpoint=damaged), "checkpoint is complete")
+        assert not check.passed
+
+
+def test_a_checkpoint_that_never_learned_is_noticed(with_checkpoint, train_config):
+    assert outcome(with_checkpoint, "checkpoint learned").passed
+    fresh = build_model(with_checkpoint.model.config, seed=train_config.seed)
+    whole = with_checkpoint.checkpoint
+    unmoved = Checkpoint(**{**vars(whole), "encoder": fresh.encoder.state_dict()})
+    check = outcome(replace(with_checkpoint, checkpoint=unmoved), "checkpoint learned")
+    assert not check.passed
+    assert check.measured.startswith("0 of")
+
+
+def test_an_error_inside_a_check_fails_that_check_alone(subject, monkeypatch):
+    def broken(**_):
+        raise RuntimeError("no masks today")
+
+    monkeypatch.setattr(verify, "draw_masks", broken)
+    check = outcome(subject, "masking")
+    assert not check.passed
+    assert check.measured == "RuntimeError: no masks today"
+    assert outcome(subject, "encoder").passed
