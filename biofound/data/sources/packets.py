@@ -89,8 +89,8 @@ def check_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq:
     if too_fast or too_slow:
         raise DataError(
             f"{what}: the header says {sfreq:g} Hz, but by their own times its packets hold {rate:.4g}"
-            f" samples per second (median of {len(implied)}, {agreeing:.0%} of them agree). Correct the rate in the"
-            " file or leave the case out: nothing read from it would be in time."
+            f" samples per second (median of {len(implied)}, {agreeing:.0%} of them agree). Correct the"
+            " rate in the file or leave the case out: nothing read from it would be in time."
         )
 
 

@@ -177,7 +177,7 @@ def _walk(body: bytes, path: Path, what: str) -> None:
         if length > limit:
             raise DataError(
                 f"{what}: {path} has a packet of {length} bytes at byte {position} (unzipped); at most"
-                f" {limit} fit. The file is damaged, or was saved unpacked with packets too long to be read back."
+                f" {limit} fit. The file is damaged, or was saved unpacked with packets too long to read."
             )
         position += _PACKET_HEADER.size + length
     if position != end:

@@ -1,0 +1,230 @@
+import gzip
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from biofound.data.sources.download import Politeness, fetch
+from biofound.errors import DataError
+from tests.data.sources.vitaldb_server import Fault, serving
+
+BODY = gzip.compress(bytes(range(256)) * 40, compresslevel=0)
+FILE = "/1.0.1/7.vital"
+
+
+@pytest.fixture
+def server():
+    with serving() as running:
+        running.files[FILE] = BODY
+        yield running
+
+
+def check(path):
+    try:
+        gzip.decompress(path.read_bytes())
+    except (EOFError, OSError) as error:
+        raise DataError(f"case 7: damaged ({error})") from error
+
+
+def get(server, cache, *, path=FILE, **politeness):
+    settings = {"timeout_s": 5.0, "retries": 2, "backoff_s": 0.01} | politeness
+    target = cache / path.lstrip("/")
+    fetch(
+        f"{server.url}{path}",
+        target,
+        cache_dir=cache,
+        what="case 7",
+        check=check,
+        politeness=Politeness(**settings),
+    )
+    return target
+
+
+def files_in(directory):
+    return sorted(p.name for p in directory.rglob("*") if p.is_file() and ".locks" not in p.parts)
+
+
+def test_a_file_arrives_whole_and_is_never_asked_for_twice(server, tmp_path):
+    for _ in range(3):
+        assert get(server, tmp_path).read_bytes() == BODY
+    assert server.asked[FILE] == 1
+    assert files_in(tmp_path) == ["7.vital"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(kind="status", value=500),
+        Fault(kind="status", value=502),
+        Fault(kind="status", value=429),
+        Fault(kind="retry-after", value="0"),
+        Fault(kind="cut"),
+        Fault(kind="cut-unnoticed"),
+        Fault(kind="corrupt"),
+        Fault(kind="short-length"),
+        Fault(kind="not-the-file"),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.value}",
+)
+def test_a_fault_that_passes_costs_a_retry_and_nothing_else(server, tmp_path, fault):
+    server.misbehave(FILE, fault, fault)
+    assert get(server, tmp_path).read_bytes() == BODY
+    assert server.asked[FILE] == 3
+    assert files_in(tmp_path) == ["7.vital"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault(kind="status", value=500), "answered 500"),
+        (Fault(kind="cut"), f"cut short: {len(BODY) // 2} bytes of {len(BODY)}"),
+        (Fault(kind="cut-unnoticed"), "case 7: damaged"),
+        (Fault(kind="corrupt"), "case 7: damaged"),
+        (Fault(kind="short-length"), "case 7: damaged"),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else "",
+)
+def test_a_fault_that_stays_ends_in_one_error_and_leaves_nothing_behind(server, tmp_path, fault, reason):
+    server.misbehave(FILE, fault, fault, fault)
+    with pytest.raises(DataError, match=rf"case 7: .*in 3 attempts; the last: .*{reason}"):
+        get(server, tmp_path)
+    assert server.asked[FILE] == 3
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+def test_a_refusal_is_final(server, tmp_path, status):
+    server.misbehave(FILE, Fault(kind="status", value=status))
+    with pytest.raises(DataError, match=rf"case 7: .*{status}"):
+        get(server, tmp_path)
+    assert server.asked[FILE] == 1
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", [Fault(kind="silent", value=1.5), Fault(kind="crawl", value=0.02)])
+def test_a_server_that_keeps_silent_or_crawls_is_given_up(server, tmp_path, fault):
+    server.misbehave(FILE, fault)
+    started = time.monotonic()
+    with pytest.raises(DataError, match="timed out|crawls"):
+        get(server, tmp_path, timeout_s=0.3, retries=0)
+    assert time.monotonic() - started < 1.2
+
+
+def test_a_dead_server_is_reported_with_its_address(server, tmp_path):
+    url = server.url
+    server.url = "http://127.0.0.1:9"
+    with pytest.raises(DataError, match=r"127\.0\.0\.1:9/1\.0\.1/7\.vital could not be downloaded in 2 att"):
+        get(server, tmp_path, retries=1)
+    server.url = url
+
+
+def test_retry_after_is_obeyed_in_seconds_and_as_a_date(server, tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr("biofound.data.sources.download.time.sleep", waits.append)
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    server.misbehave(
+        FILE,
+        Fault(kind="retry-after", value="7"),
+        Fault(kind="retry-after", value=date),
+        Fault(kind="retry-after", value="soon"),
+        Fault(kind="retry-after", value="86400"),
+    )
+    server.delay_s = 0
+    get(server, tmp_path, retries=4, backoff_s=0.5, longest_wait_s=60.0)
+    ours = [wait for wait in waits if wait > 0]
+    assert ours[0] == 7.0
+    assert 15 <= ours[1] <= 20
+    assert ours[2:] == [2.0, 60.0]  # the back-off, where the header is not readable; never over the limit
+
+
+def test_waits_double_from_attempt_to_attempt(server, tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr("biofound.data.sources.download.time.sleep", waits.append)
+    server.misbehave(FILE, *[Fault(kind="status", value=503)] * 5)
+    get(server, tmp_path, retries=5, backoff_s=1.0, longest_wait_s=6.0)
+    assert [wait for wait in waits if wait > 0] == [1.0, 2.0, 4.0, 6.0, 6.0]
+
+
+def test_an_answer_whose_end_cannot_be_known_is_taken_only_if_it_is_gzip(server, tmp_path):
+    server.misbehave(FILE, Fault(kind="no-length"))
+    assert get(server, tmp_path).read_bytes() == BODY
+    server.files["/cases"] = b"caseid,subjectid\n1,1\n"
+    server.misbehave("/cases", Fault(kind="no-length"))
+    with pytest.raises(DataError, match="does not say how long"):
+        get(server, tmp_path, path="/cases")
+
+
+def test_what_a_killed_download_left_is_removed(server, tmp_path):
+    leftover = tmp_path / "1.0.1" / ".7.vital.4711.partial"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half")
+    get(server, tmp_path)
+    assert files_in(tmp_path) == ["7.vital"]
+
+
+def test_a_certificate_that_does_not_verify_is_final(server, tmp_path, monkeypatch):
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_message = "self-signed certificate"
+
+    def refuse(*args, **kwargs):
+        raise urllib.request.URLError(error)
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(DataError, match=r"the certificate of .* is not valid \(self-signed"):
+        get(server, tmp_path)
+
+
+def test_certificates_are_verified():
+    handlers = urllib.request.build_opener().handlers
+    context = next(h for h in handlers if isinstance(h, urllib.request.HTTPSHandler))._context
+    assert context is None or context.verify_mode == ssl.CERT_REQUIRED
+    assert ssl._create_default_https_context().verify_mode == ssl.CERT_REQUIRED
+
+
+def test_a_cache_that_cannot_be_written_is_one_error(server, tmp_path):
+    blocked = tmp_path / "cache"
+    blocked.write_text("a file")
+    with pytest.raises(DataError, match="cannot be written"):
+        get(server, blocked)
+
+
+def test_threads_that_want_one_file_share_its_download(server, tmp_path):
+    server.delay_s = 0.1
+    with ThreadPoolExecutor(6) as pool:
+        paths = list(pool.map(lambda _: get(server, tmp_path), range(6)))
+    assert {path.read_bytes() for path in paths} == {BODY}
+    assert server.asked[FILE] == 1
+
+
+def test_no_more_than_the_limit_is_under_way_at_once(server, tmp_path):
+    paths = [f"/1.0.1/{case}.vital" for case in range(10)]
+    server.files |= dict.fromkeys(paths, BODY)
+    server.delay_s = 0.05
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(lambda path: get(server, tmp_path, path=path, at_once=3), paths))
+    assert server.most_at_once <= 3
+    assert sum(server.asked.values()) == 10
+
+
+DOWNLOADER = """
+import sys
+from pathlib import Path
+from biofound.data.sources.download import Politeness, fetch
+url, cache = sys.argv[1], Path(sys.argv[2])
+fetch(url, cache / "7.vital", cache_dir=cache, what="case 7", check=lambda path: None, politeness=Politeness())
+"""
+
+
+def test_processes_that_want_one_file_share_its_download(server, tmp_path):
+    server.delay_s = 1.0
+    command = [sys.executable, "-c", DOWNLOADER, server.url + FILE, str(tmp_path)]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert server.asked[FILE] == 1
+    assert (tmp_path / "7.vital").read_bytes() == BODY

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+
+from biofound.data.sources.packets import check_rate, place
+from biofound.errors import DataError
+from tests.data.sources.vitaldb_server import START
+
+SFREQ = 500.0
+
+
+def stream(counts, gaps, sfreq=SFREQ):
+    """Stamps (seconds) and true first indices of packets with `gaps[k]` samples missing before packet k."""
+    counts, gaps = np.asarray(counts), np.asarray(gaps)
+    first = np.cumsum(counts) - counts + np.cumsum(gaps)
+    return START + first / sfreq, counts.astype(np.int64), first
+
+
+def test_packets_that_follow_on_are_placed_seamlessly_although_their_stamps_are_rounded():
+    starts, counts, first = stream(np.full(20_000, 50), np.zeros(20_000, dtype=int))
+    naive = np.ceil((starts - START) * SFREQ).astype(int)
+    assert np.mean(naive != first) > 0.1  # what the package does shifts packets by one sample
+    np.testing.assert_array_equal(place(starts, counts, sfreq=SFREQ, origin=START), first)
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.25, 0.5, 0.75])
+def test_every_gap_of_one_sample_or_more_is_found_under_jitter_below_half_a_sample(phase):
+    rng = np.random.default_rng(3)
+    counts = rng.integers(20, 80, 3000)
+    gaps = np.where(rng.random(3000) < 0.1, rng.integers(2, 400, 3000), 0)
+    gaps[0] = 0
+    starts, counts, first = stream(counts, gaps)
+    jittered = starts + (phase + rng.uniform(-0.2, 0.2, len(starts))) / SFREQ
+    placed = place(jittered, counts, sfreq=SFREQ, origin=START)
+    ours = np.diff(placed) - counts[:-1]
+    np.testing.assert_array_equal(ours > 0, gaps[1:] > 0)
+    assert np.abs(ours - gaps[1:]).max() <= 1  # a stretch starts at the sample nearest to its stamp
+    assert np.abs(placed - (jittered - START) * SFREQ).max() <= 1.5
+
+
+def test_with_exact_stamps_the_smallest_gap_is_exact():
+    gaps = np.zeros(500, dtype=int)
+    gaps[[7, 100, 101, 499]] = [1, 2, 1, 3]
+    starts, counts, first = stream(np.full(500, 50), gaps)
+    np.testing.assert_array_equal(place(starts, counts, sfreq=SFREQ, origin=START), first)
+
+
+def test_stamps_from_a_jittery_clock_leave_no_seams_but_a_lost_packet_shows():
+    rng = np.random.default_rng(4)
+    gaps = np.zeros(2000, dtype=int)
+    gaps[1000] = 50  # one packet lost
+    starts, counts, first = stream(np.full(2000, 50), gaps)
+    jittered = np.sort(starts + rng.uniform(0, 0.01, 2000))  # 10 ms: five samples
+    placed = place(jittered, counts, sfreq=SFREQ, origin=START)
+    seams = np.diff(placed) - 50
+    assert np.flatnonzero(seams).tolist() == [999]
+    assert abs(seams[999] - 50) <= 5
+    rounded = np.rint((jittered - START) * SFREQ).astype(int)
+    assert np.mean(np.diff(rounded) != 50) > 0.5  # rounding alone tears most packets apart
+
+
+def test_a_clock_that_drifts_is_followed():
+    starts, counts, _ = stream(np.full(10_000, 500), np.zeros(10_000, dtype=int))
+    drifting = START + (starts - START) * (1 + 20e-6)
+    placed = place(drifting, counts, sfreq=SFREQ, origin=START)
+    assert np.abs(placed - (drifting - START) * SFREQ).max() <= 1.5
+
+
+def test_a_repeated_packet_goes_where_its_stamp_says():
+    starts, counts, first = stream(np.full(6, 50), np.zeros(6, dtype=int))
+    again = np.insert(np.arange(6), 3, 3)
+    np.testing.assert_array_equal(
+        place(starts[again], counts[again], sfreq=SFREQ, origin=START), first[again]
+    )
+
+
+@pytest.mark.parametrize("header", [1.0, 250.0, 450.0, 560.0, 1000.0])
+def test_a_header_rate_that_the_packets_contradict_is_refused(header):
+    starts, counts, _ = stream(np.full(100, 50), np.zeros(100, dtype=int))
+    with pytest.raises(DataError, match=f"header says {header:g} Hz.*hold 500 samples per second"):
+        check_rate(starts, counts, sfreq=header, what="case 1")
+
+
+def test_one_value_a_second_cannot_pass_as_500_hz():
+    starts = START + np.arange(60.0)
+    with pytest.raises(DataError, match="header says 500 Hz.*hold 1 samples"):
+        check_rate(starts, np.ones(60, dtype=np.int64), sfreq=500.0, what="case 1")
+
+
+def test_the_true_rate_passes_with_gaps_jitter_and_odd_packets():
+    rng = np.random.default_rng(5)
+    counts = rng.integers(1, 200, 400)
+    gaps = np.where(rng.random(400) < 0.3, rng.integers(50, 5000, 400), 0)
+    starts, counts, _ = stream(counts, gaps)
+    check_rate(starts + rng.uniform(0, 1e-3, 400), counts, sfreq=SFREQ, what="case 1")
+    uneven = np.tile([62, 63], 50)
+    starts, counts, _ = stream(uneven, np.zeros(100, dtype=int), sfreq=62.5)
+    check_rate(starts, counts, sfreq=62.5, what="case 1")
+
+
+def test_recordings_with_pauses_between_few_packets_pass():
+    starts, counts, _ = stream([5000, 5000, 5000], [0, 90_000, 40_000])
+    check_rate(starts, counts, sfreq=SFREQ, what="case 1")

@@ -1,0 +1,354 @@
+import gzip
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import vitaldb
+
+from biofound.data.sources.registry import open_source
+from biofound.data.sources.vitaldb import CASE_SETS, VitalDBSource, VitalFilesSource
+from biofound.errors import DataError, SettingsError
+from tests.data.sources.test_vital_file import ECG, ECG_II, PLETH, PPG, wander
+from tests.data.sources.vitaldb_server import Fault, Wave, serving, write_vital
+
+BIS = sorted(vitaldb.caseids_bis)[:4]
+NO_BIS = min(set(range(1, 6389)) - vitaldb.caseids_bis)
+SUBJECTS = {BIS[0]: 5955, BIS[1]: 2487, BIS[2]: 5955, BIS[3]: 77, NO_BIS: 88}
+BOTH = (PLETH, ECG_II, "Solar8000/HR")
+TRACKS = dict.fromkeys(SUBJECTS, BOTH) | {BIS[3]: (ECG_II, "Solar8000/HR")}
+CHANNELS = (PPG, ECG)
+HEART = wander(6), wander(6, seed=1)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    """The bytes of one whole case: 500 Hz, a gap in the PPG, packed."""
+    pleth = HEART[0].copy()
+    pleth[700:900] = np.nan
+    waves = [Wave(name=PLETH, samples=pleth, unit=""), Wave(name=ECG_II, samples=HEART[1])]
+    return write_vital(tmp_path_factory.mktemp("case") / "1.vital", waves).read_bytes()
+
+
+@pytest.fixture
+def server(content):
+    with serving() as running:
+        running.add_tables(SUBJECTS, TRACKS, compressed=True)
+        for case_id in SUBJECTS:
+            running.add_case(case_id, content)
+        yield running
+
+
+def source(server, cache, **settings):
+    patience = {"timeout_s": 5.0, "retries": 2, "backoff_s": 0.01, "case_set": "bis"}
+    return VitalDBSource(base_url=server.url, cache_dir=cache, **(patience | settings))
+
+
+def case_ids(cases):
+    return [case.case_id for case in cases]
+
+
+# VitalDB
+
+
+def test_eligible_are_the_cases_of_the_set_that_have_every_channel(server, tmp_path):
+    assert case_ids(source(server, tmp_path).cases(CHANNELS)) == sorted(map(str, BIS[:3]))
+    everything = source(server, tmp_path, case_set="all")
+    assert case_ids(everything.cases(CHANNELS)) == sorted(map(str, [*BIS[:3], NO_BIS]))
+    assert case_ids(everything.cases([ECG])) == sorted(map(str, [*BIS, NO_BIS]))
+    assert server.asked == {"/cases": 1, "/trks": 1}
+
+
+def test_a_patient_with_several_cases_has_one_subject_id(server, tmp_path):
+    subjects = {case.case_id: case.subject_id for case in source(server, tmp_path).cases(CHANNELS)}
+    assert subjects == {str(BIS[0]): "5955", str(BIS[1]): "2487", str(BIS[2]): "5955"}
+
+
+def test_cases_have_their_tracks_and_the_length_that_the_clinical_table_gives(server, tmp_path):
+    first = source(server, tmp_path).cases(CHANNELS)[0]
+    assert first.tracks == BOTH
+    assert first.duration_s == 100.0 + int(first.case_id)
+
+
+def test_a_case_unknown_to_the_clinical_table_has_no_subject(server, tmp_path):
+    server.add_tables({BIS[0]: 1}, {BIS[0]: BOTH, BIS[1]: BOTH})
+    subjects = {case.case_id: case.subject_id for case in source(server, tmp_path).cases(CHANNELS)}
+    assert subjects == {str(BIS[0]): "1", str(BIS[1]): None}
+
+
+@pytest.mark.parametrize("case_set", [name for name in CASE_SETS if name != "all"])
+def test_every_case_set_is_the_packages(server, tmp_path, case_set):
+    expected = getattr(vitaldb, f"caseids_{case_set}")
+    every = range(1, 6389)
+    server.add_tables({case: case for case in every}, {case: BOTH for case in every})
+    found = source(server, tmp_path, case_set=case_set).cases(CHANNELS)
+    assert {int(case.case_id) for case in found} == expected
+    assert case_ids(found) == sorted(case_ids(found))
+
+
+def test_the_bis_set_limits_the_data_set_to_5523_cases():
+    assert len(vitaldb.caseids_bis) == 5523
+
+
+def test_no_eligible_case_is_an_error_with_the_counts(server, tmp_path):
+    nowhere = PPG.__class__(
+        name="ACC_X", tracks=("WATCH/ACC_X",), unit="g", band=PPG.band, quality_threshold=0.5
+    )
+    with pytest.raises(DataError, match=r"no case is left.* 5 cases.*set bis 4 of them.*WATCH/ACC_X"):
+        source(server, tmp_path).cases([nowhere])
+
+
+def test_a_case_is_read_at_its_native_rate_with_its_gaps_on_one_clock(server, tmp_path):
+    recording = source(server, tmp_path).read(str(BIS[0]), CHANNELS)
+    ppg, ecg = recording.signals["PPG"], recording.signals["ECG"]
+    assert (ppg.sfreq, ecg.sfreq, ecg.unit) == (500.0, 500.0, "mV")
+    assert ppg.samples.dtype == np.float32
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(ppg.samples)), np.arange(700, 900))
+    assert np.nanmax(np.abs(ppg.samples - HEART[0])) <= 0.01
+    assert np.abs(ecg.samples - HEART[1]).max() <= 0.01
+
+
+def test_another_rate_than_the_data_sets_is_refused(server, tmp_path):
+    waves = [Wave(name=PLETH, samples=wander(60, sfreq=1), sfreq=1.0), Wave(name=ECG_II, samples=HEART[1])]
+    server.add_case(BIS[0], write_vital(tmp_path / "slow.vital", waves).read_bytes())
+    with pytest.raises(DataError, match=rf"case {BIS[0]}, channel PPG, .*expected 500 Hz.*says 1 Hz"):
+        source(server, tmp_path).read(str(BIS[0]), CHANNELS)
+
+
+def test_a_track_that_the_list_promises_but_the_file_lacks_is_an_error(server, tmp_path):
+    lacking = write_vital(tmp_path / "lacking.vital", [Wave(name=PLETH, samples=HEART[0])])
+    server.add_case(BIS[0], lacking.read_bytes())
+    with pytest.raises(DataError, match=rf"case {BIS[0]}, channel ECG: expected one of the tracks"):
+        source(server, tmp_path).read(str(BIS[0]), CHANNELS)
+
+
+def test_with_a_warm_cache_no_network_is_needed(server, tmp_path):
+    warm = source(server, tmp_path)
+    expected = warm.cases(CHANNELS)
+    before = warm.read(str(BIS[0]), CHANNELS)
+    asked = dict(server.asked)
+    server.url = "http://127.0.0.1:9"
+    cold = source(server, tmp_path, retries=0)
+    assert cold.cases(CHANNELS) == expected
+    assert cold.version() == warm.version()
+    again = cold.read(str(BIS[0]), CHANNELS)
+    np.testing.assert_array_equal(again.signals["ECG"].samples, before.signals["ECG"].samples)
+    assert dict(server.asked) == asked
+    with pytest.raises(DataError, match=rf"case {BIS[1]}: .*could not be downloaded"):
+        cold.read(str(BIS[1]), CHANNELS)
+
+
+@pytest.mark.parametrize("kind", ["cut", "cut-unnoticed", "corrupt", "short-length"])
+@pytest.mark.parametrize("path", ["/cases", "/trks", f"/1.0.1/{BIS[0]}.vital"])
+def test_nothing_incomplete_is_ever_taken_for_the_whole(server, tmp_path, kind, path):
+    server.misbehave(path, Fault(kind=kind))
+    expected_bytes = server.files[path]
+    opened = source(server, tmp_path)
+    assert len(opened.cases(CHANNELS)) == 3
+    opened.read(str(BIS[0]), CHANNELS)
+    assert server.asked[path] == 2
+    name = Path(path).name if path.endswith(".vital") else f"{path[1:]}.csv"
+    assert next(p for p in tmp_path.rglob(name)).read_bytes() == expected_bytes
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_case_that_the_server_lacks_is_an_error_that_names_it(server, tmp_path):
+    del server.files[f"/1.0.1/{BIS[1]}.vital"]
+    opened = source(server, tmp_path)
+    with pytest.raises(DataError, match=rf"case {BIS[1]}: .*404"):
+        opened.read(str(BIS[1]), CHANNELS)
+    assert opened.read(str(BIS[0]), CHANNELS).case_id == str(BIS[0])
+
+
+def test_a_sign_in_page_is_not_taken_for_a_table(server, tmp_path):
+    server.misbehave("/cases", *[Fault(kind="not-the-file")] * 3)
+    with pytest.raises(DataError, match="the clinical table.*has no column caseid, subjectid, but <html>"):
+        source(server, tmp_path).cases(CHANNELS)
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(server, tmp_path):
+    opened = source(server, tmp_path)
+    path = opened.fetch(str(BIS[0]))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])  # as a copy of the cache that was interrupted leaves it
+    assert opened.fetch(str(BIS[0])).read_bytes() == whole
+    assert server.asked[f"/1.0.1/{BIS[0]}.vital"] == 2
+
+
+def test_a_cache_copied_without_its_records_is_checked_not_downloaded(server, tmp_path):
+    opened = source(server, tmp_path / "here")
+    digest = opened.fingerprint(str(BIS[0]))
+    copied = tmp_path / "there" / "1.0.1" / f"{BIS[0]}.vital"
+    copied.parent.mkdir(parents=True)
+    copied.write_bytes(opened.fetch(str(BIS[0])).read_bytes())
+    assert source(server, tmp_path / "there").fingerprint(str(BIS[0])) == digest
+    assert server.asked[f"/1.0.1/{BIS[0]}.vital"] == 1
+
+
+def test_the_fingerprint_follows_the_file(server, tmp_path, content):
+    other = write_vital(tmp_path / "other.vital", [Wave(name=PLETH, samples=HEART[1])]).read_bytes()
+    server.add_case(BIS[1], other)
+    opened = source(server, tmp_path)
+    same, different = opened.fingerprint(str(BIS[0])), opened.fingerprint(str(BIS[1]))
+    assert same != different
+    assert opened.fingerprint(str(BIS[2])) == same
+    path = opened.fetch(str(BIS[0]))
+    path.write_bytes(other)
+    assert opened.fingerprint(str(BIS[0])) == different
+
+
+def test_the_version_follows_the_tables_not_how_they_are_sent(server, tmp_path):
+    one = source(server, tmp_path / "a").version()
+    server.encodings.clear()
+    server.add_tables(SUBJECTS, TRACKS, compressed=False)
+    assert source(server, tmp_path / "b").version() == one
+    server.add_tables(SUBJECTS | {BIS[0]: 1}, TRACKS)
+    assert source(server, tmp_path / "c").version() != one
+
+
+def test_a_source_describes_and_pickles_itself(server, tmp_path):
+    opened = source(server, tmp_path, at_once=2)
+    opened.cases(CHANNELS)
+    description = json.loads(json.dumps(opened.describe()))
+    twin = open_source(**description)
+    assert twin.describe() == opened.describe()
+    pickled = pickle.dumps(opened)
+    assert len(pickled) < 2000  # without the tables
+    assert pickle.loads(pickled).cases(CHANNELS) == opened.cases(CHANNELS)
+
+
+def test_another_version_of_the_data_set_lies_apart_in_the_cache(server, tmp_path, content):
+    server.add_case(BIS[0], content, version="2.0.0")
+    newer = source(server, tmp_path, dataset_version="2.0.0")
+    assert newer.fetch(str(BIS[0])) == tmp_path / "2.0.0" / f"{BIS[0]}.vital"
+    assert newer.version().startswith("2.0.0-")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"case_set": "biss"}, "expected one of bis, ppf"), ({"base_url": "ftp://x"}, "expected http")],
+)
+def test_bad_settings_are_refused_at_once(tmp_path, settings, message):
+    with pytest.raises(SettingsError, match=message):
+        VitalDBSource(cache_dir=tmp_path, **settings)
+
+
+def test_a_case_id_cannot_lead_out_of_the_cache(server, tmp_path):
+    with pytest.raises(DataError, match="VitalDB's cases are numbers"):
+        source(server, tmp_path).read("../../etc/passwd", CHANNELS)
+
+
+# Directories of .vital files
+
+
+@pytest.fixture
+def directory(tmp_path, content):
+    root = tmp_path / "vital"
+    for name in ("b.vital", "ward/a.vital", "ward/c.vital"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    write_vital(root / "only_ppg.vital", [Wave(name=PLETH, samples=HEART[0])])
+    return root
+
+
+def test_files_with_every_channel_are_cases_without_a_known_subject(directory):
+    cases = VitalFilesSource(root=directory).cases(CHANNELS)
+    assert case_ids(cases) == ["b", "ward__a", "ward__c"]
+    assert {case.subject_id for case in cases} == {None}
+    assert cases[0].duration_s == 8.0  # to the last number of the numeric track
+
+
+def test_a_file_is_read_like_a_case_of_vitaldb(directory, server, tmp_path):
+    ours = VitalFilesSource(root=directory).read("ward__a", CHANNELS)
+    theirs = source(server, tmp_path / "cache").read(str(BIS[0]), CHANNELS)
+    for name in ("PPG", "ECG"):
+        np.testing.assert_array_equal(ours.signals[name].samples, theirs.signals[name].samples)
+
+
+@pytest.mark.parametrize("column", ["file", "record"])
+def test_subjects_come_from_a_table(directory, tmp_path, column):
+    table = tmp_path / "who.csv"
+    table.write_text(f"{column},subject\nb.vital,anna\nward/a,bert\nward/c.vital,anna\nonly_ppg,carl\n")
+    opened = VitalFilesSource(root=directory, subjects_csv=table)
+    assert {c.case_id: c.subject_id for c in opened.cases(CHANNELS)} == {
+        "b": "anna",
+        "ward__a": "bert",
+        "ward__c": "anna",
+    }
+    (directory / "subjects.csv").write_bytes(table.read_bytes())
+    assert VitalFilesSource(root=directory).cases(CHANNELS) == opened.cases(CHANNELS)
+
+
+def test_a_file_that_the_table_leaves_out_has_no_subject(directory, tmp_path):
+    table = tmp_path / "who.csv"
+    table.write_text("file,subject\nb,anna\n")
+    subjects = [c.subject_id for c in VitalFilesSource(root=directory, subjects_csv=table).cases(CHANNELS)]
+    assert subjects == ["anna", None, None]
+
+
+def test_a_file_is_a_subject_on_the_users_word_only(directory):
+    cases = VitalFilesSource(root=directory, record_is_subject=True).cases(CHANNELS)
+    assert [case.subject_id for case in cases] == ["b", "ward__a", "ward__c"]
+    (directory / "subjects.csv").write_text("file,subject\nb,anna\n")
+    with pytest.raises(SettingsError, match="says who was recorded"):
+        VitalFilesSource(root=directory, record_is_subject=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,who\nb,anna\n", "expected the columns file and subject, got name, who"),
+        ("file,subject\nb,\n", r"who\.csv:2: expected a file and its subject"),
+        ("file,subject\nb,anna\nb.vital,bert\n", r"who\.csv:3: b\.vital has two subjects, anna and bert"),
+    ],
+)
+def test_a_bad_table_of_subjects_is_refused(directory, tmp_path, text, message):
+    table = tmp_path / "who.csv"
+    table.write_text(text)
+    with pytest.raises(DataError, match=message):
+        VitalFilesSource(root=directory, subjects_csv=table)
+
+
+def test_a_damaged_file_is_refused_by_name_when_listed_and_when_read(directory):
+    opened = VitalFilesSource(root=directory)
+    path = directory / "ward" / "c.vital"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match=r"case ward__c: .*c\.vital is cut short"):
+        opened.cases(CHANNELS)
+    with pytest.raises(DataError, match=r"case ward__c: .*c\.vital is cut short"):
+        opened.read("ward__c", CHANNELS)
+
+
+def test_a_directory_without_usable_files_is_refused(directory, tmp_path):
+    with pytest.raises(DataError, match="expected a directory"):
+        VitalFilesSource(root=tmp_path / "nowhere")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match=r"expected \.vital files, found none"):
+        VitalFilesSource(root=empty).cases(CHANNELS)
+    (directory / "b.vital").unlink()
+    for name in ("a", "c"):
+        (directory / "ward" / f"{name}.vital").unlink()
+    with pytest.raises(DataError, match=r"none of 1 \.vital files has every channel.*SNUADC/PLETH"):
+        VitalFilesSource(root=directory).cases(CHANNELS)
+    with pytest.raises(DataError, match=r"case zz: .*no such \.vital file"):
+        VitalFilesSource(root=directory).read("zz", CHANNELS)
+
+
+def test_two_files_of_one_case_id_are_refused(directory, content):
+    (directory / "ward__a.vital").write_bytes(content)
+    with pytest.raises(DataError, match="would both be case ward__a"):
+        VitalFilesSource(root=directory).cases(CHANNELS)
+
+
+def test_a_directory_describes_itself_and_its_fingerprints_follow_the_files(directory, content):
+    opened = VitalFilesSource(root=directory, record_is_subject=True)
+    twin = open_source(**json.loads(json.dumps(opened.describe())))
+    assert twin.describe() == opened.describe()
+    version, digest = opened.version(), opened.fingerprint("b")
+    assert opened.fingerprint("ward__a") == digest
+    (directory / "b.vital").write_bytes(gzip.compress(gzip.decompress(content)))
+    assert opened.fingerprint("b") != digest
+    assert VitalFilesSource(root=directory, record_is_subject=True).version() != version
