@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from biofound import console
 from biofound.errors import BiofoundError
 from biofound.settings.base import Settings, bounds_of, choices_of, extra_of, kind_of
-from biofound.settings.resolve import Resolved, environment_name, option_name, plain, resolve
+from biofound.settings.resolve import Resolved, environment_name, option_name, plain, resolve, shown
 
 S = TypeVar("S", bound=Settings)
 
@@ -180,13 +180,13 @@ def _default_text(info: FieldInfo) -> str:
         return ""
     if isinstance(value, bool):
         return f"default: {'on' if value else 'off'}"
-    return f"default: {','.join(value) if isinstance(value, list) else value}"
+    return f"default: {shown(value)}"
 
 
 def _metavar(info: FieldInfo) -> str:
     if choices := choices_of(info):
         return "|".join(choices)
-    words = {int: "<int>", float: "<number>", Path: "<path>", tuple: "<name,name>"}
+    words = {int: "<int>", float: "<number>", Path: "<path>", tuple: "<list>"}
     return words.get(kind_of(info), "<text>")
 
 

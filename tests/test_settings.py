@@ -183,7 +183,7 @@ def test_all_mistakes_of_all_places_are_told_at_once(config) -> None:
         f"{path}:5: lr comes twice; it already stands in line 4",
         f"{path}:5: lr: expected a number above 0, at most 1, got 2",
         f"{path}:6: config cannot stand in a file; use --config",
-        f"{path}:7: channels.1: expected a list of names, got 3",
+        f"{path}:7: channels.1: expected a valid string, got 3",
         "option --dropout: expected a number at least 0, below 1, got 'x'",
         "environment BIOFOUND_PRETRAIN_SEED: expected a whole number at least 0, below 4294967296, got '-1'",
         "environment BIOFOUND_PRETRAIN_MASKRATIO: no such setting; "

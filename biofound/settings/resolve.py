@@ -43,8 +43,7 @@ class Resolved(Generic[S]):
         """Every field's name, value, unit and origin, as text."""
         for name, info in type(self.settings).model_fields.items():
             value = plain(getattr(self.settings, name))
-            text = ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
-            yield name, text, extra_of(info, "unit") or "", self.origins[name]
+            yield name, shown(value), extra_of(info, "unit") or "", self.origins[name]
 
     def as_json(self) -> dict[str, dict[str, Any]]:
         """`{name: {"value": ..., "origin": ...}}` in plain JSON: what `training_config.json` holds."""
@@ -133,6 +132,13 @@ def environment_name(model: type[Settings], name: str) -> str:
     """`mask_ratio` of `pretrain` -> `BIOFOUND_PRETRAIN_MASK_RATIO`."""
     own = extra_of(model.model_fields[name], "env")
     return own or f"{_environment_prefix(model)}{name.upper()}"
+
+
+def shown(value: Any) -> str:
+    """A plain value as text: lists as options take them, and a dash for nothing."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "-" if value is None else str(value)
 
 
 def _environment_prefix(model: type[Settings]) -> str:
@@ -280,7 +286,10 @@ def _messages(model: type[Settings], given: _Given, detail: ErrorDetails) -> Ite
     elif kind == "too_short":
         yield f"{where}: expected at least {detail['ctx']['min_length']}, got none"
     else:
-        yield f"{where}: expected {expectation(info) if info else detail['msg']}, got {_shown(got)}"
+        # What is inside a list has no field of its own: pydantic says what it should be.
+        whole = info is not None and isinstance(key[-1], str)
+        expected = expectation(info) if info and whole else detail["msg"].removeprefix("Input should be ")
+        yield f"{where}: expected {expected}, got {_shortened(got)}"
 
 
 def _say(model: type[Settings], given: _Given, name: str) -> str:
@@ -296,7 +305,7 @@ def _conflict_message(given: _Given, key: tuple[str | int, ...], conflict: Confl
     return f"{', '.join(said)}: {text}" if said else text
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
