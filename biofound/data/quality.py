@@ -10,6 +10,7 @@ the beat's own nearest neighbours, so that atrial fibrillation and ectopic beats
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,13 @@ SPOT_SECONDS = 2.0
 FLAT_SECONDS = {"PPG": 0.5, "ECG": 0.5, "ACC": 1.5}
 """A signal that repeats one value for longer is flat; the longest run in clean BIDMC beats is 0.28 s.
 
-A coarse accelerometer that lies still repeats itself longer than a pulse does.
+"""
+
+COARSE_SHARE = 0.05
+"""An accelerometer that spends more of its time than this in shorter repeats is coarse.
+
+Such a one (16 mg steps are common on the wrist) repeats itself whenever it lies still: only a run of a
+whole window counts as flat then.
 """
 
 FLAT_SHARE = 0.05
@@ -41,7 +48,7 @@ R waves just cut at their tips, as in several BIDMC records, come to 2 to 5 %.
 """
 
 FAINT_RATIO = 0.1
-"""Below this part of the usual size for two seconds there is no signal to speak of."""
+"""Below this part of the usual size for three seconds there is no signal to speak of."""
 
 SLOWEST_BEAT_SECONDS = 2.0
 FASTEST_BEATS_PER_SECOND = 220 / 60
@@ -146,7 +153,7 @@ def assess(
     touched: Flags = np.any(void[: grid.count * window_samples].reshape(grid.count, window_samples), axis=1)
     failed = {
         Reason.GAP: touched,
-        **_stuck(signal, FLAT_SECONDS[channel.modality], grid),
+        **_stuck(signal, channel.modality, grid),
     }
     quality = np.ones(grid.count)
     shape = _SHAPES.get(channel.modality)
@@ -211,7 +218,7 @@ class _Spent:
         self._times = np.stack([start, stop], axis=1).ravel()
         self._spent = np.stack([total - lengths, total], axis=1).ravel()
 
-    def before(self, time: NDArray[np.float64]) -> NDArray[np.float64]:
+    def before(self, time: NDArray[Any]) -> NDArray[np.float64]:
         """How much of the intervals lies before `time` (any shape)."""
         return np.interp(time, self._times, self._spent) if len(self._times) else np.zeros(np.shape(time))
 
@@ -219,10 +226,13 @@ class _Spent:
 # ---------------------------------------------------------------- flat lines and rails
 
 
-def _stuck(signal: Signal, flat_seconds: float, grid: _Grid) -> dict[Reason, Flags]:
+def _stuck(signal: Signal, modality: str, grid: _Grid) -> dict[Reason, Flags]:
     """Where the recorded signal stands still: too long (flat), or with corners (clipped)."""
     start, stop = _equal_runs(signal.samples)
-    flat = stop - start > flat_seconds * signal.sfreq
+    lengths = stop - start
+    flat = lengths > FLAT_SECONDS[modality] * signal.sfreq
+    if modality == "ACC" and lengths[~flat].sum() > COARSE_SHARE * len(signal.samples):
+        flat = lengths >= grid.seconds * signal.sfreq
     at_rail = _has_corners(signal, start, stop) & ~flat
     share_flat = grid.of_windows(_Spent(start[flat] / signal.sfreq, stop[flat] / signal.sfreq))
     share_clipped = grid.of_spots(_Spent(start[at_rail] / signal.sfreq, stop[at_rail] / signal.sfreq))
@@ -271,7 +281,7 @@ def _quantum(samples: Floats) -> float:
 
 
 def _implausible_swings(samples: Floats, void: Flags, shape: _Shape, sfreq: float, grid: _Grid) -> Flags:
-    """(N,) windows with a half second that swings too wide, or two seconds that hardly move."""
+    """(N,) windows with a half second that swings too wide, or three seconds that hardly move."""
     cell = max(1, round(0.5 * sfreq))
     count = len(samples) // cell
     cells = samples[: count * cell].reshape(count, cell)
@@ -282,7 +292,8 @@ def _implausible_swings(samples: Floats, void: Flags, shape: _Shape, sfreq: floa
     valid: Flags = ~np.any(void[: count * cell].reshape(count, cell), axis=1)
     usual = _usual(second, valid, seconds_each=cell / sfreq)
     wild = swing > shape.outlier * usual
-    faint = ndimage.maximum_filter1d(second, size=3) < FAINT_RATIO * usual
+    # Each of the five already spans two cells.
+    faint = ndimage.maximum_filter1d(second, size=5) < FAINT_RATIO * usual
     start = np.arange(count) * (cell / sfreq)
     bad = wild | faint
     return grid.of_windows(_Spent(start[bad], start[bad] + cell / sfreq)) > 1e-6
