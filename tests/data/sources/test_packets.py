@@ -28,7 +28,7 @@ def test_every_gap_of_one_sample_or_more_is_found_under_jitter_below_half_a_samp
     counts = rng.integers(20, 80, 3000)
     gaps = np.where(rng.random(3000) < 0.1, rng.integers(2, 400, 3000), 0)
     gaps[0] = 0
-    starts, counts, first = stream(counts, gaps)
+    starts, counts, _ = stream(counts, gaps)
     jittered = starts + (phase + rng.uniform(-0.2, 0.2, len(starts))) / SFREQ
     placed = place(jittered, counts, sfreq=SFREQ, origin=START)
     ours = np.diff(placed) - counts[:-1]
@@ -48,7 +48,7 @@ def test_stamps_from_a_jittery_clock_leave_no_seams_but_a_lost_packet_shows():
     rng = np.random.default_rng(4)
     gaps = np.zeros(2000, dtype=int)
     gaps[1000] = 50  # one packet lost
-    starts, counts, first = stream(np.full(2000, 50), gaps)
+    starts, counts, _ = stream(np.full(2000, 50), gaps)
     jittered = np.sort(starts + rng.uniform(0, 0.01, 2000))  # 10 ms: five samples
     placed = place(jittered, counts, sfreq=SFREQ, origin=START)
     seams = np.diff(placed) - 50
@@ -82,7 +82,7 @@ def test_a_header_rate_that_the_packets_contradict_is_refused(header):
 
 def test_one_value_a_second_cannot_pass_as_500_hz():
     starts = START + np.arange(60.0)
-    with pytest.raises(DataError, match="header says 500 Hz.*hold 1 samples"):
+    with pytest.raises(DataError, match=r"header says 500 Hz.*hold 1 samples"):
         check_rate(starts, np.ones(60, dtype=np.int64), sfreq=500.0, what="case 1")
 
 

@@ -81,7 +81,7 @@ def test_a_case_unknown_to_the_clinical_table_has_no_subject(server, tmp_path):
 def test_every_case_set_is_the_packages(server, tmp_path, case_set):
     expected = getattr(vitaldb, f"caseids_{case_set}")
     every = range(1, 6389)
-    server.add_tables({case: case for case in every}, {case: BOTH for case in every})
+    server.add_tables({case: case for case in every}, dict.fromkeys(every, BOTH))
     found = source(server, tmp_path, case_set=case_set).cases(CHANNELS)
     assert {int(case.case_id) for case in found} == expected
     assert case_ids(found) == sorted(case_ids(found))
@@ -163,7 +163,7 @@ def test_a_case_that_the_server_lacks_is_an_error_that_names_it(server, tmp_path
 
 def test_a_sign_in_page_is_not_taken_for_a_table(server, tmp_path):
     server.misbehave("/cases", *[Fault(kind="not-the-file")] * 3)
-    with pytest.raises(DataError, match="the clinical table.*has no column caseid, subjectid, but <html>"):
+    with pytest.raises(DataError, match=r"the clinical table.*has no column caseid, subjectid, but <html>"):
         source(server, tmp_path).cases(CHANNELS)
 
 

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def packets_of(wave: Wave) -> list[tuple[float, NDArray[np.float64]]]:
     edges = sorted({*range(0, len(missing), length), *cuts.tolist(), len(missing)})
     return [
         (wave.start_s + start / wave.sfreq, wave.samples[start:stop])
-        for start, stop in zip(edges[:-1], edges[1:], strict=True)
+        for start, stop in pairwise(edges)
         if not missing[start]
     ]
 
@@ -189,9 +190,10 @@ class Server:
         if fault.kind == "silent":
             time.sleep(float(fault.value))
         elif fault.kind == "crawl":
-            for byte in body:
+            for byte in body[:100]:
                 handler.wfile.write(bytes([byte]))
                 time.sleep(float(fault.value))
+            handler.wfile.write(body[100:])
         else:
             handler.wfile.write(body)
 
