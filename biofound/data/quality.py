@@ -283,20 +283,17 @@ def _quantum(samples: Floats) -> float:
 def _implausible_swings(samples: Floats, void: Flags, shape: _Shape, sfreq: float, grid: _Grid) -> Flags:
     """(N,) windows with a half second that swings too wide, or three seconds that hardly move."""
     cell = max(1, round(0.5 * sfreq))
-    count = len(samples) // cell
-    cells = samples[: count * cell].reshape(count, cell)
-    top, bottom = cells.max(axis=1), cells.min(axis=1)
+    starts = np.arange(0, len(samples), cell)
+    top, bottom = np.maximum.reduceat(samples, starts), np.minimum.reduceat(samples, starts)
     swing = top - bottom
-    second = np.maximum(top[1:], top[:-1]) - np.minimum(bottom[1:], bottom[:-1])
-    second = np.append(second, second[-1:]) if len(second) else swing
-    valid: Flags = ~np.any(void[: count * cell].reshape(count, cell), axis=1)
-    usual = _usual(second, valid, seconds_each=cell / sfreq)
+    # Two seconds hold a beat, however slow the heart.
+    wide = ndimage.maximum_filter1d(top, size=4) - ndimage.minimum_filter1d(bottom, size=4)
+    valid = ~np.logical_or.reduceat(void, starts)
+    usual = _usual(wide, valid, seconds_each=cell / sfreq)
     wild = swing > shape.outlier * usual
-    # Each of the five already spans two cells.
-    faint = ndimage.maximum_filter1d(second, size=5) < FAINT_RATIO * usual
-    start = np.arange(count) * (cell / sfreq)
-    bad = wild | faint
-    return grid.of_windows(_Spent(start[bad], start[bad] + cell / sfreq)) > 1e-6
+    faint = ndimage.maximum_filter1d(wide, size=3) < FAINT_RATIO * usual
+    start_s = starts[wild | faint] / sfreq
+    return grid.of_windows(_Spent(start_s, start_s + cell / sfreq)) > 1e-6
 
 
 def _usual(sizes: Floats, valid: Flags, *, seconds_each: float) -> Floats:

@@ -124,8 +124,8 @@ def test_a_signal_that_fades_away_fails_by_its_amplitude(channel: Channel) -> No
 
 def test_too_few_or_too_many_beats_are_no_heart() -> None:
     time = np.arange(60 * 500) / 500
-    spikes = np.exp(-(((time + 1.2) % 2.4 - 1.2) ** 2) / 2 / 0.012**2)  # 25 a minute
-    spikes += 0.05 * np.random.default_rng(0).standard_normal(len(time))
+    spikes = np.exp(-(((time + 1.3) % 2.6 - 1.3) ** 2) / 2 / 0.012**2)  # 23 a minute
+    spikes += 0.02 * np.random.default_rng(0).standard_normal(len(time))
     assert set(judged(spikes, 500.0, ECG).reason) == {Reason.NO_BEATS}
     tremor = np.sin(2 * np.pi * 4.6 * time)  # 276 a minute
     assert set(judged(tremor, 500.0, PPG).reason) == {Reason.NO_BEATS}
@@ -166,6 +166,15 @@ def _train(onsets_s: NDArray[np.float64], kinds: NDArray[np.int64], modality: st
         part = x[start : start + len(time)]
         part += shapes[kind][: len(part)]
     return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("channel", [PPG, ECG], ids=lambda channel: channel.name)
+@pytest.mark.parametrize("per_minute", [33, 60, 120, 190])
+def test_slow_and_fast_hearts_are_kept(channel: Channel, per_minute: int) -> None:
+    intervals = 60 / per_minute * np.random.default_rng(6).normal(1, 0.02, 4 * per_minute)
+    x = _train(np.cumsum(intervals), np.zeros(len(intervals), dtype=np.int64), channel.modality)
+    reasons = judged(x[: 240 * 250], 250.0, channel).reason
+    assert (reasons[:-1] == Reason.KEPT).mean() >= 0.95
 
 
 @pytest.mark.parametrize("channel", [PPG, ECG], ids=lambda channel: channel.name)
