@@ -4,6 +4,7 @@ A command is a settings model (`settings/models.py`) and a body here, under `@ad
 Bodies import what they need themselves: `biofound --help` must answer at once, and torch takes seconds.
 """
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,16 @@ import biofound
 from biofound import console, report
 from biofound.data.channels import Channel
 from biofound.errors import DataError, SettingsError
-from biofound.options import Run, add_command
-from biofound.settings import PrepareSettings, WindowsSettings, resolve_channels
+from biofound.options import INTERRUPTED, Run, add_command
+from biofound.settings import (
+    InflateSettings,
+    PrepareSettings,
+    PretrainSettings,
+    VerifySettings,
+    WindowsSettings,
+    resolve_channels,
+)
+from biofound.settings.models import DEFAULT_STORE
 
 if TYPE_CHECKING:
     from biofound.data.sources import Source
@@ -161,3 +170,75 @@ def _open_source_of(splits: "Splits", settings: WindowsSettings) -> "Source":
             f"{splits.dataset_version}: biofound prepare makes them anew"
         )
     return source
+
+
+@add_command(app, PretrainSettings)
+def pretrain(run: Run[PretrainSettings]) -> None:
+    """Pretrain an encoder on windows by reconstructing hidden patches."""
+    from biofound.core.trainer import LAST
+    from biofound.figures import draw_losses, draw_reconstructions
+    from biofound.runs.pretrain import (
+        EMBEDDED,
+        examples,
+        open_pretraining,
+        stop_on_signals,
+        wants_embedded_cohort,
+    )
+
+    settings = run.settings
+    data_dir = settings.data_dir or DEFAULT_STORE
+    if wants_embedded_cohort(run.resolved):
+        data_dir = settings.output_dir / EMBEDDED
+        _build_embedded_cohort(settings, data_dir)
+    with stop_on_signals() as received:
+        pretraining = open_pretraining(run.resolved, data_dir, stop=lambda: bool(received))
+        trainer = pretraining.trainer
+        report.show_facts(pretraining)
+        report.follow_training(pretraining, trainer.run())
+    if trainer.reports:
+        draw_losses(settings.output_dir / "loss_curves.png", trainer.history())
+    if trainer.interrupted:
+        console.note(
+            f"stopped by {received[0].name} after step {trainer.step} of {trainer.total_steps}; "
+            f"saved: {settings.output_dir / LAST}"
+        )
+        raise typer.Exit(INTERRUPTED if received[0] == signal.SIGINT else 0)
+    draw_reconstructions(
+        settings.output_dir / "reconstructions.png",
+        examples(pretraining),
+        channels=pretraining.channels,
+        units=pretraining.units,
+        sfreq=trainer.data.sfreq,
+        synthetic=pretraining.synthetic,
+    )
+    report.show_training(pretraining, json=run.json)
+
+
+def _build_embedded_cohort(settings: PretrainSettings, directory: Path) -> None:
+    from biofound.runs.pretrain import build_embedded_cohort
+
+    console.warning(
+        f"no --data-dir was given and {DEFAULT_STORE} holds nothing: training on the embedded SYNTHETIC "
+        f"cohort, made into {directory}. What comes of it is for trying out, not for recordings of people."
+    )
+    for split, cases, results in build_embedded_cohort(settings):
+        report.follow_cases(split, results, total=cases)
+
+
+@add_command(app, VerifySettings)
+def verify(run: Run[VerifySettings]) -> None:
+    """Measure that the parts, a checkpoint and a window store do what they claim."""
+    from biofound.runs.verify import run_checks
+
+    found = list(run_checks(run.settings))
+    report.show_checks(found, json=run.json)
+    if not all(check.passed for check in found):
+        raise typer.Exit(1)
+
+
+@add_command(app, InflateSettings)
+def inflate(run: Run[InflateSettings]) -> None:
+    """Give a pretrained encoder more input channels."""
+    from biofound.runs.inflate import run_inflation
+
+    report.show_inflation(run_inflation(run.settings), json=run.json)

@@ -1,5 +1,6 @@
 """How the commands' results look: as tables on standard error, or as JSON on standard output."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 from biofound import console
 
 if TYPE_CHECKING:
+    from biofound.checks import Check
+    from biofound.core.trainer import EpochReport, StepReport
     from biofound.data.build import CaseResult
     from biofound.data.integrity import StoreSummary
     from biofound.data.sources import Case
     from biofound.data.splits import Splits
+    from biofound.runs.inflate import Inflated
+    from biofound.runs.pretrain import Pretraining
 
 _SECONDS_AN_HOUR = 3600
 
@@ -131,6 +136,128 @@ def _show_quality(summaries: Sequence["StoreSummary"]) -> None:
     names = [f"{100 * quantile:g} %" for quantile in QUANTILES]
     if rows:
         console.table("quality of the kept windows", ("split", "channel", *names), rows, numbers=names)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# pretrain
+
+
+def show_facts(run: "Pretraining") -> None:
+    """What the run is about to do, before its first step."""
+    console.table("pretraining", ("what", "value"), list(run.facts.items()))
+
+
+def follow_training(run: "Pretraining", reports: Iterable["StepReport | EpochReport"]) -> None:
+    """Progress over the steps, and a line an epoch."""
+    from biofound.core.trainer import StepReport
+
+    trainer = run.trainer
+    done = trainer.step
+    with console.progress("training", total=trainer.total_steps, unit="steps") as progress:
+        progress.advance(done)
+        for report in reports:
+            if isinstance(report, StepReport):
+                text = f"loss {report.loss:.4f}  {report.windows_per_second:.0f} windows/s"
+                progress.advance(report.step - done, text=f"epoch {report.epoch}  {text}")
+                done = report.step
+            else:
+                progress.line(_epoch_line(report, trainer.config.epochs))
+
+
+def _epoch_line(report: "EpochReport", epochs: int) -> str:
+    parts = [
+        f"{name} {losses.loss:.4f} (MSM {losses.msm:.4f}, STFT {losses.stft:.4f})"
+        for name, losses in (("train", report.train), ("val", report.val))
+    ]
+    text = f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}  {'  '.join(parts)}  lr {report.lr:.2e}"
+    return f"{text}  {report.seconds:.0f} s{'  * best' if report.best else ''}"
+
+
+def show_training(run: "Pretraining", *, json: bool) -> None:
+    """How the run ended: its best epoch, and the files it left."""
+    reports = run.trainer.reports
+    best = max((report for report in reports if report.best), key=lambda report: report.epoch)
+    kind = "synthetic" if run.synthetic else "recorded"
+    files = sorted(path.name for path in run.trainer.output_dir.iterdir() if path.is_file())
+    if json:
+        result = {
+            "output_dir": str(run.trainer.output_dir),
+            "synthetic": run.synthetic,
+            "epochs": len(reports),
+            "best_epoch": best.epoch,
+            "train": asdict(best.train),
+            "val": asdict(best.val),
+            "seconds": sum(report.seconds for report in reports),
+            "files": files,
+        }
+        console.print_json(result)
+        return
+    rows = [
+        (
+            name,
+            *(f"{value:.4f}" for value in (losses.loss, losses.msm, losses.stft)),
+            *(f"{losses.msm_by_channel[channel]:.4f}" for channel in run.channels),
+        )
+        for name, losses in (("train", best.train), ("validation", best.val))
+    ]
+    columns = ("best epoch", "loss", "MSM", "STFT", *(f"MSM {channel}" for channel in run.channels))
+    title = f"epoch {best.epoch} of {len(reports)} was best, on {kind} data (an MSM of 1 is a constant guess)"
+    console.table(title, columns, rows, numbers=columns[1:])
+    console.note(f"in {run.trainer.output_dir}: {', '.join(files)}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# verify and inflate
+
+
+def show_checks(found: Sequence["Check"], *, json: bool) -> None:
+    """The table of checks, and how many failed."""
+    failed = [check.name for check in found if not check.passed]
+    if json:
+        console.print_json({"passed": not failed, "checks": [asdict(check) for check in found]})
+        return
+    console.checks("biofound verify", [(check.name, check.passed, check.measured) for check in found])
+    told = f"{len(failed)} failed: {', '.join(failed)}" if failed else "all passed"
+    console.note(f"{len(found)} checks, {told}")
+
+
+def show_inflation(result: "Inflated", *, json: bool) -> None:
+    """The fate of every tensor; equal fates of one part in one row."""
+    fates = result.inflation.fates
+    if json:
+        console.print_json(
+            {
+                "output": str(result.path),
+                "channels": {"before": list(result.before), "after": list(result.after)},
+                "synthetic": result.synthetic,
+                "tensors": [_plain(asdict(item)) for item in fates],
+            }
+        )
+        return
+    copied = [item for item in fates if item.fate == "copied"]
+    rows = [("copied", f"{len(copied)} tensors of the encoder", _numbers(copied))]
+    rows += [
+        (item.fate, item.name, f"{_shape(item.before)} -> {_shape(item.after)}")
+        for item in fates
+        if item.fate != "copied"
+    ]
+    title = f"{', '.join(result.before)} -> {', '.join(result.after)}"
+    console.table(title, ("fate", "tensor", "shape"), rows)
+    counts = ", ".join(
+        f"{sum(item.fate == fate for item in fates)} {fate}"
+        for fate in ("copied", "inflated", "new", "dropped")
+    )
+    kind = "synthetic" if result.synthetic else "recorded"
+    console.note(f"{counts}; pretrained on {kind} data")
+    console.note(f"written: {result.path}")
+
+
+def _numbers(fates: Sequence[Any]) -> str:
+    return f"{sum(math.prod(item.after) for item in fates):,} numbers"
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "-" if shape is None else "(" + ", ".join(map(str, shape)) + ")"
 
 
 def _plain(value: Any) -> Any:

@@ -37,7 +37,10 @@ BEST, LAST, HISTORY = "best_model.pt", "last_model.pt", "training_history.json"
 class WindowReader(Protocol):
     """What the trainer needs of windows: `biofound.data` has the implementations."""
 
-    channels: tuple[str, ...]
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The channel names, in the order of the rows."""
+        ...
 
     def __len__(self) -> int:
         """The number of windows."""
@@ -319,8 +322,12 @@ class Trainer:
         if self.epoch % self.config.save_interval == 0:
             self._save(f"checkpoint_epoch_{self.epoch}.pt")
         self._save(LAST)
-        write_json(self.output_dir / HISTORY, history_json(self.reports, self.data))
+        write_json(self.output_dir / HISTORY, self.history())
         return report
+
+    def history(self) -> dict[str, Any]:
+        """What `training_history.json` holds; see `history_json`."""
+        return history_json(self.reports, self.data)
 
     def _forward(self, x: NDArray[np.float32], mask: NDArray[np.bool_]) -> Reconstruction:
         windows = torch.from_numpy(x).to(self.device, non_blocking=True)

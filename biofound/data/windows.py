@@ -4,6 +4,7 @@ Two forms: a store that `biofound windows` built (`store.py`), and one plain npz
 Building is `build.py`; looking into a store and checking it is `integrity.py`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,3 +102,46 @@ def _nothing_found(path: Path, split: str) -> str:
         f"windows`), or {plain_file(path, split).name} with an array {' or '.join(ARRAY_KEYS)} of shape "
         "(windows, channels, samples) or (windows, samples, channels), and `channels` with their names"
     )
+
+
+def select_channels(windows: Windows, channels: Sequence[str]) -> Windows:
+    """The same windows with these channels, in this order.
+
+    Raises:
+        DataError: when the windows lack one.
+    """
+    if tuple(channels) == windows.channels:
+        return windows
+    absent = [name for name in channels if name not in windows.channels]
+    if absent:
+        raise DataError(
+            f"these windows hold {', '.join(windows.channels)}, but not {', '.join(absent)}; "
+            "ask for other channels, or build windows with them"
+        )
+    return _SomeChannels(windows, tuple(channels))
+
+
+class _SomeChannels:
+    """Windows of which only some channels are read, or all in another order."""
+
+    def __init__(self, windows: Windows, channels: tuple[str, ...]) -> None:
+        self._windows, self.channels = windows, channels
+        self._rows = [windows.channels.index(name) for name in channels]
+        self.sfreq, self.window_samples = windows.sfreq, windows.window_samples
+        self.filters = {name: band for name, band in windows.filters.items() if name in channels}
+        self.synthetic, self.fingerprint, self.subjects = (
+            windows.synthetic,
+            windows.fingerprint,
+            windows.subjects,
+        )
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        """A batch (B, C, T); see `Windows.read`."""
+        return self._windows.read(index, crop)[:, self._rows]
+
+    def case_of(self, index: int) -> str:
+        """Where window `index` comes from."""
+        return self._windows.case_of(index)

@@ -149,7 +149,7 @@ def expectation(field: FieldInfo) -> str:
     if choices_of(field):
         text = "one of " + ", ".join(choices_of(field))
     elif kind in (tuple, list):
-        text = "a list of names"
+        text = "a list"
     elif kind is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
         text = "a mapping"
     else:

@@ -18,6 +18,7 @@ def _split_commas(value: Any) -> Any:
 
 
 ChannelNames = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Lengths = Annotated[tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...], BeforeValidator(_split_commas)]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -369,6 +370,20 @@ class PretrainSettings(Settings):
         "random", "random: any patches; block: one contiguous run a window.", panel=_MASK
     )
     stft_weight: float = setting(0.3, "Weight of the STFT loss beside the MSM loss.", panel=_MASK, ge=0)
+    stft_windows: Lengths = setting(
+        (64, 128, 256),
+        "Window lengths of the STFT loss, separated by commas; when not given, those that fit the context.",
+        panel=_MASK,
+        unit="samples",
+        min_length=1,
+    )
+    stft_floor: float = setting(
+        1e-3,
+        "What the STFT loss adds to the power before the logarithm, relative to a signal of unit variance.",
+        panel=_MASK,
+        gt=0,
+        le=1,
+    )
     epochs: int = setting(100, "Passes over the training windows.", panel=_OPTIMISER, unit="epochs", ge=1)
     batch_size: int = setting(128, "Windows an optimizer step.", panel=_OPTIMISER, unit="windows", ge=1)
     lr: float = setting(5e-4, "Peak learning rate of AdamW.", panel=_OPTIMISER, gt=0, le=1)
@@ -409,12 +424,18 @@ class PretrainSettings(Settings):
 
     @classmethod
     def derived_defaults(cls, given: Mapping[str, Any]) -> dict[str, Derived]:
-        """Short runs get a short warm-up."""
+        """Short runs get a short warm-up, and short contexts the STFT windows that fit them."""
+        derived = {}
         epochs = _read(int, given.get("epochs"), None)
         normal = cls.model_fields["warmup_epochs"].default
-        if "warmup_epochs" in given or epochs is None or epochs < 1 or math.ceil(epochs / 10) >= normal:
-            return {}
-        return {"warmup_epochs": Derived(math.ceil(epochs / 10), f"default for {epochs} epochs")}
+        if "warmup_epochs" not in given and epochs is not None and 1 <= math.ceil(epochs / 10) < normal:
+            derived["warmup_epochs"] = Derived(math.ceil(epochs / 10), f"default for {epochs} epochs")
+        context = _read(int, given.get("context_length"), None)
+        windows = cls.model_fields["stft_windows"].default
+        if "stft_windows" not in given and context is not None and 4 <= context < max(windows):
+            fitting = tuple(n for n in windows if n <= context) or (2 ** int(math.log2(context)),)
+            derived["stft_windows"] = Derived(fitting, f"default for context_length {context}")
+        return derived
 
     @field_validator("channels")
     @classmethod
@@ -427,6 +448,10 @@ class PretrainSettings(Settings):
         if self.warmup_epochs > self.epochs:
             message = f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})"
             yield Conflict(("warmup_epochs", "epochs"), message)
+        if max(self.stft_windows) > self.context_length:
+            longest = max(self.stft_windows)
+            message = f"stft_windows (up to {longest}) must fit context_length ({self.context_length})"
+            yield Conflict(("stft_windows", "context_length"), message)
         if self.no_amp and self.precision in ("bf16", "fp16"):
             message = f"no_amp means fp32, but precision is {self.precision}: leave one of them out"
             yield Conflict(("no_amp", "precision"), message)

@@ -1,0 +1,71 @@
+"""How settings become the plain values that the core takes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from biofound.data.channels import Channel
+from biofound.errors import SettingsError
+from biofound.settings import PretrainSettings, resolve_channels
+from biofound.settings.models import Section
+from biofound.settings.resolve import did_you_mean
+
+if TYPE_CHECKING:
+    from biofound.core.models import ModelConfig
+    from biofound.core.trainer import TrainConfig
+
+
+def channels_named(names: Sequence[str], channels_yaml: Path | None, section: Section) -> list[Channel]:
+    """The rows of the channel table for `names`, in their order.
+
+    Raises:
+        SettingsError: when a name is not in the table.
+    """
+    table = resolve_channels(channels_yaml, section)
+    known = {channel.name: channel for channel in table.channels}
+    for name in names:
+        if name not in known:
+            raise SettingsError(
+                f"channel {name} is not in the {table.origin}{did_you_mean(name, list(known))}; "
+                "add it there, or leave it out"
+            )
+    return [known[name] for name in names]
+
+
+def model_config(settings: PretrainSettings) -> "ModelConfig":
+    """The model that the settings ask for."""
+    from biofound.core.models import ModelConfig
+
+    return ModelConfig(
+        channels=settings.channels,
+        context_length=settings.context_length,
+        patch_length=settings.patch_size,
+        d_model=settings.d_model,
+        num_layers=settings.num_layers,
+        expansion_factor=settings.expansion_factor,
+        dropout=settings.dropout,
+    )
+
+
+def train_config(settings: PretrainSettings, *, precision: Literal["fp32", "bf16", "fp16"]) -> "TrainConfig":
+    """How the settings ask to train, in a precision that the machine has."""
+    from biofound.core.trainer import TrainConfig
+
+    return TrainConfig(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        warmup_epochs=settings.warmup_epochs,
+        gradient_clip=settings.gradient_clip,
+        mask_ratio=settings.mask_ratio,
+        mask_type=settings.mask_type,
+        stft_weight=settings.stft_weight,
+        stft_windows=settings.stft_windows,
+        stft_floor=settings.stft_floor,
+        random_crop=settings.random_crop,
+        seed=settings.seed,
+        precision=precision,
+        log_interval=settings.log_interval,
+        save_interval=settings.save_interval,
+    )
