@@ -311,6 +311,13 @@ def test_packets_too_long_for_the_package_are_refused_rather_than_dropped(tmp_pa
         check_whole(path, what="case 7")
 
 
+@pytest.mark.parametrize("fmt", [7, 8])
+def test_32_bit_integers_are_refused_because_the_package_takes_them_for_64_bits(tmp_path, fmt):
+    path = write_vital(tmp_path / "a.vital", [Wave(name=PLETH, samples=wander(3), fmt=fmt)], packed=False)
+    with pytest.raises(DataError, match=r"case 7: the vitaldb package cannot read .*buffer is too small"):
+        read(path, PPG)
+
+
 def test_what_the_parser_would_print_becomes_the_error(tmp_path, capsys):
     path = write_vital(tmp_path / "a.vital", [Wave(name=PLETH, samples=wander(3))])
     body = bytearray(gzip.decompress(path.read_bytes()))

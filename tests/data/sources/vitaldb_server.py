@@ -23,7 +23,7 @@ from vitaldb.utils import FMT_NAN, Device, Track, VitalFile
 START = 4102444800.0
 """2100-01-01, where VitalDB's anonymised recordings start; a float there resolves half a microsecond."""
 
-FORMATS = {1: "<f4", 2: "<f8", 3: "i1", 4: "u1", 5: "<i2", 6: "<u2"}
+FORMATS = {1: "<f4", 2: "<f8", 3: "i1", 4: "u1", 5: "<i2", 6: "<u2", 7: "<i4", 8: "<u4"}
 WORD = 6
 FLOAT = 1
 
