@@ -296,6 +296,29 @@ def test_beats_are_found_where_the_heart_put_them(channel: Channel) -> None:
         assert abs(((found > 1) & (found < 298)).sum() - len(true)) <= 0.02 * len(true)
 
 
+def test_a_dicrotic_wave_is_no_beat() -> None:
+    onsets = np.cumsum(np.full(100, 0.9))
+    x = _train(onsets, np.zeros(100, dtype=np.int64), "PPG")
+    x[84:] += np.float32(0.6) * x[:-84]  # 0.34 s after each pulse, on its falling side
+    signal = Signal(samples=x, sfreq=250.0, unit="NU")
+    conditioned = condition(
+        Recording(case_id="case1", signals={"PPG": signal}), [PPG], sfreq=125.0, max_gap_seconds=0.1
+    )
+    found = find_beats(conditioned.samples[0], conditioned.void[0], "PPG", sfreq=125.0)
+    assert abs(len(found) - 100) <= 1
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "expected"), [(1.0, 1.0), (2.0, 1.0), (3.0, 0.5), (4.0, 0.0), (6.0, 0.0)]
+)
+def test_a_beat_answers_for_a_second_each_way(pause_s: float, expected: float) -> None:
+    grid = quality._Grid(count=2, seconds=10.0)
+    times = np.arange(0.5, 20.0, 0.5)
+    beats = times[(times <= 13.0) | (times >= 13.0 + pause_s)]
+    worst = quality._worst_match(beats, np.ones(len(beats)), grid)
+    np.testing.assert_allclose(worst, [1.0, expected], atol=1e-9)
+
+
 def test_likeness_is_that_of_the_three_best_friends() -> None:
     rng = np.random.default_rng(0)
     samples = rng.standard_normal(3000).astype(np.float32)
