@@ -276,6 +276,10 @@ def _build_case(source: Source, task: _Task) -> CaseResult:
     except OSError as error:
         return _failed(task, f"case {task.case_id}: cannot be read ({error})")
     _leave_if_abandoned(task)
+    # a worker that was given up for lost may have gone on and finished the case meanwhile
+    present = _up_to_date(npz, sidecar_path, header)
+    if present is not None:
+        return _result(task, "built", present)
     try:
         return _result(task, "built", _write_case(npz, sidecar_path, windows, header))
     except OSError as error:  # the next case would fare no better, so this ends the run
@@ -361,8 +365,8 @@ def _failed(task: _Task, error: str) -> CaseResult:
 def _lost(task: _Task, error: WorkerLostError) -> CaseResult:
     return _failed(
         task,
-        f"case {task.case_id}: its worker died twice, the second time with no other beside it ({error}); "
-        "it may need more memory than there is",
+        f"case {task.case_id}: every worker that tried it died, the last with no other case beside it "
+        f"({error}); it may need more memory than there is",
     )
 
 

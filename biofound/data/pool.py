@@ -100,7 +100,8 @@ def _side_by_side(
     run = Parallel(return_as="generator_unordered", batch_size=1)
     outcomes = run(delayed(work)(key, task, _mark(marks, key)) for key, task in list(tasks.items()))
     try:
-        for outcome in outcomes:  # `yield from` would close `outcomes` outside of the filter below
+        # `yield from` would close `outcomes` outside of the filter below
+        for outcome in outcomes:  # noqa: UP028
             yield outcome
     finally:
         with warnings.catch_warnings():
@@ -135,14 +136,16 @@ def _backend(workers: int, scheduler: str | None) -> Iterator[tuple[type[Excepti
             yield (BrokenProcessPool,)
         return
     try:
-        from distributed import Client, KilledWorker
+        from distributed import Client
+
+        from biofound.data.dask_backend import DaskBackend, KilledWorker
     except ImportError as error:
         raise SettingsError(
             "scheduler: working on a Dask cluster needs the extra dask: pip install 'biofound[dask]'"
         ) from error
     try:
-        client = Client(scheduler, timeout=SCHEDULER_TIMEOUT_SECONDS, set_as_default=True)
+        client = Client(scheduler, timeout=SCHEDULER_TIMEOUT_SECONDS)
     except (OSError, ValueError) as error:
         raise SettingsError(f"scheduler: no Dask scheduler answers at {scheduler} ({error})") from error
-    with client, parallel_config(backend="dask", n_jobs=-1):
+    with client, parallel_config(backend=DaskBackend(client=client), n_jobs=-1):
         yield (KilledWorker,)

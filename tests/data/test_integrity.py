@@ -1,0 +1,235 @@
+"""What is in a store is told right, and every property that can break is seen to break."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from biofound.data.build import build_windows
+from biofound.data.integrity import QUANTILES, check_store, inspect_store, splits_in
+from biofound.data.npz import write_npz
+from biofound.data.store import fingerprint_of
+from biofound.errors import DataError
+from biofound.files import sha256_of
+from tests.data.cohort import build, cohort, entries_of
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """Three splits of two, one and one subjects."""
+    outdir = tmp_path_factory.mktemp("store")
+    source = cohort(subjects=4)
+    cases = entries_of(source)
+    for split, entries in (("train", cases[:2]), ("val", cases[2:3]), ("test", cases[3:])):
+        build(outdir, source=source, entries=entries, split=split)
+    return outdir
+
+
+@pytest.fixture
+def copied(built, tmp_path) -> Path:
+    for path in built.rglob("*.*"):
+        target = tmp_path / path.relative_to(built)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def failed(data_dir: Path) -> dict[str, str]:
+    return {check.name: check.measured for check in check_store(data_dir) if not check.passed}
+
+
+def change(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_arrays(data_dir: Path, **changes) -> None:
+    """Change arrays of the first training case, and make every checksum fit again."""
+    path = data_dir / "train" / "syn0001_1.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    for name, function in changes.items():
+        arrays[name] = function(arrays[name].copy())
+    with path.open("wb") as file:
+        write_npz(file, arrays)
+    change(path.with_suffix(".json"), npz_sha256=sha256_of(path))
+    index = json.loads((data_dir / "train" / "index.json").read_text())
+    index["cases"][0]["sha256"] = sha256_of(path)
+    change(
+        data_dir / "train" / "index.json", cases=index["cases"], fingerprint=fingerprint_of(index["cases"])
+    )
+
+
+def with_one(place, value):
+    def changed(array):
+        array[place] = value
+        return array
+
+    return changed
+
+
+def test_an_intact_store_passes_every_check_in_every_split(built):
+    checks = check_store(built)
+    assert failed(built) == {}
+    assert len(checks) == 3 * 10 + 2
+    measured = {check.name: check.measured for check in checks}
+    index = json.loads((built / "train" / "index.json").read_text())["totals"]
+    dropped = index["candidates"] - index["windows"]
+    assert measured["train: counts"] == f"{index['windows']} kept + {dropped} dropped = 24"
+    assert measured["splits: no subject in two"] == "subjects: train 2, val 1, test 1"
+
+
+def flip_a_byte(data_dir):
+    """One that only pads, before the first array: no number changes."""
+    path = data_dir / "train" / "syn0001_1.npz"
+    content = bytearray(path.read_bytes())
+    content[45] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "measured"),
+    [
+        (flip_a_byte, "train: checksums", "npz changed: syn0001_1"),
+        (
+            lambda d: change(d / "train" / "syn0002_1.json", npz_sha256="0"),
+            "train: checksums",
+            "npz changed: syn0002_1",
+        ),
+        (lambda d: (d / "train" / "x.npz").write_bytes(b""), "train: files", "not in the index: x.npz"),
+        (
+            lambda d: change(d / "train" / "syn0002_1.json", subject_id="nobody"),
+            "train: sidecars",
+            "sidecar disagrees: syn0002_1",
+        ),
+        (
+            lambda d: change(d / "train" / "syn0002_1.json", settings_sha256="0"),
+            "train: sidecars",
+            "sidecar disagrees: syn0002_1",
+        ),
+        (
+            lambda d: change(d / "train" / "syn0002_1.json", dropped={"gap": {"PPG": 99}}),
+            "train: counts",
+            "does not add up: syn0002_1",
+        ),
+        (lambda d: change(d / "train" / "index.json", dropped={}), "train: counts", "total of dropped"),
+        (lambda d: change(d / "train" / "index.json", fingerprint="0" * 64), "train: fingerprint", "0" * 12),
+        (
+            lambda d: change_arrays(d, x=lambda x: x.astype(np.float32)),
+            "train: shapes",
+            "other shape or dtype: syn0001_1",
+        ),
+        (
+            lambda d: change_arrays(d, quality=lambda q: q[:, :1]),
+            "train: shapes",
+            "other shape or dtype: syn0001_1",
+        ),
+        (lambda d: change_arrays(d, x=with_one((0, 0, 0), np.nan)), "train: finite", "infinity: syn0001_1"),
+        (lambda d: change_arrays(d, x=with_one((2, 1, 7), np.inf)), "train: finite", "infinity: syn0001_1"),
+        (lambda d: change_arrays(d, mean=lambda m: m + 0.01), "train: mean and std", "not those of x"),
+        (lambda d: change_arrays(d, std=lambda s: s * 1.001), "train: mean and std", "not those of x"),
+        (lambda d: change_arrays(d, quality=with_one((0, 0), 0.1)), "train: quality", "outside"),
+        (lambda d: change_arrays(d, quality=with_one((0, 0), np.nan)), "train: quality", "outside"),
+        (lambda d: change_arrays(d, start_s=lambda s: s + 0.008), "train: grid", "off the grid: syn0001_1"),
+        (lambda d: change_arrays(d, start_s=lambda s: s[::-1]), "train: grid", "off the grid: syn0001_1"),
+        (
+            lambda d: (d / "train" / "syn0001_1.npz").unlink(),
+            "train: readable",
+            "1 of the 2 files in index.json are missing",
+        ),
+        (lambda d: (d / "train" / "syn0001_1.json").unlink(), "train: readable", "no such file"),
+        (lambda d: (d / "train" / "index.json").write_text("{"), "train: readable", "not readable as JSON"),
+    ],
+)
+def test_each_check_fails_when_its_property_is_broken_and_no_other_does(copied, damage, name, measured):
+    damage(copied)
+    found = failed(copied)
+    assert list(found) == [name]
+    assert measured in found[name]
+
+
+def test_totals_that_are_not_the_sum_are_seen(copied):
+    path = copied / "train" / "index.json"
+    totals = json.loads(path.read_text())["totals"]
+    for key in ("cases", "subjects", "windows", "candidates"):
+        change(path, totals={**totals, key: totals[key] + 1})
+        assert list(failed(copied)) == ["train: counts"]
+
+
+def test_a_subject_in_two_splits_is_named(tmp_path):
+    source = cohort(subjects=2, cases_per_subject=2)
+    cases = entries_of(source)
+    build(tmp_path, source=source, entries=[cases[0], cases[2]])
+    build(tmp_path, source=source, entries=[cases[3]], split="val")
+    assert failed(tmp_path) == {"splits: no subject in two": "in two splits: syn0002 (train, val)"}
+
+
+@pytest.mark.parametrize("settings", [{"sfreq": 100.0}, {"window_seconds": 8.0}])
+def test_splits_that_do_not_fit_together_are_seen(copied, settings):
+    source = cohort(subjects=4)
+    build(copied, source=source, entries=entries_of(source)[2:3], split="val", **settings)
+    assert list(failed(copied)) == ["splits: same channels, rate, length and filters"]
+
+
+def test_the_plain_form_is_checked_too(tmp_path):
+    x = np.zeros((5, 2, 30), np.float32)
+    common = {"channels": ["PPG", "ECG"], "sfreq": 125.0}
+    x[1, 0, 3] = np.nan
+    np.savez(tmp_path / "train_windows.npz", x=x, subjects=list("aabbc"), **common)
+    np.savez(tmp_path / "val_windows.npz", x=x, subjects=list("ddeef"), **common)
+    assert failed(tmp_path) == {}
+    x[3, 1, 0] = -np.inf
+    np.savez(tmp_path / "val_windows.npz", x=x, subjects=list("ddecc"), **common)
+    assert failed(tmp_path) == {
+        "val: finite": "rows with infinity: 3",
+        "splits: no subject in two": "in two splits: c (train, val)",
+    }
+
+
+def test_subjects_that_are_not_said_are_not_called_disjoint(tmp_path):
+    x = np.zeros((5, 2, 30), np.float32)
+    for split in ("train", "val"):
+        np.savez(tmp_path / f"{split}_windows.npz", x=x, channels=["PPG", "ECG"], sfreq=125.0)
+    (measured,) = [check.measured for check in check_store(tmp_path) if "subject" in check.name]
+    assert "not said by train, val" in measured
+
+
+def test_a_directory_without_windows_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no windows for split 'train'"):
+        check_store(tmp_path)
+    with pytest.raises(DataError, match="no such directory"):
+        splits_in(tmp_path / "typo")
+
+
+def test_a_summary_tells_what_numpy_finds_in_the_files(built):
+    summary = inspect_store(built / "train")
+    arrays = [np.load(path) for path in sorted((built / "train").glob("*.npz"))]
+    quality = np.concatenate([archive["quality"] for archive in arrays])
+    assert summary.windows == len(quality) == 24 - sum(sum(c.values()) for c in summary.dropped.values())
+    assert (summary.cases, summary.subjects, summary.candidates) == (2, 2, 24)
+    assert summary.hours == pytest.approx(summary.windows / 360)
+    assert (summary.channels, summary.window_seconds, summary.synthetic) == (("PPG", "ECG"), 10.0, True)
+    for column, channel in enumerate(summary.channels):
+        expected = np.quantile(quality[:, column].astype(float), QUANTILES)
+        np.testing.assert_allclose(summary.quality[channel], expected)
+    assert set(summary.rejected) == {"PPG", "ECG"}
+    assert splits_in(built) == ["train", "val", "test"]
+
+
+def test_a_summary_of_an_unfinished_store_is_an_error(tmp_path):
+    source = cohort()
+    running = build_windows(
+        source=source,
+        entries=entries_of(source),
+        split="train",
+        channels=(),
+        sfreq=125.0,
+        window_seconds=10.0,
+        max_gap_seconds=1.0,
+        dtype="float16",
+        outdir=tmp_path,
+        workers=1,
+    )
+    running.close()
+    with pytest.raises(DataError, match="no such file; build the store"):
+        inspect_store(tmp_path / "train")
