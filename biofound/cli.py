@@ -175,47 +175,42 @@ def _open_source_of(splits: "Splits", settings: WindowsSettings) -> "Source":
 @add_command(app, PretrainSettings)
 def pretrain(run: Run[PretrainSettings]) -> None:
     """Pretrain an encoder on windows by reconstructing hidden patches."""
+    from biofound.core.devices import resolve_device
+    from biofound.core.distributed import joined_group
     from biofound.core.trainer import LAST
-    from biofound.figures import draw_losses, draw_reconstructions
-    from biofound.runs.pretrain import (
-        EMBEDDED,
-        examples,
-        open_pretraining,
-        stop_on_signals,
-        wants_embedded_cohort,
-    )
+    from biofound.runs.cohort import EMBEDDED, wants_embedded_cohort
+    from biofound.runs.pretrain import draw_figures, open_pretraining, reports_of, stop_on_signals
 
     settings = run.settings
     data_dir = settings.data_dir or DEFAULT_STORE
-    if wants_embedded_cohort(run.resolved):
-        data_dir = settings.output_dir / EMBEDDED
-        _build_embedded_cohort(settings, data_dir)
-    with stop_on_signals() as received:
-        pretraining = open_pretraining(run.resolved, data_dir, stop=lambda: bool(received))
-        trainer = pretraining.trainer
-        report.show_facts(pretraining)
-        report.follow_training(pretraining, trainer.run())
-    if trainer.reports:
-        draw_losses(settings.output_dir / "loss_curves.png", trainer.history())
-    if trainer.interrupted:
-        console.note(
-            f"stopped by {received[0].name} after step {trainer.step} of {trainer.total_steps}; "
-            f"saved: {settings.output_dir / LAST}"
-        )
-        raise typer.Exit(INTERRUPTED if received[0] == signal.SIGINT else 0)
-    draw_reconstructions(
-        settings.output_dir / "reconstructions.png",
-        examples(pretraining),
-        channels=pretraining.channels,
-        units=pretraining.units,
-        sfreq=trainer.data.sfreq,
-        synthetic=pretraining.synthetic,
+    with joined_group(resolve_device(settings.device)) as (group, device):
+        if wants_embedded_cohort(run.resolved):
+            data_dir = settings.output_dir / EMBEDDED
+            if group.rank == 0:
+                _build_embedded_cohort(settings, data_dir)
+            group.wait()
+        with stop_on_signals() as received:
+            pretraining = open_pretraining(
+                run.resolved, data_dir, group=group, device=device, stop=lambda: bool(received)
+            )
+            trainer = pretraining.trainer
+            report.show_facts(pretraining)
+            report.follow_training(pretraining, reports_of(pretraining, settings))
+        if group.rank == 0:
+            draw_figures(pretraining)
+    if not trainer.interrupted:
+        report.show_training(pretraining, json=run.json)
+        return
+    by = received[0] if received else signal.SIGTERM  # on another rank
+    console.note(
+        f"stopped by {by.name} after step {trainer.step} of {trainer.total_steps}; saved: "
+        f"{settings.output_dir / LAST}; go on with --resume"
     )
-    report.show_training(pretraining, json=run.json)
+    raise typer.Exit(INTERRUPTED if by == signal.SIGINT else 0)
 
 
 def _build_embedded_cohort(settings: PretrainSettings, directory: Path) -> None:
-    from biofound.runs.pretrain import build_embedded_cohort
+    from biofound.runs.cohort import build_embedded_cohort
 
     console.warning(
         f"no --data-dir was given and {DEFAULT_STORE} holds nothing: training on the embedded SYNTHETIC "

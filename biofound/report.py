@@ -10,7 +10,7 @@ from biofound import console
 
 if TYPE_CHECKING:
     from biofound.checks import Check
-    from biofound.core.trainer import EpochReport, StepReport
+    from biofound.core.history import EpochReport, Report
     from biofound.data.build import CaseResult
     from biofound.data.integrity import StoreSummary
     from biofound.data.sources import Case
@@ -147,9 +147,9 @@ def show_facts(run: "Pretraining") -> None:
     console.table("pretraining", ("what", "value"), list(run.facts.items()))
 
 
-def follow_training(run: "Pretraining", reports: Iterable["StepReport | EpochReport"]) -> None:
+def follow_training(run: "Pretraining", reports: Iterable["Report"]) -> None:
     """Progress over the steps, and a line an epoch."""
-    from biofound.core.trainer import StepReport
+    from biofound.core.history import StepReport, WriteFailure
 
     trainer = run.trainer
     done = trainer.step
@@ -160,6 +160,8 @@ def follow_training(run: "Pretraining", reports: Iterable["StepReport | EpochRep
                 text = f"loss {report.loss:.4f}  {report.windows_per_second:.0f} windows/s"
                 progress.advance(report.step - done, text=f"epoch {report.epoch}  {text}")
                 done = report.step
+            elif isinstance(report, WriteFailure):
+                progress.line(f"WARNING: {report.path} not written: {report.error}; the run goes on")
             else:
                 progress.line(_epoch_line(report, trainer.config.epochs))
 

@@ -1,11 +1,16 @@
-"""How an encoder is pretrained: the loop, its validation, its history and its checkpoints.
+"""How an encoder is pretrained: the loop, its validation, its checkpoints and its resumption.
 
-The loop is an iterator of reports: it computes and writes files, and never prints.
+The loop is an iterator of reports: it computes and writes files, and never prints. Everything random
+depends on (seed, epoch, sample index) or (seed, step, rank) alone, so a run that was killed and resumed
+computes what it would have computed.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,21 +22,28 @@ from torch import Tensor, nn
 
 from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
 from biofound.core.devices import AUTOCAST_DTYPE
-from biofound.core.losses import (
-    MultiResolutionSTFT,
-    SumCount,
-    masked_squared_error,
-    mean_of,
-    msm_loss,
-    stft_loss,
+from biofound.core.distributed import ALONE, Group
+from biofound.core.history import (
+    EpochReport,
+    Losses,
+    Report,
+    StepReport,
+    WriteFailure,
+    history_json,
+    reports_from_json,
+    reports_to_json,
 )
+from biofound.core.losses import MultiResolutionSTFT, masked_squared_error
 from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
 from biofound.core.models import PretrainingModel, Reconstruction
+from biofound.core.order import Shuffle, epoch_order
 from biofound.core.schedule import learning_rate
-from biofound.errors import TrainingError
-from biofound.files import write_json
+from biofound.core.terms import Terms
+from biofound.errors import CheckpointError, TrainingError
+from biofound.files import write_atomically, write_json
 
-BEST, LAST, HISTORY = "best_model.pt", "last_model.pt", "training_history.json"
+BEST, LAST = "best_model.pt", "last_model.pt"
+HISTORY, METRICS = "training_history.json", "metrics.jsonl"
 
 
 class WindowReader(Protocol):
@@ -71,80 +83,24 @@ class TrainConfig:
     stft_windows: tuple[int, ...]
     stft_floor: float
     random_crop: bool
+    shuffle: Shuffle
     seed: int
     precision: Literal["fp32", "bf16", "fp16"]
+    compile: bool
     log_interval: int
     save_interval: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """Losses over a set of windows: `loss = msm + stft_weight * stft`; MSM also by channel."""
-
-    loss: float
-    msm: float
-    stft: float
-    msm_by_channel: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """One optimizer step: `step` counts from 1 over the run, `loss` is of its global batch."""
-
-    step: int
-    total_steps: int
-    epoch: int
-    loss: float
-    lr: float
-    gradient_norm: float
-    windows_per_second: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochReport:
-    """One epoch done: `epoch` counts from 1, `seconds` include validation."""
-
-    epoch: int
-    train: Losses
-    val: Losses
-    lr: float
-    seconds: float
-    windows_per_second: float
-    best: bool
+    checkpoint_minutes: float
+    on_write_error: Literal["stop", "continue"]
 
 
 @dataclass(frozen=True)
-class Terms:
-    """The loss terms of some windows as sums and counts: MSM (C,), STFT (R, C)."""
+class Batch:
+    """This process's share of a global batch, ready to train on: windows (B, C, T) and masks (B, P)."""
 
-    msm: SumCount
-    stft: SumCount
-
-    def __add__(self, other: "Terms") -> "Terms":
-        """The terms of both sets of windows together."""
-        return Terms(self.msm + other.msm, self.stft + other.stft)
-
-    def total(self, *, stft_weight: float) -> Tensor:
-        """`MSM + stft_weight * STFT`."""
-        return msm_loss(self.msm) + stft_weight * stft_loss(self.stft)
-
-    def detached(self) -> "Terms":
-        """Without the graph, in float64, so that sums over an epoch lose nothing."""
-        msm, stft = self.msm, self.stft
-        return Terms(
-            SumCount(msm.total.detach().double(), msm.count.double()),
-            SumCount(stft.total.detach().double(), stft.count.double()),
-        )
-
-    def losses(self, *, stft_weight: float, channels: tuple[str, ...]) -> Losses:
-        """The losses as plain numbers."""
-        by_channel = mean_of(self.msm).tolist()
-        return Losses(
-            loss=self.total(stft_weight=stft_weight).item(),
-            msm=msm_loss(self.msm).item(),
-            stft=stft_loss(self.stft).item(),
-            msm_by_channel=dict(zip(channels, by_channel, strict=True)),
-        )
+    index: NDArray[np.int64]
+    """Of the whole global batch."""
+    windows: Tensor
+    mask: Tensor
 
 
 def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -157,14 +113,15 @@ def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999))
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), fused=True)
 
 
 class Trainer:
     """Pretrains a model on windows and leaves its files in a directory.
 
-    Batches, crops and masks depend on (seed, epoch, sample index) alone. Validation masks are drawn
-    once for the whole run, and validation windows are never cropped, so its losses can be compared.
+    Validation masks are drawn once for the whole run, and validation windows are never cropped, so its
+    losses can be compared. In a group of processes, each takes its share of every global batch, sums and
+    counts are added up before the one division, and rank 0 alone writes.
     """
 
     def __init__(
@@ -178,6 +135,7 @@ class Trainer:
         settings: dict[str, Any],
         output_dir: Path,
         device: torch.device,
+        group: Group = ALONE,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Set up the run; nothing is written before `run`.
@@ -191,11 +149,12 @@ class Trainer:
             settings: the resolved settings as plain JSON, for the checkpoints.
             output_dir: where checkpoints and history go.
             device: where to compute.
-            stop: asked after every step; True saves `last_model.pt` and ends the run.
+            group: the processes that train together.
+            stop: asked after every step; True on any rank saves `last_model.pt` and ends the run.
         """
         self.model, self.train, self.val, self.data = model.to(device), train, val, data
         self.config, self.settings, self.output_dir = config, settings, output_dir
-        self.device, self.stop = device, stop
+        self.device, self.group, self.stop = device, group, stop
         self.optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=config.precision == "fp16")
         bands = [data.filters[name] for name in model.config.channels]
@@ -212,55 +171,116 @@ class Trainer:
         self.best_val_loss: float | None = None
         self.reports: list[EpochReport] = []
         self.interrupted = False
+        self._forward_model = torch.compile(model) if config.compile else model
+        self._gradient = _flat_gradient(model)
+        self._terms = self._no_terms()
+        self._seconds_before = 0.0
+        self._saved_at = time.monotonic()
 
-    def run(self) -> Iterator[StepReport | EpochReport]:
+    # -----------------------------------------------------------------------------------------------------
+    # The run
+
+    def run(self) -> Iterator[Report]:
         """Train to the end, or until `stop` says so; then `interrupted` is True.
 
         Yields:
-            A report every `log_interval` steps, and one an epoch, after its files are written.
+            A report every `log_interval` steps; one an epoch, after its files are written; and one for each
+            file that could not be written, where the run goes on after that.
 
         Raises:
-            TrainingError: when a loss or gradient is not finite.
+            TrainingError: when a loss or gradient is not finite, or a file cannot be written and the run
+                is not to go on.
         """
+        if self.step == 0:
+            yield from self._save(LAST)  # so that whatever is killed can be resumed
         while self.epoch < self.config.epochs:
-            started = time.perf_counter()
-            terms: Terms | None = None
-            for index in self._batches(self.epoch):
-                step_terms, report = self._train_step(index, started)
-                terms = step_terms if terms is None else terms + step_terms
-                if self.step % self.config.log_interval == 0:
-                    yield report
-                if self.stop():
-                    self._save(LAST)
-                    self.interrupted = True
-                    return
-            assert terms is not None  # a reader is never empty
-            yield self._end_epoch(terms, started)
+            started = time.perf_counter() - self._seconds_before
+            for report in self._train_epoch():
+                yield from self._log(report)
+            if self.interrupted or self._checkpoint_is_due():
+                self._seconds_before = time.perf_counter() - started
+                yield from self._save(LAST)
+            if self.interrupted:
+                return
+            if self._epoch_is_done():
+                yield from self._end_epoch(started)
 
     def evaluate(self) -> Losses:
         """The losses over the validation windows, under the run's fixed masks."""
         self.model.eval()
-        terms: Terms | None = None
+        terms = self._no_terms()
         with torch.inference_mode():
-            for index in _chunks(np.arange(len(self.val)), self.config.batch_size):
-                out = self._forward(self.val.read(index), self.validation_mask(index))
-                batch = self._terms(out).detached()
-                terms = batch if terms is None else terms + batch
-        assert terms is not None
-        return self._losses(terms)
+            for chunk in _chunks(np.arange(len(self.val)), self.config.batch_size):
+                share = self.group.share(chunk)
+                if len(share):
+                    mask = torch.from_numpy(self.validation_mask(share)).to(self.device)
+                    out = self._forward(torch.from_numpy(self.val.read(share)).to(self.device), mask)
+                    terms = terms + self._loss_terms(out)
+        return self._losses(self._summed(terms)[0])
 
     def validation_mask(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The masks (B, P) of validation windows, the same in every epoch."""
         return self._mask(Stream.VALIDATION_MASK, 0, index)
 
-    def _batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
-        order = np.random.Generator(np.random.Philox(key=[self.config.seed, epoch])).permutation(
-            len(self.train)
-        )
-        yield from _chunks(order, self.config.batch_size)
+    def history(self) -> dict[str, Any]:
+        """What `training_history.json` holds; see `history_json`."""
+        return history_json(self.reports, synthetic=self.data.synthetic)
 
-    def _train_step(self, index: NDArray[np.int64], started: float) -> tuple[Terms, StepReport]:
-        config, epoch = self.config, self.epoch
+    # -----------------------------------------------------------------------------------------------------
+    # An epoch
+
+    def _train_epoch(self) -> Iterator[StepReport]:
+        """Steps to the end of the epoch, or until the run is to stop or a checkpoint is due."""
+        order = epoch_order(
+            windows=len(self.train),
+            seed=self.config.seed,
+            epoch=self.epoch,
+            shuffle=self.config.shuffle,
+        )
+        batches = list(_chunks(order, self.config.batch_size))[
+            self.step - self.epoch * self.steps_per_epoch :
+        ]
+        meter = _Meter()
+        for batch in self._prefetched(batches, meter):
+            report = self._train_step(batch, meter)
+            if self.step % self.config.log_interval == 0 or self._epoch_is_done():
+                yield report
+                meter.reset()
+            if self.interrupted or self._checkpoint_is_due():
+                return
+
+    def _epoch_is_done(self) -> bool:
+        return self.step == (self.epoch + 1) * self.steps_per_epoch
+
+    def _prefetched(self, batches: list[NDArray[np.int64]], meter: "_Meter") -> Iterator[Batch]:
+        """The batches in order, each read while the one before it is computed."""
+        with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as reader:
+            upcoming: Future[Batch] | None = None
+            for position in range(len(batches)):
+                if upcoming is None:
+                    upcoming = reader.submit(self._load, batches[position])
+                with meter.waiting():
+                    batch = upcoming.result()
+                upcoming = None
+                if position + 1 < len(batches):
+                    upcoming = reader.submit(self._load, batches[position + 1])
+                yield batch
+
+    def _load(self, index: NDArray[np.int64]) -> Batch:
+        share, config = self.group.share(index), self.config
+        crop = None
+        if config.random_crop:
+            crop = keyed_uniform(
+                seed=config.seed, stream=Stream.CROP, epoch=self.epoch, index=share, count=1
+            )[:, 0]
+        windows = torch.from_numpy(self.train.read(share, crop))
+        mask = torch.from_numpy(self._mask(Stream.TRAIN_MASK, self.epoch, share))
+        if self.device.type == "cuda":
+            windows, mask = windows.pin_memory(), mask.pin_memory()
+        return Batch(index, windows, mask)
+
+    def _train_step(self, batch: Batch, meter: "_Meter") -> StepReport:
+        config = self.config
         self.model.train()
         lr = learning_rate(
             self.step,
@@ -268,80 +288,119 @@ class Trainer:
             warmup_steps=config.warmup_epochs * self.steps_per_epoch,
             total_steps=self.total_steps,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        crop = None
-        if config.random_crop:
-            crop = keyed_uniform(seed=config.seed, stream=Stream.CROP, epoch=epoch, index=index, count=1)[
-                :, 0
-            ]
-        out = self._forward(self.train.read(index, crop), self._mask(Stream.TRAIN_MASK, epoch, index))
-        terms = self._terms(out)
-        loss = terms.total(stft_weight=config.stft_weight)
-        self._require_finite("loss", loss, index)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(loss))
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = lr
+        self._gradient.zero_()
+        terms = None
+        if len(batch.windows):
+            with self._keyed_dropout():
+                out = self._forward(
+                    batch.windows.to(self.device, non_blocking=True),
+                    batch.mask.to(self.device, non_blocking=True),
+                )
+            terms = self._loss_terms(out)
+        whole, stop = self._summed(terms or self._no_terms(), stop=self.stop())
+        loss = whole.total(stft_weight=config.stft_weight)
+        self._require_finite("loss", loss, batch)
+        if terms is not None:
+            own = terms.counted_as(whole).total(stft_weight=config.stft_weight)
+            torch.autograd.backward(self.scaler.scale(own))
+        self.group.sum(self._gradient)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        norm = self._gradient.norm()
         if config.precision != "fp16":  # GradScaler skips such a step itself, and lowers its scale
-            self._require_finite("gradient", norm, index)
+            self._require_finite("gradient", norm, batch)
+        self._gradient.mul_((config.gradient_clip / norm.clamp(min=1e-12)).clamp(max=1.0))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        done_in_epoch = (self.step - epoch * self.steps_per_epoch) * config.batch_size
-        report = StepReport(
+        self._terms = self._terms + whole
+        self.interrupted = stop
+        meter.count(len(batch.index))
+        losses = self._losses(whole)
+        return StepReport(
             step=self.step,
-            total_steps=self.total_steps,
-            epoch=epoch + 1,
-            loss=loss.item(),
+            epoch=self.epoch + 1,
+            loss=losses.loss,
+            msm=losses.msm,
+            stft=losses.stft,
             lr=lr,
             gradient_norm=norm.item(),
-            windows_per_second=min(done_in_epoch, len(self.train)) / (time.perf_counter() - started),
+            windows_per_second=meter.rate(),
+            data_wait=meter.waited_share(),
         )
-        return terms.detached(), report
 
-    def _end_epoch(self, terms: Terms, started: float) -> EpochReport:
+    def _end_epoch(self, started: float) -> Iterator[EpochReport | WriteFailure]:
         trained = time.perf_counter() - started
         val = self.evaluate()
+        if not math.isfinite(val.loss):
+            raise TrainingError(
+                f"the validation loss is {val.loss} in epoch {self.epoch + 1}: some validation windows "
+                "cannot be scored; check the store with `biofound verify --data-dir`"
+            )
         best = self.best_val_loss is None or val.loss < self.best_val_loss
         report = EpochReport(
             epoch=self.epoch + 1,
-            train=self._losses(terms),
+            train=self._losses(self._terms),
             val=val,
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - started,
             windows_per_second=len(self.train) / trained,
             best=best,
         )
-        self._require_finite("validation loss", torch.tensor(val.loss), np.arange(len(self.val)))
         self.epoch += 1
         self.reports.append(report)
+        self._terms, self._seconds_before = self._no_terms(), 0.0
+        # `last_model.pt` comes last: killed before it, a resumed run writes the others again.
         if best:
             self.best_val_loss = val.loss
-            self._save(BEST)
+            yield from self._save(BEST)
         if self.epoch % self.config.save_interval == 0:
-            self._save(f"checkpoint_epoch_{self.epoch}.pt")
-        self._save(LAST)
-        write_json(self.output_dir / HISTORY, self.history())
-        return report
+            yield from self._save(f"checkpoint_epoch_{self.epoch}.pt")
+        yield from self._write(HISTORY, lambda path: write_json(path, self.history()))
+        yield from self._save(LAST)
+        yield report
 
-    def history(self) -> dict[str, Any]:
-        """What `training_history.json` holds; see `history_json`."""
-        return history_json(self.reports, self.data)
+    # -----------------------------------------------------------------------------------------------------
+    # Parts of a step
 
-    def _forward(self, x: NDArray[np.float32], mask: NDArray[np.bool_]) -> Reconstruction:
-        windows = torch.from_numpy(x).to(self.device, non_blocking=True)
-        hidden = torch.from_numpy(mask).to(self.device, non_blocking=True)
+    def _forward(self, windows: Tensor, mask: Tensor) -> Reconstruction:
         dtype = AUTOCAST_DTYPE.get(self.config.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            out: Reconstruction = self.model(windows, hidden)
+            out: Reconstruction = self._forward_model(windows, mask)
         return out
 
-    def _terms(self, out: Reconstruction) -> Terms:
+    @contextmanager
+    def _keyed_dropout(self) -> Iterator[None]:
+        """Dropout that depends on (seed, step, rank) alone; the global generator is put back afterwards."""
+        if self.model.config.dropout == 0:
+            yield
+            return
+        key = np.random.SeedSequence([self.config.seed, self.step, self.group.rank])
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+            yield
+
+    def _loss_terms(self, out: Reconstruction) -> Terms:
         return Terms(
             masked_squared_error(out.values, out.target, out.counted),
             self.stft(out.values, out.target, out.counted),
         )
+
+    def _no_terms(self) -> Terms:
+        return Terms.zero(
+            channels=len(self.model.config.channels),
+            resolutions=len(self.config.stft_windows),
+            device=self.device,
+        )
+
+    def _summed(self, terms: Terms, *, stop: bool = False) -> tuple[Terms, bool]:
+        """The terms of all ranks together, and whether any rank is to stop: one exchange for both."""
+        packed = torch.cat([terms.packed(), torch.tensor([float(stop)], device=self.device).double()])
+        packed = self.group.sum(packed)
+        channels, resolutions = len(self.model.config.channels), len(self.config.stft_windows)
+        whole = Terms.unpacked(packed[:-1], channels=channels, resolutions=resolutions)
+        return whole, bool(packed[-1] > 0)
 
     def _losses(self, terms: Terms) -> Losses:
         return terms.losses(stft_weight=self.config.stft_weight, channels=self.model.config.channels)
@@ -358,19 +417,21 @@ class Trainer:
             index=index,
         )
 
-    def _require_finite(self, what: str, value: Tensor, index: NDArray[np.int64]) -> None:
+    def _require_finite(self, what: str, value: Tensor, batch: Batch) -> None:
+        """Stop before the weights change, and leave a checkpoint from just before."""
         if torch.isfinite(value):
             return
-        data = self.val if what.startswith("validation") else self.train
-        cases = sorted({data.case_of(int(i)) for i in index})
+        failures = list(self._save(LAST))
+        cases = sorted({self.train.case_of(int(i)) for i in batch.index})
+        saved = "could not be written" if failures else "is from just before it"
         raise TrainingError(
             f"the {what} is {value.item()} in epoch {self.epoch + 1}, step {self.step + 1} (batch from cases "
-            f"{', '.join(cases[:8])}{' …' if len(cases) > 8 else ''}): the run stops, and the checkpoints in "
-            f"{self.output_dir} are from before it; lower the learning rate or look at these cases' windows"
+            f"{', '.join(cases[:8])}{' …' if len(cases) > 8 else ''}): the run stops; "
+            f"{self.output_dir / LAST} {saved}; lower the learning rate or look at these cases' windows"
         )
 
-    def _save(self, name: str) -> None:
-        save_checkpoint(self.output_dir / name, self.checkpoint())
+    # -----------------------------------------------------------------------------------------------------
+    # Files
 
     def checkpoint(self) -> Checkpoint:
         """The run as it stands."""
@@ -389,32 +450,126 @@ class Trainer:
             best_val_loss=self.best_val_loss,
             metrics=metrics,
             optimizer=self.optimizer.state_dict(),
+            resume={
+                "epoch_terms": self._terms.packed().cpu(),
+                "seconds": self._seconds_before,
+                "reports": reports_to_json(self.reports),
+                "scaler": self.scaler.state_dict(),
+                "fingerprints": {"train": self.data.fingerprint},
+                "world_size": self.group.size,
+                # Every generator is keyed: its state on each rank follows from these.
+                "rng": {"seed": self.config.seed, "epoch": self.epoch, "step": self.step},
+            },
         )
 
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`, on any number of processes.
 
-def history_json(reports: list[EpochReport], data: DataDescription) -> dict[str, Any]:
-    """The history of a run: lists with one entry an epoch, so that each can be plotted as it is."""
+        Raises:
+            CheckpointError: when it holds no run that could be continued.
+        """
+        if checkpoint.resume is None or checkpoint.optimizer is None:
+            raise CheckpointError("this checkpoint holds a model, but no run that could be resumed")
+        model = checkpoint.build()
+        self.model.load_state_dict(model.state_dict())
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.scaler.load_state_dict(checkpoint.resume["scaler"])
+        self.epoch, self.step = checkpoint.epoch, checkpoint.step
+        self.best_val_loss = checkpoint.best_val_loss
+        self.reports = reports_from_json(checkpoint.resume["reports"])
+        self._terms = Terms.unpacked(
+            checkpoint.resume["epoch_terms"].to(self.device),
+            channels=len(self.model.config.channels),
+            resolutions=len(self.config.stft_windows),
+        )
+        self._seconds_before = checkpoint.resume["seconds"]
+        if self.group.rank == 0 and (self.output_dir / METRICS).is_file():
+            _drop_lines_after(self.output_dir / METRICS, self.step)
 
-    def part(name: Literal["train", "val"]) -> dict[str, Any]:
-        losses: list[Losses] = [getattr(report, name) for report in reports]
-        channels = losses[0].msm_by_channel if losses else {}
-        return {
-            "loss": [item.loss for item in losses],
-            "msm": [item.msm for item in losses],
-            "stft": [item.stft for item in losses],
-            "msm_by_channel": {c: [item.msm_by_channel[c] for item in losses] for c in channels},
-        }
+    def _checkpoint_is_due(self) -> bool:
+        """Asked of rank 0's clock only: the others write nothing."""
+        if self.group.rank or self.config.checkpoint_minutes == 0:
+            return False
+        return time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes
 
-    return {
-        "synthetic": data.synthetic,
-        "epoch": [report.epoch for report in reports],
-        "train": part("train"),
-        "val": part("val"),
-        "lr": [report.lr for report in reports],
-        "seconds": [report.seconds for report in reports],
-        "windows_per_second": [report.windows_per_second for report in reports],
-        "best_epoch": max((report.epoch for report in reports if report.best), default=None),
-    }
+    def _save(self, name: str) -> Iterator[WriteFailure]:
+        if name == LAST:
+            self._saved_at = time.monotonic()
+        yield from self._write(name, lambda path: save_checkpoint(path, self.checkpoint()))
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> Iterator[WriteFailure]:
+        if self.group.rank:
+            return
+        path = self.output_dir / name
+        try:
+            write(path)
+        except OSError as error:
+            if self.config.on_write_error == "stop":
+                raise TrainingError(
+                    f"{path}: {error.strerror or error}; the file written before it is whole. Make room, "
+                    "then resume the run (--resume), or run it with --on-write-error continue"
+                ) from error
+            yield WriteFailure(path=str(path), error=error.strerror or str(error))
+
+    def _log(self, report: StepReport) -> Iterator[StepReport | WriteFailure]:
+        def append(path: Path) -> None:
+            with path.open("a") as file:
+                file.write(json.dumps(vars(report)) + "\n")
+
+        yield from self._write(METRICS, append)
+        yield report
+
+
+class _Meter:
+    """Windows a second, and the share of the time spent waiting for them, since the last report."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._windows = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
+
+    def count(self, windows: int) -> None:
+        self._windows += windows
+
+    def rate(self) -> float:
+        return self._windows / max(time.perf_counter() - self._started, 1e-9)
+
+    def waited_share(self) -> float:
+        return self._waited / max(time.perf_counter() - self._started, 1e-9)
+
+
+def _flat_gradient(model: nn.Module) -> Tensor:
+    """One vector of which every trainable parameter's `.grad` is a part.
+
+    Backward passes add into it, so it is zeroed, summed over processes, measured and scaled as a whole.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    flat = torch.zeros(sum(p.numel() for p in trainable), device=trainable[0].device)
+    for parameter, part in zip(trainable, torch.split(flat, [p.numel() for p in trainable]), strict=True):
+        parameter.grad = part.view_as(parameter)
+    return flat
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Drop the metrics of steps that a resumed run takes again, and a last line that was cut short."""
+
+    def belongs(line: str) -> bool:
+        try:
+            return bool(json.loads(line)["step"] <= step)
+        except ValueError:
+            return False
+
+    kept = [line for line in path.read_text().splitlines() if belongs(line)]
+    write_atomically(path, lambda file: file.writelines(f"{line}\n".encode() for line in kept))
 
 
 def _chunks(index: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:

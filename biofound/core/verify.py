@@ -20,12 +20,13 @@ from torch import Tensor
 from biofound.checks import Check
 from biofound.core import checkpoint as checkpoints
 from biofound.core.checkpoint import Checkpoint, DataDescription, load_checkpoint, save_checkpoint
+from biofound.core.history import EpochReport, Report, StepReport
 from biofound.core.inflate import inflate
 from biofound.core.losses import MultiResolutionSTFT, masked_squared_error, msm_loss, stft_loss
 from biofound.core.masking import Stream, draw_masks, hidden_patches
 from biofound.core.models import PretrainingModel, build_model, normalise, parameter_count
 from biofound.core.schedule import learning_rate
-from biofound.core.trainer import EpochReport, StepReport, TrainConfig, Trainer, make_optimizer
+from biofound.core.trainer import TrainConfig, Trainer, make_optimizer
 
 ROUNDING = 1e-4
 """How far two float32 results of the same sums in another order may differ, relative to the largest."""
@@ -261,7 +262,7 @@ def learning_rate_is_applied(subject: Subject) -> str:
     config = _brief(subject, epochs=4)
     wanted = [
         learning_rate(
-            s.step - 1, base=config.lr, warmup_steps=config.warmup_epochs, total_steps=steps[-1].total_steps
+            s.step - 1, base=config.lr, warmup_steps=config.warmup_epochs, total_steps=config.epochs
         )
         for s in steps
     ]
@@ -515,14 +516,17 @@ def _brief(subject: Subject, *, epochs: int) -> TrainConfig:
         lr=3e-3,
         warmup_epochs=1,
         precision="fp32",
+        compile=False,
         log_interval=1,
         save_interval=epochs,
+        checkpoint_minutes=0.0,
+        on_write_error="stop",
     )
 
 
 def _train_briefly(
     subject: Subject, *, epochs: int
-) -> tuple[list[StepReport | EpochReport], dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[list[Report], dict[str, Tensor], dict[str, Tensor]]:
     """A run of the real trainer on a new model: its reports, and the weights before and after."""
     model = build_model(subject.model.config, seed=subject.config.seed)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -64,8 +64,12 @@ def train_config(settings: PretrainSettings, *, precision: Literal["fp32", "bf16
         stft_windows=settings.stft_windows,
         stft_floor=settings.stft_floor,
         random_crop=settings.random_crop,
+        shuffle=settings.shuffle,
         seed=settings.seed,
         precision=precision,
+        compile=settings.compile,
         log_interval=settings.log_interval,
         save_interval=settings.save_interval,
+        checkpoint_minutes=settings.checkpoint_minutes,
+        on_write_error=settings.on_write_error,
     )

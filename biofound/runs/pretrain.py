@@ -14,66 +14,23 @@ from biofound.data.windows import Windows, open_windows, select_channels
 from biofound.errors import DataError, SettingsError
 from biofound.files import sweep_temporary_files, write_json
 from biofound.runs.common import channels_named, model_config, train_config
+from biofound.runs.resume import differences, refusal, run_to_resume
+from biofound.runs.tensorboard import require_tensorboard, with_tensorboard
 from biofound.settings import PretrainSettings, Resolved, WindowsSettings
-from biofound.settings.models import DEFAULT_STORE
 from biofound.settings.resolve import plain
 
 if TYPE_CHECKING:
+    import torch
+
+    from biofound.core.distributed import Group
+    from biofound.core.history import Report
     from biofound.core.trainer import Trainer
-    from biofound.data.build import CaseResult
     from biofound.figures import Example
 
 CONFIG_NAME = "training_config.json"
-EMBEDDED = "embedded_cohort"
-FAST_SUBJECTS = 40
-"""Subjects of the embedded cohort under `--fast`: fewer than the synthetic source's own, to take minutes."""
+RUN_FILES = ("*.pt", "training_history.json", "metrics.jsonl", CONFIG_NAME, "*.png", "tensorboard")
+"""What a run leaves in its output directory."""
 EXAMPLES = 4
-
-
-def wants_embedded_cohort(resolved: Resolved[PretrainSettings]) -> bool:
-    """Whether nobody said where windows are, and the default place holds nothing."""
-    if resolved.settings.data_dir is not None:
-        return False
-    return not (DEFAULT_STORE.is_dir() and any(DEFAULT_STORE.iterdir()))
-
-
-def build_embedded_cohort(settings: PretrainSettings) -> Iterator[tuple[str, int, Iterator["CaseResult"]]]:
-    """Build the embedded cohort's windows under the output directory, as `prepare` and `windows` would.
-
-    Yields:
-        For each split its name, its number of cases, and the results to take one by one.
-    """
-    from biofound.data.build import build_windows
-    from biofound.data.sources.synthetic import SyntheticSource
-    from biofound.data.splits import make_splits, save_splits
-
-    channels = channels_named(settings.channels, settings.channels_yaml, "pretrain")
-    windows = WindowsSettings()
-    source = SyntheticSource(seed=settings.seed, **({"subjects": FAST_SUBJECTS} if settings.fast else {}))
-    splits = make_splits(
-        source.cases(channels),
-        mode="full",
-        seed=settings.seed,
-        source=source.describe(),
-        dataset_version=source.version(),
-        channels=[channel.name for channel in channels],
-    )
-    directory = settings.output_dir / EMBEDDED
-    save_splits(directory / "splits_full.json", splits)
-    for split in ("train", "val"):
-        entries = splits.of(split)
-        results = build_windows(
-            source=source,
-            entries=entries,
-            split=split,
-            channels=channels,
-            sfreq=windows.sfreq,
-            window_seconds=settings.context_length / windows.sfreq,
-            max_gap_seconds=windows.max_gap_seconds,
-            dtype=windows.dtype,
-            outdir=directory,
-        )
-        yield split, len(entries), results
 
 
 @dataclass(kw_only=True)
@@ -91,25 +48,32 @@ class Pretraining:
 
 
 def open_pretraining(
-    resolved: Resolved[PretrainSettings], data_dir: Path, *, stop: Callable[[], bool]
+    resolved: Resolved[PretrainSettings],
+    data_dir: Path,
+    *,
+    group: "Group",
+    device: "torch.device",
+    stop: Callable[[], bool],
 ) -> Pretraining:
     """Everything a run needs, checked before the first step; writes `training_config.json`.
 
     Raises:
-        SettingsError: when a setting does not suit the windows or this machine.
+        SettingsError: when a setting does not suit the windows, this machine or the run to resume.
         DataError: when the windows cannot be used, or patients are shared between train and val.
+        CheckpointError: when the run to resume cannot be read.
         OSError: when the output directory cannot be written.
     """
     import torch
 
-    from biofound.core.checkpoint import DataDescription
-    from biofound.core.devices import resolve_device, resolve_precision
+    from biofound.core.checkpoint import DataDescription, load_checkpoint
+    from biofound.core.devices import resolve_precision
     from biofound.core.models import build_model, parameter_count
     from biofound.core.trainer import Trainer
 
     settings = resolved.settings
-    device = resolve_device(settings.device)
     precision = resolve_precision("fp32" if settings.no_amp else settings.precision, device)
+    if settings.tensorboard:
+        require_tensorboard()
     train, val = open_training_windows(settings, data_dir)
     channels = channels_named(settings.channels, settings.channels_yaml, "pretrain")
     if settings.threads is not None:
@@ -122,7 +86,6 @@ def open_pretraining(
         fingerprint=train.fingerprint,
         synthetic=train.synthetic or val.synthetic,
     )
-    values = {name: plain(getattr(settings, name)) for name in type(settings).model_fields}
     try:
         trainer = Trainer(
             model=model,
@@ -130,9 +93,10 @@ def open_pretraining(
             val=val,
             data=data,
             config=train_config(settings, precision=precision),
-            settings=values,
+            settings={name: plain(getattr(settings, name)) for name in type(settings).model_fields},
             output_dir=settings.output_dir,
             device=device,
+            group=group,
             stop=stop,
         )
     except ValueError as problem:
@@ -143,10 +107,25 @@ def open_pretraining(
         "validation": f"{len(val)} windows of {_people(val)}",
         "channels": f"{', '.join(settings.channels)} at {data.sfreq:g} Hz",
         "model": f"{parameter_count(model):,} parameters",
-        "device": f"{device} in {precision}, {torch.get_num_threads()} threads",
+        "device": f"{device} in {precision}, {_processes(group.size)}{torch.get_num_threads()} threads",
         "output": str(settings.output_dir),
     }
-    _prepare_output(settings.output_dir, {"settings": resolved.as_json(), "resolved": facts})
+    path = run_to_resume(settings)
+    checkpoint = None if path is None else load_checkpoint(path)
+    if checkpoint is not None:
+        differing = differences(checkpoint, settings, trainer)
+        if differing and not settings.force:
+            raise SettingsError(refusal(path, differing))
+        facts["resumed"] = f"{path}, after step {checkpoint.step} of {trainer.total_steps}"
+        if differing:
+            facts["forced"] = "; ".join(differing)
+    group.wait()  # every rank has read the run to resume before rank 0 touches the directory
+    if group.rank == 0:
+        aside = _prepare_output(settings, {"settings": resolved.as_json(), "resolved": facts})
+        if aside is not None:
+            facts["earlier run"] = f"moved to {aside}"
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
     return Pretraining(
         trainer=trainer,
         train=train,
@@ -215,6 +194,33 @@ def stop_on_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(each, handler)
 
 
+def reports_of(run: Pretraining, settings: PretrainSettings) -> Iterator["Report"]:
+    """The run itself, as an iterator of its reports."""
+    trainer = run.trainer
+    reports = trainer.run()
+    if settings.tensorboard and trainer.group.rank == 0:
+        return with_tensorboard(reports, settings.output_dir / "tensorboard", begin=trainer.step)
+    return reports
+
+
+def draw_figures(run: Pretraining) -> None:
+    """The pictures of a run: its loss curves, and a few reconstructions."""
+    from biofound.figures import draw_losses, draw_reconstructions
+
+    trainer = run.trainer
+    if trainer.reports:
+        draw_losses(trainer.output_dir / "loss_curves.png", trainer.history())
+    if not trainer.interrupted:
+        draw_reconstructions(
+            trainer.output_dir / "reconstructions.png",
+            examples(run),
+            channels=run.channels,
+            units=run.units,
+            sfreq=trainer.data.sfreq,
+            synthetic=run.synthetic,
+        )
+
+
 def examples(run: Pretraining) -> list["Example"]:
     """A few validation windows, spread over the set, with what the model makes of their hidden patches."""
     import torch
@@ -237,10 +243,33 @@ def examples(run: Pretraining) -> list["Example"]:
     ]
 
 
-def _prepare_output(directory: Path, config: Mapping[str, Any]) -> None:
+def _prepare_output(settings: PretrainSettings, config: Mapping[str, Any]) -> Path | None:
+    """Make the output directory ready, and set an earlier run in it aside; where that went."""
+    directory = settings.output_dir
     directory.mkdir(parents=True, exist_ok=True)
     sweep_temporary_files(directory)
+    aside = None if settings.resume else _set_earlier_run_aside(directory)
     write_json(directory / CONFIG_NAME, config)
+    return aside
+
+
+def _set_earlier_run_aside(directory: Path) -> Path | None:
+    """Move the files of a run that is not resumed into `earlier_<n>`: nothing is lost or mixed."""
+    files = [path for pattern in RUN_FILES for path in sorted(directory.glob(pattern))]
+    if not files:
+        return None
+    number = 1
+    while (directory / f"earlier_{number}").exists():
+        number += 1
+    aside = directory / f"earlier_{number}"
+    aside.mkdir()
+    for path in files:
+        path.rename(aside / path.name)
+    return aside
+
+
+def _processes(size: int) -> str:
+    return f"{size} processes of " if size > 1 else ""
 
 
 def _people(windows: Windows) -> str:

@@ -344,8 +344,46 @@ class PretrainSettings(Settings):
     random_crop: bool = setting(
         True, "Training windows start anywhere inside a stretch of adjacent windows.", panel=_DATA
     )
+    shuffle: Literal["full", "block"] = setting(
+        "full",
+        "full: any order; block: neighbouring windows are read together, for disks on which jumps cost much.",
+        panel=_DATA,
+    )
     output_dir: Path = setting(
         Path("artifacts/foundation_model"), "Directory for checkpoints, history and pictures.", panel=_OUTPUT
+    )
+    resume: bool = setting(
+        False,
+        "Go on with the run in the output directory; where there is none, begin one.",
+        panel=_OUTPUT,
+        in_file=False,
+    )
+    resume_from: Path | None = setting(
+        None,
+        "Go on with the run of this checkpoint, into the output directory.",
+        panel=_OUTPUT,
+        in_file=False,
+    )
+    force: bool = setting(
+        False,
+        "Resume although settings differ that change what the run means.",
+        panel=_OUTPUT,
+        in_file=False,
+    )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "Time between checkpoints within an epoch; 0 writes them only at its end.",
+        panel=_OUTPUT,
+        unit="minutes",
+        ge=0,
+    )
+    on_write_error: Literal["stop", "continue"] = setting(
+        "stop", "Whether to stop or go on when a checkpoint cannot be written.", panel=_OUTPUT
+    )
+    tensorboard: bool = setting(
+        False,
+        "Also write TensorBoard events (needs the extra biofound[tensorboard]).",
+        panel=_OUTPUT,
     )
     log_interval: int = setting(
         10, "Optimizer steps between progress lines.", panel=_OUTPUT, unit="steps", ge=1
@@ -413,6 +451,9 @@ class PretrainSettings(Settings):
     no_amp: bool = setting(
         False, "Compute in fp32 throughout: the same as --precision fp32.", panel=_MACHINE, off_name="amp"
     )
+    compile: bool = setting(
+        False, "Compile the model first: minutes more at the start, fewer later.", panel=_MACHINE
+    )
     threads: int | None = setting(
         None, "Threads of torch on the CPU; by default torch's own choice.", panel=_MACHINE, ge=1
     )
@@ -452,6 +493,10 @@ class PretrainSettings(Settings):
             longest = max(self.stft_windows)
             message = f"stft_windows (up to {longest}) must fit context_length ({self.context_length})"
             yield Conflict(("stft_windows", "context_length"), message)
+        if self.resume and self.resume_from is not None:
+            yield Conflict(("resume", "resume_from"), "resume and resume_from name two runs: leave one out")
+        if self.force and not self.resume and self.resume_from is None:
+            yield Conflict(("force", "resume"), "force belongs to resume or resume_from: leave it out")
         if self.no_amp and self.precision in ("bf16", "fp16"):
             message = f"no_amp means fp32, but precision is {self.precision}: leave one of them out"
             yield Conflict(("no_amp", "precision"), message)

@@ -94,8 +94,12 @@ def train_config():
         stft_windows=(32, 64, 128),
         stft_floor=1e-3,
         random_crop=True,
+        shuffle="full",
         seed=7,
         precision="fp32",
+        compile=False,
         log_interval=1,
         save_interval=2,
+        checkpoint_minutes=0.0,
+        on_write_error="stop",
     )

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from biofound.core.checkpoint import load_checkpoint
+from biofound.core.history import EpochReport, StepReport
 from biofound.core.models import build_model
 from biofound.core.schedule import learning_rate
-from biofound.core.trainer import EpochReport, StepReport, Trainer, make_optimizer
+from biofound.core.trainer import Trainer, make_optimizer
 from biofound.errors import TrainingError
 
 from .conftest import MemoryWindows
@@ -73,10 +74,14 @@ def test_the_same_run_twice_gives_the_same_losses_and_weights(make, tmp_path):
 
 def test_every_epoch_visits_every_window_once_in_an_order_of_its_own(make):
     trainer = make()
-    orders = [np.concatenate(list(trainer._batches(epoch))) for epoch in range(3)]
+    seen = []
+    read = trainer.train.read
+    trainer.train.read = lambda index, crop=None: (seen.append(index), read(index, crop))[1]
+    list(trainer.run())
+    assert [len(batch) for batch in seen] == [5, 5, 2] * 3
+    orders = [tuple(np.concatenate(seen[first : first + 3])) for first in (0, 3, 6)]
     assert all(sorted(order) == list(range(12)) for order in orders)
-    assert len({tuple(order) for order in orders}) == 3
-    assert [len(b) for b in trainer._batches(0)] == [5, 5, 2]
+    assert len(set(orders)) == 3
 
 
 def test_the_optimizer_uses_the_curve_at_every_step(make):
@@ -136,7 +141,8 @@ def test_the_promised_checkpoints_are_there_and_describe_themselves(make, data):
     trainer = make()
     reports = epochs(trainer.run())
     names = sorted(p.name for p in trainer.output_dir.iterdir())
-    assert names == ["best_model.pt", "checkpoint_epoch_2.pt", "last_model.pt", "training_history.json"]
+    files = ["best_model.pt", "checkpoint_epoch_2.pt", "last_model.pt"]
+    assert names == [*files, "metrics.jsonl", "training_history.json"]
     best = load_checkpoint(trainer.output_dir / "best_model.pt")
     assert best.best_val_loss == min(r.val.loss for r in reports)
     assert best.epoch == max(r.epoch for r in reports if r.best)
