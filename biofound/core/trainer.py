@@ -95,7 +95,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's share of a global batch, ready to train on: windows (B, C, T) and masks (B, P)."""
+    """This process's share of a global batch: windows (B, C, T) and masks (B, P); it may be empty."""
 
     index: NDArray[np.int64]
     """Of the whole global batch."""
@@ -268,6 +268,8 @@ class Trainer:
 
     def _load(self, index: NDArray[np.int64]) -> Batch:
         share, config = self.group.share(index), self.config
+        if not len(share):
+            return Batch(index, torch.empty(0), torch.empty(0, dtype=torch.bool))
         crop = None
         if config.random_crop:
             crop = keyed_uniform(

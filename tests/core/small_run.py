@@ -1,0 +1,120 @@
+"""A small training run of one process of a group: `torchrun -m tests.core.small_run OUTPUT [key=value ...]`.
+
+`start` runs it in new processes of this machine without importing torch anew in each.
+
+Keys: windows, batch_size, epochs, dropout, stop_at (a step), resume (0 or 1), step_seconds (slows it down).
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from biofound.core.checkpoint import DataDescription, load_checkpoint
+from biofound.core.distributed import joined_group
+from biofound.core.models import ModelConfig, build_model
+from biofound.core.trainer import LAST, TrainConfig, Trainer
+from biofound.core.verify import probe_windows
+
+from .conftest import SMALL, MemoryWindows
+
+BAND = {"low_hz": 0.5, "high_hz": 8.0, "order": 4}
+
+
+def run(output: Path, **said: float) -> Trainer:
+    """Run to the end (or to `stop_at`), from `last_model.pt` with `resume`."""
+    given = {"windows": 11, "batch_size": 5, "epochs": 2, "dropout": 0.0, "stop_at": 0, "resume": 0, **said}
+    windows = probe_windows(windows=int(given["windows"]), channels=2, samples=250, sfreq=125.0, seed=0)
+    with joined_group(torch.device("cpu")) as (group, device):
+        trainer = Trainer(
+            model=build_model(
+                ModelConfig(channels=("PPG", "ECG"), dropout=given["dropout"], **SMALL), seed=1
+            ),
+            train=MemoryWindows(windows),
+            val=MemoryWindows(windows[:3]),
+            data=DataDescription(
+                sfreq=125.0,
+                filters={"PPG": BAND, "ECG": BAND},
+                units={"PPG": "NU", "ECG": "mV"},
+                fingerprint="0" * 64,
+                synthetic=True,
+            ),
+            config=TrainConfig(
+                epochs=int(given["epochs"]),
+                batch_size=int(given["batch_size"]),
+                lr=1e-3,
+                weight_decay=0.01,
+                warmup_epochs=1,
+                gradient_clip=1.0,
+                mask_ratio=0.4,
+                mask_type="random",
+                stft_weight=0.3,
+                stft_windows=(32, 64, 128),
+                stft_floor=1e-3,
+                random_crop=True,
+                shuffle="full",
+                seed=7,
+                precision="fp32",
+                compile=False,
+                log_interval=1,
+                save_interval=1,
+                checkpoint_minutes=given.get("step_seconds", 0.0) / 60,
+                on_write_error="stop",
+            ),
+            settings={},
+            output_dir=output,
+            device=device,
+            group=group,
+        )
+        trainer.stop = lambda: trainer.step + 1 == given["stop_at"] and group.rank == group.size - 1
+        if given["resume"] and (output / LAST).is_file():
+            trainer.restore(load_checkpoint(output / LAST))
+        for _ in trainer.run():
+            time.sleep(given.get("step_seconds", 0.0))
+        group.wait()
+    return trainer
+
+
+def start(output: Path, *, processes: int = 1, **said: float) -> list[multiprocessing.Process]:
+    """Start the run on so many processes, as `torchrun` would, from a server that has torch imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": processes,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        for rank in range(processes)
+    ]
+    started = [context.Process(target=_enter, args=(rank, output), kwargs=said) for rank in ranks]
+    for process in started:
+        process.start()
+    return started
+
+
+def finish(started: list[multiprocessing.Process]) -> None:
+    """Wait for all of them; they must have ended well."""
+    for process in started:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+
+
+def _enter(environment: dict[str, object], output: Path, **said: float) -> None:
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    run(output, **said)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(Path(sys.argv[1]), **{k: float(v) for k, v in (item.split("=") for item in sys.argv[2:])})

@@ -1,0 +1,193 @@
+"""A run that was stopped and resumed is the run that was left alone, bit for bit."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from biofound.core.checkpoint import load_checkpoint
+from biofound.core.history import EpochReport, StepReport, WriteFailure
+from biofound.core.models import ModelConfig, build_model
+from biofound.core.trainer import LAST, Trainer
+from biofound.errors import CheckpointError, TrainingError
+
+from .conftest import SMALL, MemoryWindows
+
+
+@pytest.fixture
+def make(data, train_config, windows):
+    """A trainer of the small model with dropout on; keyword arguments change its configuration."""
+
+    def make(output, *, stop=lambda: False, dropout=0.2, seed=1, **changes):
+        return Trainer(
+            model=build_model(ModelConfig(channels=("PPG", "ECG"), dropout=dropout, **SMALL), seed=seed),
+            train=MemoryWindows(windows),
+            val=MemoryWindows(windows[:4]),
+            data=data,
+            config=replace(train_config, **changes),
+            settings={},
+            output_dir=output,
+            device=torch.device("cpu"),
+            stop=stop,
+        )
+
+    return make
+
+
+def resumed(trainer):
+    trainer.restore(load_checkpoint(trainer.output_dir / LAST))
+    return trainer
+
+
+def losses(output):
+    history = json.loads((output / "training_history.json").read_text())
+    return {key: history[key] for key in ("train", "val", "lr", "epoch", "best_epoch")}
+
+
+def metrics(output):
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["lr"]) for row in rows]
+
+
+def assert_same_run(trainer, reference):
+    assert losses(trainer.output_dir) == losses(reference.output_dir)
+    for name in ("best_model.pt", LAST):
+        ours, theirs = (load_checkpoint(t.output_dir / name) for t in (trainer, reference))
+        assert (ours.step, ours.epoch, ours.best_val_loss) == (
+            theirs.step,
+            theirs.epoch,
+            theirs.best_val_loss,
+        )
+        assert all(torch.equal(ours.encoder[key], theirs.encoder[key]) for key in theirs.encoder)
+        moments = [
+            {key: state["exp_avg_sq"] for key, state in c.optimizer["state"].items()} for c in (ours, theirs)
+        ]
+        assert all(torch.equal(moments[0][key], moments[1][key]) for key in moments[1])
+    assert metrics(trainer.output_dir) == metrics(reference.output_dir)
+
+
+@pytest.mark.parametrize("step", range(1, 10))
+def test_stopped_after_any_step_and_resumed_it_is_the_same_run(make, tmp_path, step):
+    reference = make(tmp_path / "reference")
+    list(reference.run())
+    first = make(tmp_path / "run")
+    first.stop = lambda: first.step == step - 1  # asked while a step is being taken
+    list(first.run())
+    assert first.interrupted
+    assert load_checkpoint(first.output_dir / LAST).step == step
+    second = resumed(make(tmp_path / "run", seed=99))  # its own initial weights must not matter
+    list(second.run())
+    assert_same_run(second, reference)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 8])
+def test_killed_between_checkpoints_it_takes_the_lost_steps_again(make, tmp_path, step):
+    reference = make(tmp_path / "reference")
+    list(reference.run())
+    run = make(tmp_path / "run").run()
+    for report in run:
+        if isinstance(report, StepReport) and report.step == step:
+            run.close()  # killed: nothing more is written
+            break
+    second = resumed(make(tmp_path / "run"))
+    list(second.run())
+    assert_same_run(second, reference)
+
+
+def test_dropout_is_on_keyed_by_step_and_leaves_the_global_generator_alone(make, tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    first = [r.loss for r in make(tmp_path / "a").run() if isinstance(r, StepReport)]
+    assert torch.equal(torch.rand(2), expected)
+    torch.manual_seed(4)
+    again = [r.loss for r in make(tmp_path / "b").run() if isinstance(r, StepReport)]
+    without = [r.loss for r in make(tmp_path / "c", dropout=0.0).run() if isinstance(r, StepReport)]
+    assert first == again
+    assert first != without
+
+
+def test_a_checkpoint_is_written_within_an_epoch_when_time_has_passed(make, tmp_path):
+    trainer = make(tmp_path, checkpoint_minutes=1e-9)
+    steps = []
+    for report in trainer.run():
+        if isinstance(report, StepReport):
+            steps.append(report.step)
+        saved = load_checkpoint(tmp_path / LAST)
+        assert trainer.step - saved.step <= 1
+    assert steps == list(range(1, 10))  # each step once: nothing is taken again
+
+
+def test_a_run_that_is_done_resumes_to_nothing(make, tmp_path):
+    list(make(tmp_path).run())
+    before = (tmp_path / LAST).read_bytes()
+    again = resumed(make(tmp_path))
+    assert list(again.run()) == []
+    assert len(again.reports) == 3
+    assert (tmp_path / LAST).read_bytes() == before
+
+
+def test_a_checkpoint_without_a_run_is_refused(make, tmp_path):
+    trainer = make(tmp_path)
+    list(trainer.run())
+    checkpoint = load_checkpoint(tmp_path / LAST)
+    with pytest.raises(CheckpointError, match="no run that could be resumed"):
+        make(tmp_path).restore(replace(checkpoint, resume=None))
+
+
+def test_metrics_lines_that_were_cut_short_or_lie_ahead_are_dropped(make, tmp_path):
+    trainer = make(tmp_path)
+    trainer.stop = lambda: trainer.step == 4
+    list(trainer.run())
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "loss": 1.0}\n{"step": 7, "lo')
+    list(resumed(make(tmp_path)).run())
+    assert [step for step, *_ in metrics(tmp_path)] == list(range(1, 10))
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A disk that is full once `full_disk.append(...)` was called, for checkpoints only."""
+    full = []
+    save = torch.save
+
+    def refuse(content, file):
+        if full:
+            file.write(b"half a checkpoint")
+            raise OSError(28, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", refuse)
+    return full
+
+
+def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, tmp_path, full_disk):
+    trainer = make(tmp_path)
+    with pytest.raises(TrainingError, match=r"last_model\.pt|best_model\.pt: No space left"):
+        for report in trainer.run():
+            if isinstance(report, EpochReport):
+                full_disk.append(True)
+    assert load_checkpoint(tmp_path / LAST).epoch == 1
+    assert not list(tmp_path.glob(".*"))
+    full_disk.clear()
+    second = resumed(make(tmp_path))
+    list(second.run())
+    reference = make(tmp_path / "reference")
+    list(reference.run())
+    assert_same_run(second, reference)
+
+
+def test_on_a_full_disk_the_run_goes_on_when_told_to_and_says_so(make, tmp_path, full_disk):
+    trainer = make(tmp_path, on_write_error="continue")
+    failures = []
+    for report in trainer.run():
+        if isinstance(report, EpochReport):
+            full_disk[:] = [True] if report.epoch < 3 else []
+        if isinstance(report, WriteFailure):
+            failures.append(report)
+    assert failures
+    assert failures[0].error == "No space left on device"
+    assert trainer.step == 9
+    assert load_checkpoint(tmp_path / LAST).epoch == 1
+    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,92 @@
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from biofound import files
+from biofound.files import sha256_of, sweep_temporary_files, write_atomically, write_json
+
+
+def write(path, content=b"new"):
+    write_atomically(path, lambda file: file.write(content))
+
+
+def test_content_reaches_the_disk_before_its_name_and_the_name_before_the_return(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, Path.replace
+
+    def spy_fsync(handle):
+        about = os.fstat(handle)
+        calls.append(("fsync", about.st_ino, about.st_size if stat.S_ISREG(about.st_mode) else "directory"))
+        fsync(handle)
+
+    def spy_replace(self, target):
+        calls.append(("replace", self.stat().st_ino, Path(target).name))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(Path, "replace", spy_replace)
+    write(tmp_path / "model.pt", b"x" * 1000)
+    file = (tmp_path / "model.pt").stat().st_ino
+    assert calls == [
+        ("fsync", file, 1000),  # whole before it is named
+        ("replace", file, "model.pt"),
+        ("fsync", tmp_path.stat().st_ino, "directory"),
+    ]
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+def test_whatever_fails_the_old_file_stays_and_nothing_beside_it(tmp_path, monkeypatch, moment):
+    path = tmp_path / "model.pt"
+    write(path, b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def half(file):
+        file.write(b"ne")
+        full()
+
+    if moment == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    if moment == "replace":
+        monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, half if moment == "write" else lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_a_file_gets_the_permissions_that_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write(tmp_path / "shared")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o640
+
+
+def test_json_refuses_what_is_not_json_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"b": 1, "a": [1.5, None]})
+    assert json.loads(path.read_text()) == {"a": [1.5, None], "b": 1}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text())["b"] == 1
+
+
+def test_leftovers_of_killed_runs_are_swept_and_nothing_else(tmp_path):
+    (tmp_path / f".model.pt.abc{files.TEMPORARY_SUFFIX}").write_bytes(b"half")
+    (tmp_path / "model.pt").write_bytes(b"whole")
+    (tmp_path / "notes.partial").write_bytes(b"a user's own")
+    assert sweep_temporary_files(tmp_path) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt", "notes.partial"]
+    assert sweep_temporary_files(tmp_path / "missing") == 0
+
+
+def test_sha256_is_that_of_the_standard(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "abc").startswith("ba7816bf8f01cfea")
