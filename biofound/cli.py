@@ -196,10 +196,11 @@ def pretrain(run: Run[PretrainSettings]) -> None:
             trainer = pretraining.trainer
             report.show_facts(pretraining)
             report.follow_training(pretraining, reports_of(pretraining, settings))
+        guess = trainer.evaluate(constant_guess=True)
         if group.rank == 0:
             draw_figures(pretraining)
     if not trainer.interrupted:
-        report.show_training(pretraining, json=run.json)
+        report.show_training(pretraining, guess, json=run.json)
         return
     by = received[0] if received else signal.SIGTERM  # on another rank
     console.note(

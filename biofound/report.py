@@ -10,7 +10,7 @@ from biofound import console
 
 if TYPE_CHECKING:
     from biofound.checks import Check
-    from biofound.core.history import EpochReport, Report
+    from biofound.core.history import EpochReport, Losses, Report
     from biofound.data.build import CaseResult
     from biofound.data.integrity import StoreSummary
     from biofound.data.sources import Case
@@ -175,37 +175,40 @@ def _epoch_line(report: "EpochReport", epochs: int) -> str:
     return f"{text}  {report.seconds:.0f} s{'  * best' if report.best else ''}"
 
 
-def show_training(run: "Pretraining", *, json: bool) -> None:
-    """How the run ended: its best epoch, and the files it left."""
-    reports = run.trainer.reports
+def show_training(run: "Pretraining", guess: "Losses", *, json: bool) -> None:
+    """How the run ended: its best epoch beside a constant guess, and the files it left."""
+    trainer = run.trainer
+    reports = trainer.reports
     best = max((report for report in reports if report.best), key=lambda report: report.epoch)
     kind = "synthetic" if run.synthetic else "recorded"
-    files = sorted(path.name for path in run.trainer.output_dir.iterdir() if path.is_file())
+    files = sorted(path.name for path in trainer.output_dir.iterdir() if path.is_file())
     if json:
         result = {
-            "output_dir": str(run.trainer.output_dir),
+            "output_dir": str(trainer.output_dir),
             "synthetic": run.synthetic,
             "epochs": len(reports),
             "best_epoch": best.epoch,
             "train": asdict(best.train),
             "val": asdict(best.val),
+            "constant_guess": asdict(guess),
             "seconds": sum(report.seconds for report in reports),
             "files": files,
         }
         console.print_json(result)
         return
+    shown = {"train": best.train, "validation": best.val, "validation, constant guess": guess}
     rows = [
         (
             name,
             *(f"{value:.4f}" for value in (losses.loss, losses.msm, losses.stft)),
             *(f"{losses.msm_by_channel[channel]:.4f}" for channel in run.channels),
         )
-        for name, losses in (("train", best.train), ("validation", best.val))
+        for name, losses in shown.items()
     ]
-    columns = ("best epoch", "loss", "MSM", "STFT", *(f"MSM {channel}" for channel in run.channels))
-    title = f"epoch {best.epoch} of {len(reports)} was best, on {kind} data (an MSM of 1 is a constant guess)"
+    columns = (f"epoch {best.epoch}", "loss", "MSM", "STFT", *(f"MSM {channel}" for channel in run.channels))
+    title = f"epoch {best.epoch} of {len(reports)} was best, on {kind} data"
     console.table(title, columns, rows, numbers=columns[1:])
-    console.note(f"in {run.trainer.output_dir}: {', '.join(files)}")
+    console.note(f"in {trainer.output_dir}: {', '.join(files)}")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -205,8 +205,13 @@ class Trainer:
             if self._epoch_is_done():
                 yield from self._end_epoch(started)
 
-    def evaluate(self) -> Losses:
-        """The losses over the validation windows, under the run's fixed masks."""
+    def evaluate(self, *, constant_guess: bool = False) -> Losses:
+        """The losses over the validation windows, under the run's fixed masks.
+
+        Args:
+            constant_guess: score the visible samples' mean in place of the reconstruction: what a model
+                that has learned nothing reaches.
+        """
         self.model.eval()
         terms = self._no_terms()
         with torch.inference_mode():
@@ -215,6 +220,8 @@ class Trainer:
                 if len(share):
                     mask = torch.from_numpy(self.validation_mask(share)).to(self.device)
                     out = self._forward(torch.from_numpy(self.val.read(share)).to(self.device), mask)
+                    if constant_guess:
+                        out = out._replace(values=torch.zeros_like(out.values))
                     terms = terms + self._loss_terms(out)
         return self._losses(self._summed(terms)[0])
 
@@ -242,9 +249,10 @@ class Trainer:
         ]
         meter = _Meter()
         for batch in self._prefetched(batches, meter):
-            report = self._train_step(batch, meter)
+            step = self._train_step(batch)
+            meter.count(len(batch.index))
             if self.step % self.config.log_interval == 0 or self._epoch_is_done():
-                yield report
+                yield self._report(step, meter)
                 meter.reset()
             if self.interrupted or self._checkpoint_is_due():
                 return
@@ -281,7 +289,7 @@ class Trainer:
             windows, mask = windows.pin_memory(), mask.pin_memory()
         return Batch(index, windows, mask)
 
-    def _train_step(self, batch: Batch, meter: "_Meter") -> StepReport:
+    def _train_step(self, batch: Batch) -> "_Step":
         config = self.config
         self.model.train()
         lr = learning_rate(
@@ -293,7 +301,7 @@ class Trainer:
         for settings in self.optimizer.param_groups:
             settings["lr"] = lr
         self._gradient.zero_()
-        terms = None
+        terms = self._no_terms()
         if len(batch.windows):
             with self._keyed_dropout():
                 out = self._forward(
@@ -301,33 +309,32 @@ class Trainer:
                     batch.mask.to(self.device, non_blocking=True),
                 )
             terms = self._loss_terms(out)
-        whole, stop = self._summed(terms or self._no_terms(), stop=self.stop())
-        loss = whole.total(stft_weight=config.stft_weight)
-        self._require_finite("loss", loss, batch)
-        if terms is not None:
+        whole, self.interrupted = self._summed(terms, stop=self.stop())
+        if len(batch.windows):
             own = terms.counted_as(whole).total(stft_weight=config.stft_weight)
             torch.autograd.backward(self.scaler.scale(own))
         self.group.sum(self._gradient)
         self.scaler.unscale_(self.optimizer)
         norm = self._gradient.norm()
-        if config.precision != "fp16":  # GradScaler skips such a step itself, and lowers its scale
-            self._require_finite("gradient", norm, batch)
+        step = _Step(lr, whole, norm)
+        self._require_finite(step, batch)
         self._gradient.mul_((config.gradient_clip / norm.clamp(min=1e-12)).clamp(max=1.0))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
         self._terms = self._terms + whole
-        self.interrupted = stop
-        meter.count(len(batch.index))
-        losses = self._losses(whole)
+        return step
+
+    def _report(self, step: "_Step", meter: "_Meter") -> StepReport:
+        losses = self._losses(step.terms)
         return StepReport(
             step=self.step,
             epoch=self.epoch + 1,
             loss=losses.loss,
             msm=losses.msm,
             stft=losses.stft,
-            lr=lr,
-            gradient_norm=norm.item(),
+            lr=step.lr,
+            gradient_norm=step.gradient_norm.item(),
             windows_per_second=meter.rate(),
             data_wait=meter.waited_share(),
         )
@@ -398,11 +405,12 @@ class Trainer:
 
     def _summed(self, terms: Terms, *, stop: bool = False) -> tuple[Terms, bool]:
         """The terms of all ranks together, and whether any rank is to stop: one exchange for both."""
-        packed = torch.cat([terms.packed(), torch.tensor([float(stop)], device=self.device).double()])
-        packed = self.group.sum(packed)
+        packed = terms.packed()
+        if self.group.size > 1:
+            packed = self.group.sum(torch.cat([packed, packed.new_tensor([float(stop)])]))
+            packed, stop = packed[:-1], bool(packed[-1] > 0)
         channels, resolutions = len(self.model.config.channels), len(self.config.stft_windows)
-        whole = Terms.unpacked(packed[:-1], channels=channels, resolutions=resolutions)
-        return whole, bool(packed[-1] > 0)
+        return Terms.unpacked(packed, channels=channels, resolutions=resolutions), stop
 
     def _losses(self, terms: Terms) -> Losses:
         return terms.losses(stft_weight=self.config.stft_weight, channels=self.model.config.channels)
@@ -419,15 +427,19 @@ class Trainer:
             index=index,
         )
 
-    def _require_finite(self, what: str, value: Tensor, batch: Batch) -> None:
+    def _require_finite(self, step: "_Step", batch: Batch) -> None:
         """Stop before the weights change, and leave a checkpoint from just before."""
-        if torch.isfinite(value):
+        loss, norm = step.terms.total(stft_weight=self.config.stft_weight), step.gradient_norm
+        if self.config.precision == "fp16":
+            norm = torch.zeros_like(norm)  # GradScaler skips a step whose gradient overflowed, and goes on
+        if torch.isfinite(loss + norm):
             return
+        what = "gradient" if torch.isfinite(loss) else "loss"
         failures = list(self._save(LAST))
         cases = sorted({self.train.case_of(int(i)) for i in batch.index})
         saved = "could not be written" if failures else "is from just before it"
         raise TrainingError(
-            f"the {what} is {value.item()} in epoch {self.epoch + 1}, step {self.step + 1} (batch from cases "
+            f"the {what} is not finite in epoch {self.epoch + 1}, step {self.step + 1} (batch from cases "
             f"{', '.join(cases[:8])}{' …' if len(cases) > 8 else ''}): the run stops; "
             f"{self.output_dir / LAST} {saved}; lower the learning rate or look at these cases' windows"
         )
@@ -520,6 +532,14 @@ class Trainer:
 
         yield from self._write(METRICS, append)
         yield report
+
+
+class _Step(NamedTuple):
+    """One step's learning rate, the terms of its global batch, and its gradient's norm before clipping."""
+
+    lr: float
+    terms: Terms
+    gradient_norm: Tensor
 
 
 class _Meter:

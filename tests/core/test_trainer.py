@@ -180,7 +180,7 @@ def test_weights_that_are_not_finite_stop_the_run(make):
     trainer = make()
     with torch.no_grad():
         trainer.model.decoder.proj.bias[0] = math.inf
-    with pytest.raises(TrainingError, match="the loss is"):
+    with pytest.raises(TrainingError, match="the loss is not finite in epoch 1, step 1"):
         list(trainer.run())
 
 
@@ -208,3 +208,12 @@ def test_bf16_gives_nearly_the_losses_of_fp32(make, tmp_path):
     low = epochs(make(output=tmp_path / "b", precision="bf16").run())[-1]
     assert low.val.loss == pytest.approx(plain.val.loss, rel=0.01)
     assert low.val.loss != plain.val.loss
+
+
+def test_a_constant_guess_scores_the_squared_target_whatever_the_model(make, x):
+    trainer = make()
+    got = trainer.evaluate(constant_guess=True)
+    mask = torch.from_numpy(trainer.validation_mask(np.arange(4)))
+    out = trainer.model(x[:4], mask)
+    expected = out.target[out.counted].square().mean().item()
+    assert got.msm == pytest.approx(expected, rel=1e-5)
