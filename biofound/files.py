@@ -4,9 +4,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from biofound.errors import DataError
 
 TEMPORARY_SUFFIX = ".partial"
 
@@ -23,6 +26,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     Raises:
         OSError: when the disk refuses; the temporary file is removed and `path` is untouched.
     """
+    try:
+        _write_atomically(path, write)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # The user knows `path`, and not the temporary name that the system complains of.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
     temporary = Path(name)
@@ -37,6 +50,23 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def refused_as_data_error(path: Path, *, choose: str) -> Iterator[None]:
+    """What the disk refuses inside becomes a message that names `path`, and `choose` as the way out.
+
+    Args:
+        path: what is being written, where the system does not say.
+        choose: the option by which another place is chosen.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path}: cannot be written ({error.strerror or error}); make it writable, or "
+            f"choose another place with {choose}"
+        ) from error
 
 
 def sync_directory(directory: Path) -> None:

@@ -342,7 +342,14 @@ def test_channel_table_keeps_the_order_of_the_file(config) -> None:
     row = "{tracks: [a], unit: x, filter: {low_hz: 1, high_hz: 2, order: 3}, quality_threshold: 0.5}"
     path = config(f"pretrain:\n  ECG: {row}\n  ACC_Z: {row}\n  PPG: {row}\n")
     assert [c.name for c in resolve_channels(path, "pretrain").channels] == ["ECG", "ACC_Z", "PPG"]
-    assert resolve_channels(path, "finetune").channels == resolve_channels(None, "finetune").channels
+
+
+def test_section_that_a_channel_table_lacks_is_not_taken_from_the_built_in_one(config) -> None:
+    row = "{tracks: [a], unit: x, filter: {low_hz: 1, high_hz: 2, order: 3}, quality_threshold: 0.5}"
+    path = config(f"pretrain:\n  ECG: {row}\n")
+    assert problems_of(lambda: resolve_channels(path, "finetune")) == [
+        f"{path}: no section finetune; it holds pretrain: add the section, or leave the file out"
+    ]
 
 
 def test_mistakes_in_the_channel_table_are_told_with_their_lines(config) -> None:

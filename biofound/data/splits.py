@@ -158,18 +158,19 @@ def load_splits(path: Path) -> Splits:
     if not isinstance(content, dict) or content.get("kind") != KIND:
         kind = content.get("kind", "no kind") if isinstance(content, dict) else type(content).__name__
         raise DataError(
-            f"{path}: expected a splits file (kind {KIND!r}), got {kind!r}; write one with prepare"
+            f"{path}: expected a splits file (kind {KIND!r}), got {kind!r}; write one with `biofound prepare`"
         )
     if content.get("format_version") != FORMAT_VERSION:
         raise DataError(
             f"{path}: expected format version {FORMAT_VERSION}, got {content.get('format_version')!r}; the "
-            "file is from another version of biofound: write it again with prepare"
+            "file is from another version of biofound: write it again with `biofound prepare`"
         )
     try:
         splits = _from_json(content)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path}: not a whole splits file ({type(error).__name__}: {error}); write it again with prepare"
+            f"{path}: not a whole splits file ({type(error).__name__}: {error}); write it again with "
+            "`biofound prepare`"
         ) from error
     _refuse_shared(path, splits)
     return splits
@@ -246,7 +247,9 @@ def _read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"{path}: expected a splits file, found none; write one with prepare") from error
+        raise DataError(
+            f"{path}: expected a splits file, found none; write one with `biofound prepare`"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the splits file cannot be read: {error}") from error
     except json.JSONDecodeError as error:
@@ -302,7 +305,7 @@ def _refuse_shared(path: Path, splits: Splits) -> None:
             if shared:
                 raise DataError(
                     f"{path}: {what} {_some(shared)} are in both {seen[shared[0]]} and {name}; every number "
-                    "computed from such splits is too good: write them again with prepare"
+                    "computed from such splits is too good: write them again with `biofound prepare`"
                 )
             seen.update(dict.fromkeys(mine, name))
 

@@ -8,7 +8,6 @@ from biofound.data.channels import Channel
 from biofound.errors import SettingsError
 from biofound.settings import PretrainSettings, resolve_channels
 from biofound.settings.models import Section
-from biofound.settings.resolve import did_you_mean
 
 if TYPE_CHECKING:
     from biofound.core.models import ModelConfig
@@ -19,16 +18,16 @@ def channels_named(names: Sequence[str], channels_yaml: Path | None, section: Se
     """The rows of the channel table for `names`, in their order.
 
     Raises:
-        SettingsError: when a name is not in the table.
+        SettingsError: when names are not in the table.
     """
     table = resolve_channels(channels_yaml, section)
     known = {channel.name: channel for channel in table.channels}
-    for name in names:
-        if name not in known:
-            raise SettingsError(
-                f"channel {name} is not in the {table.origin}{did_you_mean(name, list(known))}; "
-                "add it there, or leave it out"
-            )
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SettingsError(
+            f"channel {', '.join(unknown)}: not in {table.origin}, which has {', '.join(known)}; correct the "
+            "name, or describe the channel in a table of your own (--channels-yaml)"
+        )
     return [known[name] for name in names]
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from biofound.errors import SettingsError
+from biofound.errors import CheckpointError, SettingsError
+from biofound.files import refused_as_data_error
 from biofound.runs.common import channels_named
 from biofound.settings import InflateSettings, resolve_channels
 
@@ -29,6 +30,7 @@ def run_inflation(settings: InflateSettings) -> Inflated:
     Raises:
         SettingsError: when the channels do not fit, or the output is the checkpoint itself.
         CheckpointError: when the checkpoint cannot be used.
+        DataError: when the new file cannot be written.
     """
     from biofound.core.checkpoint import load_checkpoint, save_checkpoint
     from biofound.core.inflate import inflate, inflated_checkpoint
@@ -42,10 +44,18 @@ def run_inflation(settings: InflateSettings) -> Inflated:
         )
     names = settings.channels or _names_of_table(settings)
     new = channels_named([name for name in names if name not in old], settings.channels_yaml, "finetune")
-    path = settings.output or settings.checkpoint.with_name(f"{settings.checkpoint.stem}_{settings.to}ch.pt")
+    default = settings.checkpoint.with_name(f"{settings.checkpoint.stem}_{settings.to}ch.pt")
+    path = settings.output or default
     if path.resolve() == settings.checkpoint.resolve():
         raise SettingsError(f"--output {path}: this is the checkpoint itself; name another file")
-    inflation = inflate(checkpoint, channels=names, seed=settings.seed)
+    if path.is_dir():
+        raise SettingsError(
+            f"--output {path}: this is a directory; name a file, such as {path / default.name}"
+        )
+    try:
+        inflation = inflate(checkpoint, channels=names, seed=settings.seed)
+    except CheckpointError as problem:
+        raise CheckpointError(f"{settings.checkpoint}: {problem}") from problem
     result = inflated_checkpoint(
         checkpoint,
         inflation,
@@ -53,7 +63,8 @@ def run_inflation(settings: InflateSettings) -> Inflated:
         filters={channel.name: channel.band.as_json() for channel in new},
         units={channel.name: channel.unit for channel in new},
     )
-    save_checkpoint(path, result)
+    with refused_as_data_error(path, choose="--output"):
+        save_checkpoint(path, result)
     return Inflated(
         path=path, before=old, after=tuple(names), synthetic=checkpoint.data.synthetic, inflation=inflation
     )
@@ -64,7 +75,7 @@ def _names_of_table(settings: InflateSettings) -> tuple[str, ...]:
     names = tuple(channel.name for channel in table.channels)
     if len(names) != settings.to:
         raise SettingsError(
-            f"--to {settings.to}: the {table.origin} names {len(names)} channels ({', '.join(names)}); "
+            f"--to {settings.to}: {table.origin} names {len(names)} channels ({', '.join(names)}); "
             f"give {settings.to} names with --channels, or put them into the table"
         )
     return names

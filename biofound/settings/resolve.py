@@ -109,15 +109,20 @@ def resolve_channels(path: Path | None, section: Section) -> ResolvedChannels:
     """One section (`pretrain`, `finetune`) of a channel table; without `path` of the built-in one.
 
     Raises:
-        SettingsError: with every problem of the file, one a line.
+        SettingsError: with every problem of the file, such as the section's absence, one a line.
     """
     if path is None:
         channels = ChannelsSettings().section(section)
-        return ResolvedChannels(channels=channels, origin=f"built-in channel table, section {section}")
+        return ResolvedChannels(channels=channels, origin=f"the built-in channel table, section {section}")
     file = read_located(path)
     given = _Given(values=dict(file.values), file=file)
     given.origins = {name: file.where((name,)) for name in file.values}
     table, problems = _validate(ChannelsSettings, given)
+    if section not in file.values:  # the built-in section must not pass for the file's
+        held = ", ".join(file.values) or "nothing"
+        problems.append(
+            f"{path}: no section {section}; it holds {held}: add the section, or leave the file out"
+        )
     if table is None or file.problems or problems:
         raise SettingsError(_listing(file.problems + problems))
     return ResolvedChannels(channels=table.section(section), origin=f"{path}, section {section}")
