@@ -91,18 +91,13 @@ class VitalDBSource:
         return {key: value for key, value in self.__dict__.items() if key not in ("_clinical", "_tracks")}
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
-        """Plain JSON that opens this source again."""
+        """Plain JSON that opens this source again; how patient its downloads are is left to who opens it."""
         return {
             "name": self.name,
             "cache_dir": str(self.cache_dir),
             "case_set": self.case_set,
             "base_url": self.base_url,
             "dataset_version": self.dataset_version,
-            "timeout_s": self.politeness.timeout_s,
-            "retries": self.politeness.retries,
-            "backoff_s": self.politeness.backoff_s,
-            "longest_wait_s": self.politeness.longest_wait_s,
-            "at_once": self.politeness.at_once,
         }
 
     def version(self) -> str:

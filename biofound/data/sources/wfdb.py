@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
 from biofound.data.sources import Case, Recording, Signal
+from biofound.data.sources.units import conversion
 from biofound.errors import DataError, SettingsError
 
 SUBJECT_PATTERN = r"mimic2wdb/matched/(s\d+)"
@@ -39,17 +40,6 @@ _BYTES_PER_SAMPLE = {
     "311": Fraction(4, 3),
 }  # the FLAC formats 508, 516 and 524 have no fixed size: their samples are counted after decoding
 
-_FACTORS = {
-    ("uv", "mv"): 1e-3,
-    ("µv", "mv"): 1e-3,
-    ("v", "mv"): 1e3,
-    ("mv", "uv"): 1e3,
-    ("mv", "v"): 1e-3,
-    ("mg", "g"): 1e-3,
-    ("m/s2", "g"): 1 / 9.80665,
-    ("m/s^2", "g"): 1 / 9.80665,
-}
-_ARBITRARY = {"nu", "au", "a.u.", "arbitrary", "unitless", ""}
 _SHOWN = 10  # problems listed in one message
 
 
@@ -463,28 +453,10 @@ def _signal(case_id: str, channel: Channel, track: _Track) -> Signal:
             f"case {case_id}, channel {channel.name}: all {len(track.samples)} samples are invalid (NaN); "
             "take the record out of RECORDS"
         )
-    factor, unit = _conversion(case_id, channel, track.unit)
+    factor, unit = conversion(track.unit, channel, what=f"case {case_id}, channel {channel.name}")
     samples = (track.samples * factor).astype(np.float32)
     samples[~np.isfinite(samples)] = np.nan
     return Signal(samples=samples, sfreq=track.sfreq, unit=unit)
-
-
-def _conversion(case_id: str, channel: Channel, unit: str) -> tuple[float, str]:
-    """The factor from a record's unit to the channel's, and the resulting unit.
-
-    A channel of arbitrary unit (a PPG) takes whatever there is.
-    """
-    got, wanted = unit.strip().casefold(), channel.unit.strip().casefold()
-    if wanted in _ARBITRARY:
-        return 1.0, unit or channel.unit
-    if got == wanted:
-        return 1.0, channel.unit
-    if (got, wanted) not in _FACTORS:
-        raise DataError(
-            f"case {case_id}, channel {channel.name}: expected {channel.unit} or a unit that converts to it, "
-            f"the record has {unit or 'no unit'}; set the channel's unit to what the records have"
-        )
-    return _FACTORS[got, wanted], channel.unit
 
 
 def _listed_records(directory: Path) -> Iterator[Path]:

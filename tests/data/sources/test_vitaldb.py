@@ -213,6 +213,8 @@ def test_a_source_describes_and_pickles_itself(server, tmp_path):
     description = json.loads(json.dumps(opened.describe()))
     twin = open_source(**description)
     assert twin.describe() == opened.describe()
+    patient = source(server, tmp_path, at_once=1, timeout_s=99.0, retries=9, backoff_s=9.0)
+    assert patient.describe() == description  # what is read does not depend on how patiently
     pickled = pickle.dumps(opened)
     assert len(pickled) < 2000  # without the tables
     assert pickle.loads(pickled).cases(CHANNELS) == opened.cases(CHANNELS)

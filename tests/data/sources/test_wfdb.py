@@ -354,7 +354,7 @@ def test_voltages_come_in_the_channels_unit(tmp_path, unit, factor):
 
 def test_a_unit_that_cannot_be_converted_is_refused(tmp_path):
     write(tmp_path, units=("NU", "bpm"))
-    with pytest.raises(DataError, match=r"case r1, channel ECG: expected mV .* the record has bpm"):
+    with pytest.raises(DataError, match=r"case r1, channel ECG: expected mV .* the recording has bpm"):
         WfdbSource(root=tmp_path).read("r1", [ECG])
 
 
