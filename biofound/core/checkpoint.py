@@ -1,6 +1,7 @@
 """How a trained model is kept: one file that describes itself, and loads with `weights_only=True`."""
 
 import platform
+import warnings
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -141,19 +142,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
+        found = "this is a directory" if path.is_dir() else "no such file"
         raise CheckpointError(
-            f"{path}: no such file; expected a checkpoint such as the best_model.pt of a pretraining run"
+            f"{path}: {found}; expected a checkpoint such as the best_model.pt of a pretraining run"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of strangers' pickles: they are refused just below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise  # the file may be fine
     except Exception as error:  # on damaged files torch raises whatever its parsers stumble over
+        # What torch says is left out: of pickles it refuses it tells how to run the code in them.
         raise CheckpointError(
             f"{path}: cannot be read as a checkpoint ({path.stat().st_size} bytes): it is truncated, damaged "
-            f"or another kind of file; use another checkpoint of the run ({_first_line(error)})"
+            "or another kind of file; use another checkpoint of the run"
         ) from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise CheckpointError(
-            f"{path}: a file of torch's, but not a biofound checkpoint (its 'kind' should be {KIND!r})"
+            f"{path}: a file of torch's, but not a biofound checkpoint (its 'kind' should be {KIND!r}); "
+            "expected one such as the best_model.pt of a pretraining run"
         )
     return content
 
@@ -171,8 +179,3 @@ def _load_exactly(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
             f"({len(differing)} differ): " + "; ".join(lines)
         )
     module.load_state_dict(state)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:120] if text else type(error).__name__
