@@ -58,7 +58,9 @@ class WindowReader(Protocol):
         """The number of windows."""
         ...
 
-    def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+    def read(
+        self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float32] | Tensor:
         """(B, C, T) windows in physical units, NaN in gaps; with `crop` (B,) in [0, 1), shifted in time."""
         ...
 
@@ -219,7 +221,7 @@ class Trainer:
                 share = self.group.share(chunk)
                 if len(share):
                     mask = torch.from_numpy(self.validation_mask(share)).to(self.device)
-                    out = self._forward(torch.from_numpy(self.val.read(share)).to(self.device), mask)
+                    out = self._forward(torch.as_tensor(self.val.read(share)).to(self.device), mask)
                     if constant_guess:
                         out = out._replace(values=torch.zeros_like(out.values))
                     terms = terms + self._loss_terms(out)
@@ -283,10 +285,11 @@ class Trainer:
             crop = keyed_uniform(
                 seed=config.seed, stream=Stream.CROP, epoch=self.epoch, index=share, count=1
             )[:, 0]
-        windows = torch.from_numpy(self.train.read(share, crop))
+        windows = torch.as_tensor(self.train.read(share, crop))
         mask = torch.from_numpy(self._mask(Stream.TRAIN_MASK, self.epoch, share))
         if self.device.type == "cuda":
-            windows, mask = windows.pin_memory(), mask.pin_memory()
+            mask = mask.pin_memory()
+            windows = windows if windows.is_cuda else windows.pin_memory()
         return Batch(index, windows, mask)
 
     def _train_step(self, batch: Batch) -> "_Step":

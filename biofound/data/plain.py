@@ -78,6 +78,11 @@ class PlainWindows:
         gather(self._x, rows, out, np.arange(len(rows)), self._stretches, crop)
         return out
 
+    def stretches(self) -> Stretches:
+        """Which of the N windows adjoin; none where the file does not say."""
+        alone = Stretches(first=np.arange(len(self)), length=np.ones(len(self), np.int64))
+        return self._stretches or alone
+
     def case_of(self, index: int) -> str:
         """The file, row and, where known, subject of window `index`."""
         subject = "" if self._subject_of_row is None else f", subject {self._subject_of_row[index]}"

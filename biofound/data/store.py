@@ -148,6 +148,12 @@ class StoreWindows:
             gather(opened.x, rows, out, into, opened.stretches, None if crop is None else crop[into])
         return out
 
+    def stretches(self) -> Stretches:
+        """Which of the N windows adjoin."""
+        parts = [self._case(number).stretches for number in range(len(self._files))]
+        firsts = [part.first + start for part, start in zip(parts, self._starts, strict=True)]
+        return Stretches(first=np.concatenate(firsts), length=np.concatenate([part.length for part in parts]))
+
     def _open_case(self, number: int) -> _OpenCase:
         path = self.directory / self._files[number]
         try:

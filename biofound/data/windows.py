@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from biofound.data.plain import ARRAY_KEYS, PlainWindows, plain_file
 from biofound.data.store import INDEX_NAME, StoreWindows
+from biofound.data.stretches import Stretches
 from biofound.errors import DataError
 
 
@@ -68,6 +69,10 @@ class Windows(Protocol):
 
     def case_of(self, index: int) -> str:
         """Where window `index` comes from, for messages."""
+        ...
+
+    def stretches(self) -> Stretches:
+        """Which of the N windows adjoin."""
         ...
 
 
@@ -145,3 +150,7 @@ class _SomeChannels:
     def case_of(self, index: int) -> str:
         """Where window `index` comes from."""
         return self._windows.case_of(index)
+
+    def stretches(self) -> Stretches:
+        """Which of the windows adjoin."""
+        return self._windows.stretches()

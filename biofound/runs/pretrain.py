@@ -68,6 +68,7 @@ def open_pretraining(
     from biofound.core.checkpoint import DataDescription, load_checkpoint
     from biofound.core.devices import resolve_precision
     from biofound.core.models import build_model, parameter_count
+    from biofound.core.resident import ResidentWindows, fits
     from biofound.core.trainer import Trainer
 
     settings = resolved.settings
@@ -89,8 +90,8 @@ def open_pretraining(
     try:
         trainer = Trainer(
             model=model,
-            train=train,
-            val=val,
+            train=ResidentWindows(train, device) if fits(train, device) else train,
+            val=ResidentWindows(val, device) if fits(val, device) else val,
             data=data,
             config=train_config(settings, precision=precision),
             settings={name: plain(getattr(settings, name)) for name in type(settings).model_fields},

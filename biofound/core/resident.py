@@ -1,0 +1,92 @@
+"""Windows that lie in a GPU's memory whole, so that a batch is a gather there and nothing is copied to it."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from biofound.data.stretches import Stretches, crop_offsets
+
+CHUNK = 4096
+"""Windows read at a time on the way to the device."""
+SHARE = 0.5
+"""The part of the free device memory that windows may take: the rest is for training."""
+
+
+class Stored(Protocol):
+    """Windows on disk that say which of them are neighbours."""
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The C channel names."""
+        ...
+
+    @property
+    def window_samples(self) -> int:
+        """T."""
+        ...
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        """(B, C, T)."""
+        ...
+
+    def case_of(self, index: int) -> str:
+        """Where a window comes from."""
+        ...
+
+    def stretches(self) -> Stretches:
+        """Which windows adjoin, over all N."""
+        ...
+
+
+def fits(windows: Stored, device: torch.device) -> bool:
+    """Whether the windows, at 4 bytes a sample, take at most half of the device's free memory."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return 4 * len(windows) * len(windows.channels) * windows.window_samples <= SHARE * free
+
+
+class ResidentWindows:
+    """All windows of a reader on one device; `read` gives the same values as the reader's, as a tensor."""
+
+    def __init__(self, windows: Stored, device: torch.device) -> None:
+        self._windows, self.device = windows, device
+        shape = (len(windows), len(windows.channels), windows.window_samples)
+        self._x = torch.empty(shape, dtype=torch.float32, device=device)  # (N, C, T)
+        for start in range(0, len(windows), CHUNK):
+            index = np.arange(start, min(start + CHUNK, len(windows)))
+            self._x[start : start + len(index)] = torch.from_numpy(windows.read(index)).to(device)
+        self._stretches = windows.stretches()
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The channel names, in the order of the rows."""
+        return self._windows.channels
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def case_of(self, index: int) -> str:
+        """Where a window comes from."""
+        return self._windows.case_of(index)
+
+    def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> Tensor:
+        """A batch (B, C, T) on the device, as stored or cropped; see `biofound.data.windows.Windows.read`."""
+        if crop is None:
+            return self._x[torch.from_numpy(index).to(self.device)]
+        samples = self._windows.window_samples
+        first = self._stretches.first[index]
+        offset = crop_offsets(index - first, self._stretches.length[index], crop, samples)
+        # Within a stretch, sample k of the crop is sample k of the windows laid end to end from `start`.
+        start = torch.from_numpy(first * samples + offset).to(self.device)
+        place = start[:, None] + torch.arange(samples, device=self.device)  # (B, T)
+        row, column = place // samples, place % samples
+        channel = torch.arange(len(self.channels), device=self.device)[None, :, None]
+        return self._x[row[:, None, :], channel, column[:, None, :]]
