@@ -14,6 +14,7 @@ import biofound
 from biofound import console, report
 from biofound.data.channels import Channel
 from biofound.errors import DataError, SettingsError
+from biofound.files import refused_as_data_error
 from biofound.options import INTERRUPTED, Run, add_command
 from biofound.settings import (
     InflateSettings,
@@ -83,7 +84,8 @@ def prepare(run: Run[PrepareSettings]) -> None:
         case_set=settings.case_set,
     )
     path = settings.output / f"splits_{settings.mode}.json"
-    save_splits(path, splits)
+    with refused_as_data_error(path, choose="--output"):
+        save_splits(path, splits)
     report.show_splits(path, splits, cases, json=run.json)
 
 
@@ -132,7 +134,7 @@ def _build_stores(settings: WindowsSettings) -> list[Path]:
             skip_failed=settings.skip_failed,
         )
         try:
-            report.follow_cases(split, results, total=len(splits.of(split)))
+            report.follow_cases(split, results, total=len(splits.of(split)), skip_failed=settings.skip_failed)
         except DataError as failure:
             failures.append(str(failure))
     if failures:
@@ -166,8 +168,8 @@ def _open_source_of(splits: "Splits", settings: WindowsSettings) -> "Source":
     source = open_source(**description)
     if source.version() != splits.dataset_version:
         console.warning(
-            f"the recordings are version {source.version()}, the splits were made from "
-            f"{splits.dataset_version}: biofound prepare makes them anew"
+            f"the recordings have changed since the splits were made (they are {source.version()}, and were "
+            f"{splits.dataset_version}); to take up new ones, run biofound prepare again"
         )
     return source
 
@@ -196,10 +198,11 @@ def pretrain(run: Run[PretrainSettings]) -> None:
             trainer = pretraining.trainer
             report.show_facts(pretraining)
             report.follow_training(pretraining, reports_of(pretraining, settings))
-        guess = trainer.evaluate(constant_guess=True)
+        # Who stopped the run may give it seconds only: they are for the checkpoint, which is written.
+        guess = None if trainer.interrupted else trainer.evaluate(constant_guess=True)
         if group.rank == 0:
             draw_figures(pretraining)
-    if not trainer.interrupted:
+    if guess is not None:
         report.show_training(pretraining, guess, json=run.json)
         return
     by = received[0] if received else signal.SIGTERM  # on another rank

@@ -51,7 +51,7 @@ def show_splits(path: Path, splits: "Splits", cases: Sequence["Case"], *, json: 
         )
         for name, row in result["splits"].items()
     ]
-    title = f"splits of {_source_name(splits.source)}, mode {splits.mode}, seed {splits.seed}"
+    title = f"splits by patient: source {_source_name(splits.source)}, mode {splits.mode}, seed {splits.seed}"
     columns = ("split", "cases", "subjects", "hours")
     console.table(title, columns, rows, numbers=columns[1:])
     if splits.case_set not in (None, "all") and splits.mode == "full":
@@ -68,16 +68,21 @@ def _source_name(source: Mapping[str, Any]) -> str:
 # windows
 
 
-def follow_cases(split: str, results: Iterable["CaseResult"], *, total: int) -> None:
+def follow_cases(
+    split: str, results: Iterable["CaseResult"], *, total: int, skip_failed: bool = False
+) -> None:
     """Progress over the cases of one split, with the hours and windows kept so far."""
-    windows, hours = 0, 0.0
+    windows, hours, failed = 0, 0.0, 0
     with console.progress(f"windows of {split}", total=total, unit="cases") as progress:
         for result in results:
             windows += result.windows
             hours += result.hours
             if result.status == "failed":
-                progress.line(f"failed: {result.error}")
-            progress.advance(text=f"{windows} windows, {hours:.1f} h kept")
+                failed += 1
+                if skip_failed:  # else the error at the end says it
+                    progress.line(f"left out: {result.error}")
+            text = f"{windows} windows, {hours:.1f} h kept"
+            progress.advance(text=f"{text}, {failed} failed" if failed else text)
 
 
 def show_stores(summaries: Sequence["StoreSummary"], *, json: bool) -> None:
@@ -85,7 +90,7 @@ def show_stores(summaries: Sequence["StoreSummary"], *, json: bool) -> None:
     if json:
         console.print_json({summary.split: _plain(asdict(summary)) for summary in summaries})
         return
-    columns = ("split", "cases", "subjects", "windows", "kept", "kept %", "hours")
+    columns = ("split", "cases", "subjects", "windows", "kept", "kept %", "hours kept")
     rows = [
         (
             summary.split,
@@ -122,7 +127,8 @@ def _show_dropped(summaries: Sequence["StoreSummary"]) -> None:
     ]
     if rows:
         columns = ("split", "reason", "channel", "windows")
-        console.table("dropped windows", columns, rows, numbers=("windows",))
+        title = "dropped windows, each under the first test it failed"
+        console.table(title, columns, rows, numbers=("windows",))
 
 
 def _show_quality(summaries: Sequence["StoreSummary"]) -> None:
@@ -135,7 +141,8 @@ def _show_quality(summaries: Sequence["StoreSummary"]) -> None:
     ]
     names = [f"{100 * quantile:g} %" for quantile in QUANTILES]
     if rows:
-        console.table("quality of the kept windows", ("split", "channel", *names), rows, numbers=names)
+        title = "quality (0 bad, 1 good) of the kept windows: so many of them have at most"
+        console.table(title, ("split", "channel", *names), rows, numbers=names)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -242,11 +249,9 @@ def show_inflation(result: "Inflated", *, json: bool) -> None:
     copied = [item for item in fates if item.fate == "copied"]
     rows = [("copied", f"{len(copied)} tensors of the encoder", _numbers(copied))]
     rows += [
-        (item.fate, item.name, f"{_shape(item.before)} -> {_shape(item.after)}")
-        for item in fates
-        if item.fate != "copied"
+        (item.fate, item.name, _change(item.before, item.after)) for item in fates if item.fate != "copied"
     ]
-    title = f"{', '.join(result.before)} -> {', '.join(result.after)}"
+    title = f"inflated from {', '.join(result.before)} to {', '.join(result.after)}"
     console.table(title, ("fate", "tensor", "shape"), rows)
     counts = ", ".join(
         f"{sum(item.fate == fate for item in fates)} {fate}"
@@ -261,8 +266,9 @@ def _numbers(fates: Sequence[Any]) -> str:
     return f"{sum(math.prod(item.after) for item in fates):,} numbers"
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "-" if shape is None else "(" + ", ".join(map(str, shape)) + ")"
+def _change(before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> str:
+    shapes = ["(" + ", ".join(map(str, shape)) + ")" for shape in (before, after) if shape is not None]
+    return " -> ".join(shapes)
 
 
 def _plain(value: Any) -> Any:

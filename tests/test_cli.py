@@ -362,7 +362,11 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         "prepare", "--source", "synthetic", "--subjects", 30, "--output", tmp_path / "file" / "below"
     )
     assert result.exit_code == 1
-    assert result.stderr == f"error: {tmp_path / 'file' / 'below'}: Not a directory\n"
+    path = tmp_path / "file" / "below" / "splits_fasttrack.json"
+    assert result.stderr == (
+        f"error: {path}: cannot be written (Not a directory); make it writable, or choose another place "
+        "with --output\n"
+    )
 
 
 def test_prepare_keeps_the_patients_of_bidmc_together(bidmc_dir: Path, tmp_path: Path) -> None:
