@@ -35,7 +35,9 @@ from biofound.core.history import (
 )
 from biofound.core.losses import MultiResolutionSTFT, masked_squared_error
 from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
+from biofound.core.meter import Meter
 from biofound.core.models import PretrainingModel, Reconstruction
+from biofound.core.optimizer import flat_gradient, make_optimizer
 from biofound.core.order import Shuffle, epoch_order
 from biofound.core.schedule import learning_rate
 from biofound.core.terms import Terms
@@ -105,19 +107,6 @@ class Batch:
     mask: Tensor
 
 
-def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) over the trainable parameters.
-
-    Weight decay acts on matrices only: biases, norms and embeddings are vectors and are left alone.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), fused=True)
-
-
 class Trainer:
     """Pretrains a model on windows and leaves its files in a directory.
 
@@ -174,7 +163,7 @@ class Trainer:
         self.reports: list[EpochReport] = []
         self.interrupted = False
         self._forward_model = torch.compile(model) if config.compile else model
-        self._gradient = _flat_gradient(model)
+        self._gradient = flat_gradient(model)
         self._terms = self._no_terms()
         self._seconds_before = 0.0
         self._saved_at = time.monotonic()
@@ -249,7 +238,7 @@ class Trainer:
         batches = list(_chunks(order, self.config.batch_size))[
             self.step - self.epoch * self.steps_per_epoch :
         ]
-        meter = _Meter()
+        meter = Meter()
         for batch in self._prefetched(batches, meter):
             step = self._train_step(batch)
             meter.count(len(batch.index))
@@ -262,7 +251,7 @@ class Trainer:
     def _epoch_is_done(self) -> bool:
         return self.step == (self.epoch + 1) * self.steps_per_epoch
 
-    def _prefetched(self, batches: list[NDArray[np.int64]], meter: "_Meter") -> Iterator[Batch]:
+    def _prefetched(self, batches: list[NDArray[np.int64]], meter: Meter) -> Iterator[Batch]:
         """The batches in order, each read while the one before it is computed."""
         with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as reader:
             upcoming: Future[Batch] | None = None
@@ -328,7 +317,7 @@ class Trainer:
         self._terms = self._terms + whole
         return step
 
-    def _report(self, step: "_Step", meter: "_Meter") -> StepReport:
+    def _report(self, step: "_Step", meter: Meter) -> StepReport:
         losses = self._losses(step.terms)
         return StepReport(
             step=self.step,
@@ -543,45 +532,6 @@ class _Step(NamedTuple):
     lr: float
     terms: Terms
     gradient_norm: Tensor
-
-
-class _Meter:
-    """Windows a second, and the share of the time spent waiting for them, since the last report."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self._started = time.perf_counter()
-        self._waited = 0.0
-        self._windows = 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        before = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - before
-
-    def count(self, windows: int) -> None:
-        self._windows += windows
-
-    def rate(self) -> float:
-        return self._windows / max(time.perf_counter() - self._started, 1e-9)
-
-    def waited_share(self) -> float:
-        return self._waited / max(time.perf_counter() - self._started, 1e-9)
-
-
-def _flat_gradient(model: nn.Module) -> Tensor:
-    """One vector of which every trainable parameter's `.grad` is a part.
-
-    Backward passes add into it, so it is zeroed, summed over processes, measured and scaled as a whole.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    flat = torch.zeros(sum(p.numel() for p in trainable), device=trainable[0].device)
-    for parameter, part in zip(trainable, torch.split(flat, [p.numel() for p in trainable]), strict=True):
-        parameter.grad = part.view_as(parameter)
-    return flat
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

@@ -25,8 +25,9 @@ from biofound.core.inflate import inflate
 from biofound.core.losses import MultiResolutionSTFT, masked_squared_error, msm_loss, stft_loss
 from biofound.core.masking import Stream, draw_masks, hidden_patches
 from biofound.core.models import PretrainingModel, build_model, normalise, parameter_count
+from biofound.core.optimizer import make_optimizer
 from biofound.core.schedule import learning_rate
-from biofound.core.trainer import TrainConfig, Trainer, make_optimizer
+from biofound.core.trainer import TrainConfig, Trainer
 
 ROUNDING = 1e-4
 """How far two float32 results of the same sums in another order may differ, relative to the largest."""

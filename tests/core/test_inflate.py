@@ -4,7 +4,7 @@ import torch
 from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from biofound.core.inflate import inflate, inflated_checkpoint, load_pretrained_with_channel_inflate
 from biofound.core.models import build_model, channel_rows
-from biofound.core.trainer import make_optimizer
+from biofound.core.optimizer import make_optimizer
 from biofound.errors import CheckpointError, SettingsError
 
 FIVE = ("ACC_X", "ACC_Y", "ACC_Z", "PPG", "ECG")

@@ -10,8 +10,9 @@ import torch
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.history import EpochReport, StepReport
 from biofound.core.models import build_model
+from biofound.core.optimizer import make_optimizer
 from biofound.core.schedule import learning_rate
-from biofound.core.trainer import Trainer, make_optimizer
+from biofound.core.trainer import Trainer
 from biofound.errors import TrainingError
 
 from .conftest import MemoryWindows
