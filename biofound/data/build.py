@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from joblib import cpu_count
 
 from biofound import __version__
+from biofound.data.ahead import fetching_ahead
 from biofound.data.channels import Channel
 from biofound.data.cut import DTYPES, CutCase, Tally, cut
 from biofound.data.npz import member_names, write_npz
@@ -210,8 +211,9 @@ def _build(
     results = []
     with _only_builder(directory):
         _remove_departed(directory, {file_stem(case_id) for case_id in tasks})
+        wanted = [case_id for case_id, task in tasks.items() if not _seems_built(task, source.name)]
         outcomes = run_pool(_build_case, source, tasks, workers=workers, scheduler=scheduler, marks=directory)
-        with closing(outcomes):
+        with fetching_ahead(source, wanted), closing(outcomes):
             for case_id, outcome in outcomes:
                 result = _lost(tasks[case_id], outcome) if isinstance(outcome, WorkerLostError) else outcome
                 results.append(result)
@@ -302,6 +304,18 @@ def _sidecar_header(task: _Task, source_name: str, source_fingerprint: str) -> d
         "settings_sha256": task.recipe.digest(),
         **task.recipe.header(),
     }
+
+
+def _seems_built(task: _Task, source_name: str) -> bool:
+    """Whether a case is up to date as far as its sidecar tells, without a look at its recording."""
+    stem = file_stem(task.case_id)
+    try:
+        sidecar = read_sidecar(task.directory / f"{stem}.json")
+    except DataError:
+        return False
+    header = _sidecar_header(task, source_name, str(sidecar.get("source_fingerprint")))
+    same = all(sidecar.get(key) == value for key, value in header.items())
+    return same and (task.directory / f"{stem}.npz").is_file()
 
 
 def _up_to_date(npz: Path, sidecar_path: Path, header: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,4 +73,13 @@ class Source(Protocol):
 
     def fingerprint(self, case_id: str) -> str:
         """A hex digest that changes when what `read` would give changes (SHA-256 of the source files)."""
+        ...
+
+
+@runtime_checkable
+class FetchingSource(Source, Protocol):
+    """A source whose recordings come from afar, and can be brought here before they are read."""
+
+    def fetch(self, case_id: str) -> Path:
+        """Bring one case here, if it is not here yet; safe from several threads and processes at once."""
         ...

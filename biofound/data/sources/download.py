@@ -66,8 +66,9 @@ def fetch(
     check: Callable[[Path], None],
     politeness: Politeness,
     accept_gzip: bool = False,
+    trusted: Callable[[Path], bool] = Path.exists,
 ) -> None:
-    """Make sure that `path` exists, downloading it from `url` if it does not.
+    """Make sure that `path` is there, downloading it from `url` if it is not.
 
     Processes and threads that want the same file wait for one download. The bytes go to a temporary name
     beside `path`; only when the length is what the server said, the body's end was seen and `check`
@@ -82,23 +83,37 @@ def fetch(
         check: raises `DataError` when the file at the path it gets is incomplete.
         politeness: time-outs, retries, limits.
         accept_gzip: allow the server to compress the body; it is stored as it comes.
+        trusted: says that the file at `path` needs no check. One that is there but not trusted is checked,
+            and downloaded again if it is incomplete.
 
     Raises:
         DataError: the server refuses (404 and other 4xx), its certificate is not valid, or every attempt
             failed, or the cache cannot be written; the message has the last reason.
     """
-    if path.exists():
+    if trusted(path):
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock_for(path, cache_dir):
-            if path.exists():
+            if trusted(path) or _passes(path, check):
                 return
+            path.unlink(missing_ok=True)
             _remove_leftovers(path)
             with _slot(cache_dir, politeness.at_once):
                 _persist(url, path, what, check, politeness, accept_gzip)
     except OSError as error:  # what the network did is a DataError by now: this is the disk
         raise DataError(f"{what}: the download cache {cache_dir} cannot be written ({error}).") from error
+
+
+def _passes(path: Path, check: Callable[[Path], None]) -> bool:
+    """Whether a file that somebody else put into the cache, or changed there, is complete."""
+    if not path.exists():
+        return False
+    try:
+        check(path)
+    except DataError:
+        return False
+    return True
 
 
 class _WorthARetry(Exception):

@@ -152,9 +152,20 @@ class VitalDBSource:
         return read_recording(path, case_id=case_id, channels=channels, known=TRACK_INFO)
 
     def fingerprint(self, case_id: str) -> str:
-        """SHA-256 of the case's file (downloaded if need be; remembered beside it in the cache)."""
-        _, digest = self._checked(case_id)
-        return digest
+        """SHA-256 of the case's file (downloaded if need be; remembered beside it in the cache).
+
+        What is remembered counts without the file too: files of one version of the data set do not change,
+        and whoever removed them to save space need not download them again to learn that nothing did.
+        """
+        path = self._path(case_id)
+        known = None if path.exists() else _read_record(path.with_suffix(".json"))
+        return self._checked(case_id)[1] if known is None else str(known["sha256"])
+
+    def _path(self, case_id: str) -> Path:
+        """Where the case's file goes in the cache."""
+        if not case_id.isdigit():
+            raise DataError(f"case {case_id}: VitalDB's cases are numbers. Check the split file.")
+        return self.cache_dir / self.dataset_version / f"{case_id}.vital"
 
     def _checked(self, case_id: str) -> tuple[Path, str]:
         """The case's file, known to be whole, and its SHA-256.
@@ -162,36 +173,22 @@ class VitalDBSource:
         A record beside the file says that these very bytes (by size and time of change) were checked;
         a file without one, or changed since, is checked again, and replaced if it is damaged.
         """
-        if not case_id.isdigit():
-            raise DataError(f"case {case_id}: VitalDB's cases are numbers. Check the split file.")
-        path = self.cache_dir / self.dataset_version / f"{case_id}.vital"
+        path, what = self._path(case_id), f"case {case_id}"
         record = path.with_suffix(".json")
-        for _ in range(2):
-            self._download(case_id, path)
-            stamp = _stamp_of(path)
-            known = _read_record(record)
-            if known is not None and {k: known.get(k) for k in stamp} == stamp:
-                return path, str(known["sha256"])
-            try:
-                check_whole(path, what=f"case {case_id}")
-            except DataError:
-                path.unlink(missing_ok=True)
-                continue
-            digest = sha256_of(path)
-            write_json(record, stamp | {"sha256": digest})
-            return path, digest
-        raise DataError(f"case {case_id}: {path} does not stay whole. Check the disk of the cache.")
-
-    def _download(self, case_id: str, path: Path) -> None:
-        what = f"case {case_id}"
+        # The record may be written of the temporary file: a rename changes neither its size nor its time.
         fetch(
             f"{self.base_url}/{self.dataset_version}/{case_id}.vital",
             path,
             cache_dir=self.cache_dir,
             what=what,
-            check=lambda file: check_whole(file, what=what),
+            check=lambda file: _check_and_record(file, record, what=what),
             politeness=self.politeness,
+            trusted=lambda file: _is_recorded(file, record),
         )
+        known = _read_record(record)
+        if known is None:
+            raise DataError(f"case {case_id}: {record} has gone while it was in use. Run the command again.")
+        return path, str(known["sha256"])
 
     def _table(self, table: str) -> Path:
         """One of the API's two tables, in the cache."""
@@ -390,6 +387,19 @@ def _duration_of(row: dict[str, str]) -> float | None:
     except (KeyError, ValueError):
         return None
     return duration if duration > 0 else None
+
+
+def _check_and_record(path: Path, record: Path, *, what: str) -> None:
+    """See that a `.vital` file is whole, and remember of which bytes (by size and time) this is known."""
+    stamp = _stamp_of(path)
+    check_whole(path, what=what)
+    write_json(record, stamp | {"sha256": sha256_of(path)})
+
+
+def _is_recorded(path: Path, record: Path) -> bool:
+    """Whether these very bytes have been checked."""
+    known = _read_record(record)
+    return known is not None and path.exists() and known.items() >= _stamp_of(path).items()
 
 
 def _stamp_of(path: Path) -> dict[str, int]:

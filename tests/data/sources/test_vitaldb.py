@@ -1,6 +1,8 @@
 import gzip
+import hashlib
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +198,39 @@ def test_the_fingerprint_follows_the_file(server, tmp_path, content):
     path = opened.fetch(str(BIS[0]))
     path.write_bytes(other)
     assert opened.fingerprint(str(BIS[0])) == different
+
+
+def test_a_removed_file_is_downloaded_again_to_be_read_but_not_to_be_told_apart(server, tmp_path):
+    opened = source(server, tmp_path)
+    digest = opened.fingerprint(str(BIS[0]))
+    opened.fetch(str(BIS[0])).unlink()
+    assert opened.fingerprint(str(BIS[0])) == digest
+    assert server.asked[f"/1.0.1/{BIS[0]}.vital"] == 1
+    opened.read(str(BIS[0]), CHANNELS)
+    assert server.asked[f"/1.0.1/{BIS[0]}.vital"] == 2
+
+
+def test_a_download_is_checked_once(server, tmp_path, monkeypatch):
+    checked = []
+    monkeypatch.setattr(
+        "biofound.data.sources.vitaldb.check_whole", lambda path, what: checked.append(path.name)
+    )
+    opened = source(server, tmp_path)
+    opened.read(str(BIS[0]), CHANNELS)
+    opened.fingerprint(str(BIS[0]))
+    assert len(checked) == 1 and checked[0].endswith(".partial")
+
+
+def test_many_who_find_one_damaged_file_download_it_once(server, tmp_path):
+    opened = source(server, tmp_path)
+    path = opened.fetch(str(BIS[0]))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    server.delay_s = 0.1
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(opened.fingerprint, [str(BIS[0])] * 8))
+    assert set(found) == {hashlib.sha256(whole).hexdigest()}
+    assert server.asked[f"/1.0.1/{BIS[0]}.vital"] == 2
 
 
 def test_the_version_follows_the_tables_not_how_they_are_sent(server, tmp_path):
