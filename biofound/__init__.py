@@ -1,5 +1,25 @@
 """From unlabelled PPG and ECG recordings to a small pretrained encoder one can trust."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from biofound.core.checkpoint import load_checkpoint
+    from biofound.core.inflate import load_pretrained_with_channel_inflate
 
 __version__ = version("biofound")
+
+__all__ = ["__version__", "load_checkpoint", "load_pretrained_with_channel_inflate"]
+
+_HOMES = {
+    "load_checkpoint": "biofound.core.checkpoint",
+    "load_pretrained_with_channel_inflate": "biofound.core.inflate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What uses torch is imported when it is first asked for: the command line must answer at once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'biofound' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
