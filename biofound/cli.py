@@ -103,6 +103,11 @@ def windows(run: Run[WindowsSettings]) -> None:
     else:
         directories = _build_stores(settings)
     report.show_stores([inspect_store(directory) for directory in directories], json=run.json)
+    if settings.picture is not None:
+        from biofound.runs.picture import draw_stores
+
+        draw_stores(settings.picture, directories, seed=settings.picture_seed)
+        console.note(f"written: {settings.picture}")
 
 
 def _build_stores(settings: WindowsSettings) -> list[Path]:

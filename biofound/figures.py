@@ -1,4 +1,4 @@
-"""What a pretraining run looks like: its loss curves, and what the model makes of hidden patches."""
+"""What windows and a pretraining run look like: signals, loss curves, and what becomes of hidden patches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from biofound.data.glimpse import Glimpse
 from biofound.files import write_atomically
 
 _SIGNAL, _RECONSTRUCTION, _HIDDEN = "#222222", "#d1495b", "#f3e3c3"
@@ -91,6 +92,59 @@ def draw_reconstructions(
     axes[0][-1].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     kind = "synthetic" if synthetic else "recorded"
     figure.suptitle(f"validation windows ({kind}); shaded: hidden from the encoder", fontsize=10)
+    _save(figure, path)
+
+
+def draw_windows(
+    path: Path,
+    windows: Sequence[Glimpse],
+    *,
+    channels: Sequence[str],
+    units: Mapping[str, str],
+    sfreq: float,
+    synthetic: bool,
+) -> None:
+    """Stored windows as they are, with the quality of each channel, as PNG.
+
+    Args:
+        path: the file to write.
+        windows: the windows, one a row.
+        channels: the channel names, one a column.
+        units: unit by channel name.
+        sfreq: sampling frequency in Hz.
+        synthetic: whether the windows are made by the synthetic source, which the title then says.
+    """
+    figure, axes = plt.subplots(
+        len(windows),
+        len(channels),
+        figsize=(6.5 * len(channels), 1.35 * len(windows) + 0.8),
+        layout="constrained",
+        sharex=True,
+        squeeze=False,
+    )
+    for row, window in zip(axes, windows, strict=True):
+        seconds = np.arange(window.samples.shape[1]) / sfreq
+        for c, axis in enumerate(row):
+            axis.plot(seconds, window.samples[c], color=_SIGNAL, linewidth=0.8)
+            axis.set_title(f"quality {window.quality[c]:.2f}", fontsize=8, loc="right", pad=2)
+            axis.tick_params(labelsize=7)
+            axis.margins(x=0)
+            axis.grid(alpha=0.3)
+        title = f"{window.split}: {window.case_id} at {window.start_s:g} s"
+        row[0].set_title(title, fontsize=8, loc="left", pad=2)
+    for c, name in enumerate(channels):
+        axes[0][c].annotate(
+            f"{name} ({units.get(name, '?')})",
+            (0.5, 1.0),
+            xytext=(0, 16),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            fontsize=10,
+        )
+        axes[-1][c].set_xlabel("seconds", fontsize=8)
+    kind = "synthetic" if synthetic else "recorded"
+    figure.suptitle(f"random windows of the store ({kind})", fontsize=10)
     _save(figure, path)
 
 

@@ -267,6 +267,12 @@ class WindowsSettings(Settings):
     inspect: Path | None = setting(
         None, "Say what is in this store, and build nothing.", panel=_OUTPUT, in_file=False
     )
+    picture: Path | None = setting(
+        None, "PNG file for a picture of random windows of the store.", panel=_OUTPUT, in_file=False
+    )
+    picture_seed: int = setting(
+        0, "Which random windows are drawn.", panel=_OUTPUT, in_file=False, ge=0, lt=2**32
+    )
     sfreq: float = setting(
         125.0, "Sampling frequency of the windows.", panel="Windows", unit="Hz", gt=0, le=10_000
     )
@@ -300,8 +306,15 @@ class WindowsSettings(Settings):
         in_file=False,
     )
 
+    @field_validator("picture")
+    @classmethod
+    def _is_png(cls, path: Path | None) -> Path | None:
+        if path is not None and path.suffix.lower() != ".png":
+            raise ValueError(f"expected a file that ends in .png, got {str(path)!r}")
+        return path
+
     def conflicts(self) -> Iterator[Conflict]:
-        """A window is a whole number of samples."""
+        """A window is a whole number of samples; a store's directory holds nothing but its own files."""
         samples = self.sfreq * self.window_seconds
         if abs(samples - round(samples)) > 1e-6 or round(samples) < 2:
             message = (
@@ -309,6 +322,13 @@ class WindowsSettings(Settings):
                 f"but {self.window_seconds:g} s x {self.sfreq:g} Hz is {samples:g}"
             )
             yield Conflict(("window_seconds", "sfreq"), message)
+        store = self.outdir if self.inspect is None else self.inspect
+        of_splits = {store / name for name in ("train", "val", "test")}
+        if store.name in ("train", "val", "test"):
+            of_splits.add(store)
+        if self.picture is not None and self.picture.parent in of_splits:
+            message = f"picture must not lie among a store's own files, in {self.picture.parent}"
+            yield Conflict(("picture", "outdir" if self.inspect is None else "inspect"), message)
 
 
 class PretrainSettings(Settings):

@@ -1,0 +1,81 @@
+"""`biofound windows --picture`: what is drawn are windows of the store, and no store is spoilt by it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from biofound.cli import app
+from biofound.data.glimpse import random_windows
+from biofound.data.integrity import check_store
+from biofound.data.store import StoreWindows
+from tests.data.cohort import build, cohort, entries_of
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    outdir = tmp_path_factory.mktemp("store")
+    for split, cases in (("train", slice(0, 2)), ("val", slice(2, 3))):
+        build(outdir, split=split, entries=entries_of(cohort())[cases])
+    return outdir
+
+
+def windows(*arguments: object):
+    return CliRunner().invoke(app, ["windows", *map(str, arguments)], prog_name="biofound")
+
+
+def test_random_windows_are_windows_of_the_store_each_once_and_in_order(store: Path) -> None:
+    stored = StoreWindows(store / "train")
+    everything = random_windows(store / "train", count=10_000, seed=3)
+    assert len(everything) == len(stored)
+    for number, window in enumerate(everything):
+        np.testing.assert_array_equal(window.samples, stored.read(np.array([number]))[0])
+        assert window.case_id == stored.case_of(number) and window.split == "train"
+    assert len({(window.case_id, window.start_s) for window in everything}) == len(stored)
+    some = [(w.case_id, w.start_s) for w in random_windows(store / "train", count=5, seed=3)]
+    assert some == [(w.case_id, w.start_s) for w in random_windows(store / "train", count=5, seed=3)]
+    assert some != [(w.case_id, w.start_s) for w in random_windows(store / "train", count=5, seed=4)]
+
+
+def test_a_picture_is_written_and_said_and_the_store_stays_whole(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("biofound.runs.picture.ROWS", 2)  # drawing takes time
+    picture = tmp_path / "new" / "windows.png"
+    result = windows("--inspect", store, "--picture", picture)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.endswith(f"written: {picture}\n")
+    first = picture.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    assert windows("--inspect", store, "--picture", picture).exit_code == 0
+    assert picture.read_bytes() == first
+    assert windows("--inspect", store, "--picture", picture, "--picture-seed", 1).exit_code == 0
+    assert picture.read_bytes() != first
+    assert windows("--inspect", store / "val", "--picture", picture).exit_code == 0
+    assert [check for check in check_store(store) if not check.passed] == []
+
+
+def test_a_picture_that_cannot_be_is_refused_before_anything_is_done(store: Path, tmp_path: Path) -> None:
+    for arguments, message in [
+        (("--inspect", store, "--picture", tmp_path / "x.pdf"), "expected a file that ends in .png"),
+        (
+            ("--inspect", store, "--picture", store / "val" / "x.png"),
+            "must not lie among a store's own files",
+        ),
+        (("--inspect", store / "val", "--picture", store / "val" / "x.png"), "must not lie among"),
+        (("--outdir", tmp_path, "--picture", tmp_path / "train" / "x.png"), "must not lie among"),
+    ]:
+        result = windows(*arguments)
+        assert result.exit_code == 2, result.stderr
+        assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_splits_of_different_channels_are_not_drawn_into_one_picture(tmp_path: Path) -> None:
+    entries = entries_of(cohort())[:1]
+    build(tmp_path / "store", entries=entries)
+    build(tmp_path / "store", entries=entries, split="val", sfreq=100.0)
+    result = windows("--inspect", tmp_path / "store", "--picture", tmp_path / "x.png")
+    assert result.exit_code == 1
+    assert "its splits differ in channels or rate" in result.stderr
