@@ -1,8 +1,9 @@
 """How windows are read from one plain npz a split, the form other people have them in.
 
 Keys: one array `x`, `windows` or `data`, of shape (N, C, T) or (N, T, C), told apart by the number of
-names in `channels`. Optional: `sfreq` in Hz; `subjects` (N,); `start_s` (N,) in seconds, to be given only
-when adjacent windows join without a seam (same units, none normalised on its own). NaN samples are gaps.
+names in `channels`. Optional: `sfreq` in Hz; `subjects` (N,); `synthetic`, True where nobody was recorded;
+`start_s` (N,) in seconds, to be given only when adjacent windows join without a seam (same units, none
+normalised on its own). NaN samples are gaps.
 """
 
 from functools import cached_property
@@ -34,7 +35,7 @@ class PlainWindows:
     """
 
     filters: dict[str, dict[str, Any]]
-    synthetic = False
+    units: dict[str, str]
 
     def __init__(self, path: Path, *, sfreq_if_unsaid: float | None = None) -> None:
         self.path = path
@@ -43,7 +44,9 @@ class PlainWindows:
         self._x = _windows_first(arrays, self.channels, path)
         self.window_samples = int(self._x.shape[2])
         self.sfreq = _sfreq(arrays, sfreq_if_unsaid, path)
-        self.filters = {}
+        self.sfreq_is_assumed = "sfreq" not in arrays
+        self.synthetic = _synthetic(arrays, path)
+        self.filters, self.units = {}, {}
         owners = _per_window(arrays, "subjects", len(self._x), path)
         self._subject_of_row = None if owners is None else owners.astype(str)
         self.subjects: tuple[str, ...] = (
@@ -160,6 +163,13 @@ def _sfreq(arrays: dict[str, NDArray[Any]], sfreq_if_unsaid: float | None, path:
     ):
         raise DataError(f"{path}: `sfreq` must be one number of Hz above 0, got {value}")
     return float(value.item())
+
+
+def _synthetic(arrays: dict[str, NDArray[Any]], path: Path) -> bool:
+    value = arrays.get("synthetic", np.array(False))
+    if value.size != 1 or value.dtype.kind != "b":
+        raise DataError(f"{path}: `synthetic` must be one True or False, got {value.dtype} {value.shape}")
+    return bool(value.item())
 
 
 def _per_window(arrays: dict[str, NDArray[Any]], key: str, windows: int, path: Path) -> NDArray[Any] | None:

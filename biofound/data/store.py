@@ -96,6 +96,7 @@ class StoreWindows:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.sfreq_is_assumed = False
         index = read_index(directory)
         try:
             self._read_header(index)
@@ -109,6 +110,7 @@ class StoreWindows:
                 f"{directory}: {len(missing)} of the {len(self._files)} files in {INDEX_NAME} are missing, "
                 f"{missing[0]} first; run `biofound windows` again to build them"
             )
+        self._refuse_short_files()
         self._layouts: dict[int, dict[str, Member]] = {}
         # an lru_cache is safe to use from a prefetching thread beside the main one
         self._case = functools.lru_cache(maxsize=MAPS_OPEN)(self._open_case)
@@ -118,6 +120,8 @@ class StoreWindows:
         self.sfreq = float(index["sfreq"])
         self.window_samples = int(index["window_samples"])
         self.filters: dict[str, dict[str, Any]] = index["filters"]
+        self.units: dict[str, str] = index["units"]
+        self._dtype = np.dtype(str(index["dtype"]))
         self.synthetic = bool(index["synthetic"])
         self.fingerprint = str(index["fingerprint"])
         cases = [case for case in index["cases"] if case["windows"] > 0]
@@ -126,6 +130,20 @@ class StoreWindows:
         self._files = [str(case["file"]) for case in cases]
         self._ends = np.cumsum([int(case["windows"]) for case in cases], dtype=np.int64)
         self._starts = np.concatenate([[0], self._ends[:-1]]) if cases else np.zeros(0, np.int64)
+
+    def _refuse_short_files(self) -> None:
+        """See at once, by their sizes, files cut short: else a run would meet them after hours."""
+        window = self._dtype.itemsize * len(self.channels) * self.window_samples
+        short = [
+            name
+            for name, windows in zip(self._files, np.diff(self._ends, prepend=0).tolist(), strict=True)
+            if (self.directory / name).stat().st_size < windows * window
+        ]
+        if short:
+            raise DataError(
+                f"{self.directory}: {len(short)} of the {len(self._files)} files in {INDEX_NAME} are cut "
+                f"short, {short[0]} first; run `biofound windows` again to build them"
+            )
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

@@ -41,6 +41,16 @@ class Windows(Protocol):
         ...
 
     @property
+    def units(self) -> dict[str, str]:
+        """Channel name to its physical unit; empty where the file does not say."""
+        ...
+
+    @property
+    def sfreq_is_assumed(self) -> bool:
+        """True when the file does not say its sampling frequency, and `sfreq` is what the caller gave."""
+        ...
+
+    @property
     def synthetic(self) -> bool:
         """True when the signal was made by the synthetic source."""
         ...
@@ -133,7 +143,9 @@ class _SomeChannels:
         self._windows, self.channels = windows, channels
         self._rows = [windows.channels.index(name) for name in channels]
         self.sfreq, self.window_samples = windows.sfreq, windows.window_samples
+        self.sfreq_is_assumed = windows.sfreq_is_assumed
         self.filters = {name: band for name, band in windows.filters.items() if name in channels}
+        self.units = {name: unit for name, unit in windows.units.items() if name in channels}
         self.synthetic, self.fingerprint, self.subjects = (
             windows.synthetic,
             windows.fingerprint,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from biofound.files import refused_as_data_error
 from biofound.runs.common import channels_named
 from biofound.settings import PretrainSettings, Resolved, WindowsSettings
 from biofound.settings.models import DEFAULT_STORE
@@ -44,7 +45,8 @@ def build_embedded_cohort(settings: PretrainSettings) -> Iterator[tuple[str, int
         channels=[channel.name for channel in channels],
     )
     directory = settings.output_dir / EMBEDDED
-    save_splits(directory / "splits_full.json", splits)
+    with refused_as_data_error(directory, choose="--output-dir"):
+        save_splits(directory / "splits_full.json", splits)
     for split in ("train", "val"):
         entries = splits.of(split)
         results = build_windows(

@@ -12,16 +12,17 @@ import numpy as np
 
 from biofound.data.windows import Windows, open_windows, select_channels
 from biofound.errors import DataError, SettingsError
-from biofound.files import sweep_temporary_files, write_json
+from biofound.files import refused_as_data_error, sweep_temporary_files, write_json
 from biofound.runs.common import channels_named, model_config, train_config
 from biofound.runs.resume import differences, refusal, run_to_resume
 from biofound.runs.tensorboard import require_tensorboard, with_tensorboard
-from biofound.settings import PretrainSettings, Resolved, WindowsSettings
+from biofound.settings import PretrainSettings, Resolved, WindowsSettings, resolve_channels
 from biofound.settings.resolve import plain
 
 if TYPE_CHECKING:
     import torch
 
+    from biofound.core.checkpoint import DataDescription
     from biofound.core.distributed import Group
     from biofound.core.history import Report
     from biofound.core.trainer import Trainer
@@ -31,6 +32,8 @@ CONFIG_NAME = "training_config.json"
 RUN_FILES = ("*.pt", "training_history.json", "metrics.jsonl", CONFIG_NAME, "*.png", "tensorboard")
 """What a run leaves in its output directory."""
 EXAMPLES = 4
+LOOKED_AT = 64
+"""Windows that are looked at before the first step, to see that there is signal."""
 
 
 @dataclass(kw_only=True)
@@ -59,13 +62,13 @@ def open_pretraining(
 
     Raises:
         SettingsError: when a setting does not suit the windows, this machine or the run to resume.
-        DataError: when the windows cannot be used, or patients are shared between train and val.
+        DataError: when the windows cannot be used, patients are shared between train and val, or the
+            output directory cannot be written.
         CheckpointError: when the run to resume cannot be read.
-        OSError: when the output directory cannot be written.
     """
     import torch
 
-    from biofound.core.checkpoint import DataDescription, load_checkpoint
+    from biofound.core.checkpoint import load_checkpoint
     from biofound.core.devices import resolve_precision
     from biofound.core.models import build_model, parameter_count
     from biofound.core.resident import ResidentWindows, fits
@@ -76,17 +79,10 @@ def open_pretraining(
     if settings.tensorboard:
         require_tensorboard()
     train, val = open_training_windows(settings, data_dir)
-    channels = channels_named(settings.channels, settings.channels_yaml, "pretrain")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = build_model(model_config(settings), seed=settings.seed)
-    data = DataDescription(
-        sfreq=train.sfreq,
-        filters=train.filters or {channel.name: channel.band.as_json() for channel in channels},
-        units={channel.name: channel.unit for channel in channels},
-        fingerprint=train.fingerprint,
-        synthetic=train.synthetic or val.synthetic,
-    )
+    data = _description(train, val, settings)
     try:
         trainer = Trainer(
             model=model,
@@ -108,8 +104,9 @@ def open_pretraining(
         "validation": f"{len(val)} windows of {_people(val)}",
         "channels": f"{', '.join(settings.channels)} at {data.sfreq:g} Hz",
         "model": f"{parameter_count(model):,} parameters",
-        "device": f"{device} in {precision}, {_processes(group.size)}{torch.get_num_threads()} threads",
+        "device": f"{device} in {precision}, {_processes(group.size)}{_threads(torch.get_num_threads())}",
         "output": str(settings.output_dir),
+        **_assumptions(train, val, settings),
     }
     path = run_to_resume(settings)
     checkpoint = None if path is None else load_checkpoint(path)
@@ -138,6 +135,39 @@ def open_pretraining(
     )
 
 
+def _description(train: Windows, val: Windows, settings: PretrainSettings) -> "DataDescription":
+    """What the windows are: as their store says, else as the channel table does."""
+    from biofound.core.checkpoint import DataDescription
+
+    filters, units = train.filters, train.units
+    if not (filters and units):
+        channels = channels_named(settings.channels, settings.channels_yaml, "pretrain")
+        filters = {channel.name: channel.band.as_json() for channel in channels}
+        units = {channel.name: channel.unit for channel in channels}
+    return DataDescription(
+        sfreq=train.sfreq,
+        filters=filters,
+        units=units,
+        fingerprint=train.fingerprint,
+        synthetic=train.synthetic or val.synthetic,
+    )
+
+
+def _assumptions(train: Windows, val: Windows, settings: PretrainSettings) -> dict[str, str]:
+    """What the windows do not say and is taken for granted, for the user to see."""
+    assumed = {}
+    if train.sfreq_is_assumed or val.sfreq_is_assumed:
+        assumed["assumed rate"] = f"{train.sfreq:g} Hz: the npz has no `sfreq`"
+    if not (train.filters and train.units):
+        table = resolve_channels(settings.channels_yaml, "pretrain").origin
+        assumed["assumed filters"] = f"those of {table}: an npz does not say its filters and units"
+    elif settings.channels_yaml is not None:
+        assumed["channel table"] = "not used: the windows say their filters and units themselves"
+    if not (train.subjects and val.subjects):
+        assumed["not checked"] = "whether train and val share patients: the npz has no `subjects`"
+    return assumed
+
+
 def open_training_windows(settings: PretrainSettings, data_dir: Path) -> tuple[Windows, Windows]:
     """The train and val windows, agreeing with each other and with the settings.
 
@@ -150,7 +180,7 @@ def open_training_windows(settings: PretrainSettings, data_dir: Path) -> tuple[W
         ("channels", train.channels, val.channels),
         ("sampling rate", train.sfreq, val.sfreq),
         ("window length", train.window_samples, val.window_samples),
-        ("filters", train.filters, val.filters),
+        ("filters", _bands(train), _bands(val)),
     ):
         if ours != theirs:
             raise DataError(
@@ -160,7 +190,7 @@ def open_training_windows(settings: PretrainSettings, data_dir: Path) -> tuple[W
     shared = sorted(set(train.subjects) & set(val.subjects))
     if shared:
         raise DataError(
-            f"{data_dir}: {len(shared)} patients are in train and in val ({', '.join(shared[:5])}"
+            f"{data_dir}: {len(shared)} patient(s) are in train and in val ({', '.join(shared[:5])}"
             f"{', …' if len(shared) > 5 else ''}): validation would measure memory; split by patient "
             "(`biofound prepare` does)"
         )
@@ -170,10 +200,34 @@ def open_training_windows(settings: PretrainSettings, data_dir: Path) -> tuple[W
             f"{settings.context_length}; use --context-length {train.window_samples}, or build windows of "
             f"{settings.context_length / train.sfreq:g} s"
         )
+    try:
+        train, val = (select_channels(windows, settings.channels) for windows in (train, val))
+    except DataError as problem:
+        raise DataError(f"{data_dir}: {problem}") from problem
     for name, windows in (("train", train), ("val", val)):
-        if len(windows) == 0:
-            raise DataError(f"{data_dir}: {name} holds no window")
-    return select_channels(train, settings.channels), select_channels(val, settings.channels)
+        _refuse_empty(f"{data_dir}: {name}", windows)
+    return train, val
+
+
+def _refuse_empty(where: str, windows: Windows) -> None:
+    """Refuse windows, or a channel of them, in which there is nothing: every loss over it would be 0."""
+    if len(windows) == 0:
+        raise DataError(f"{where} holds no window")
+    looked_at = np.unique(np.linspace(0, len(windows) - 1, LOOKED_AT).round().astype(np.int64))
+    real = np.isfinite(windows.read(looked_at))  # (B, C, T)
+    empty = [name for row, name in enumerate(windows.channels) if not real[:, row].any()]
+    if empty:
+        raise DataError(
+            f"{where}: channel {', '.join(empty)} holds no finite sample in any of {len(looked_at)} windows "
+            "looked at; gaps may be NaN, but there must be signal between them"
+        )
+
+
+def _bands(windows: Windows) -> list[str]:
+    return [
+        f"{name} {band['low_hz']:g} to {band['high_hz']:g} Hz of order {band['order']}"
+        for name, band in windows.filters.items()
+    ]
 
 
 @contextmanager
@@ -247,10 +301,11 @@ def examples(run: Pretraining) -> list["Example"]:
 def _prepare_output(settings: PretrainSettings, config: Mapping[str, Any]) -> Path | None:
     """Make the output directory ready, and set an earlier run in it aside; where that went."""
     directory = settings.output_dir
-    directory.mkdir(parents=True, exist_ok=True)
-    sweep_temporary_files(directory)
-    aside = None if settings.resume else _set_earlier_run_aside(directory)
-    write_json(directory / CONFIG_NAME, config)
+    with refused_as_data_error(directory, choose="--output-dir"):
+        directory.mkdir(parents=True, exist_ok=True)
+        sweep_temporary_files(directory)
+        aside = None if settings.resume else _set_earlier_run_aside(directory)
+        write_json(directory / CONFIG_NAME, config)
     return aside
 
 
@@ -267,6 +322,10 @@ def _set_earlier_run_aside(directory: Path) -> Path | None:
     for path in files:
         path.rename(aside / path.name)
     return aside
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' if number > 1 else ''}"
 
 
 def _processes(size: int) -> str:

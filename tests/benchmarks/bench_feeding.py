@@ -37,6 +37,7 @@ def make_store(directory: Path, *, cases: int, windows: int) -> StoreWindows:
         listed.append({"case_id": name, "subject_id": name, "file": f"{name}.npz", "windows": windows})
     index: dict[str, Any] = {"kind": "biofound-windows", "format_version": 1, "cases": listed}
     index |= {"channels": ["PPG", "ECG"], "sfreq": 125.0, "window_samples": SHAPE[1], "filters": {}}
+    index |= {"units": {}, "dtype": "float16"}
     write_json(directory / "index.json", {**index, "synthetic": False, "fingerprint": ""})
     return StoreWindows(directory)
 

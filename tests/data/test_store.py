@@ -145,6 +145,8 @@ def write_index(directory: Path, case_id: str, windows: int) -> None:
         "sfreq": 125.0,
         "window_samples": 1250,
         "filters": {},
+        "units": {},
+        "dtype": "float16",
         "synthetic": False,
         "fingerprint": "",
         "cases": [{"case_id": case_id, "subject_id": "s", "file": f"{case_id}.npz", "windows": windows}],
