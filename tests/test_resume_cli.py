@@ -1,0 +1,196 @@
+"""`biofound pretrain --resume` as a user meets it: what continues, what is refused, what is set aside."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from biofound.cli import app
+from biofound.core.checkpoint import load_checkpoint
+from biofound.core.verify import probe_windows
+
+SMALL = {"d-model": 16, "num-layers": 1, "expansion-factor": 2, "context-length": 250, "patch-size": 25}
+SHORT = {"epochs": 4, "warmup-epochs": 2, "batch-size": 8, "log-interval": 1}
+RUN = [part for name, value in {**SMALL, **SHORT}.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """20 training and 6 validation windows in the plain form."""
+    directory = tmp_path / "windows"
+    directory.mkdir()
+    for split, count, seed in (("train", 20, 0), ("val", 6, 1)):
+        x = probe_windows(windows=count, channels=2, samples=250, sfreq=125.0, seed=seed)
+        np.savez(directory / f"{split}_windows.npz", x=x, channels=["PPG", "ECG"], sfreq=125.0)
+    return directory
+
+
+@pytest.fixture
+def pretrain(data, tmp_path):
+    """Run the command into `tmp_path/run`; gives the result of the runner."""
+
+    def pretrain(*options, code=0):
+        places = ["--data-dir", str(data), "--output-dir", str(tmp_path / "run")]
+        command = ["pretrain", *places, "--no-amp", *RUN, *options]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return pretrain
+
+
+@pytest.fixture
+def stopped(pretrain, tmp_path, monkeypatch):
+    """A run of the command that was stopped after so many steps, as by a signal."""
+    from biofound.core.trainer import Trainer
+
+    def stopped(steps):
+        with monkeypatch.context() as patched:
+            run = Trainer.run
+
+            def stop_early(self):
+                self.stop = lambda: self.step + 1 == steps
+                return run(self)
+
+            patched.setattr(Trainer, "run", stop_early)
+            pretrain()
+        assert load_checkpoint(tmp_path / "run" / "last_model.pt").step == steps
+
+    return stopped
+
+
+def history(directory):
+    content = json.loads((directory / "training_history.json").read_text())
+    return content["train"], content["val"], content["lr"]
+
+
+def test_a_resumed_run_has_the_history_of_an_undisturbed_one(pretrain, stopped, tmp_path):
+    pretrain()
+    (tmp_path / "run").rename(tmp_path / "reference")
+    stopped(5)
+    assert "resumed" in pretrain("--resume")
+    assert history(tmp_path / "run") == history(tmp_path / "reference")
+
+
+def test_resume_with_nothing_there_begins_so_that_a_job_script_need_not_ask(pretrain, tmp_path):
+    assert "resumed" not in pretrain("--resume")
+    assert load_checkpoint(tmp_path / "run" / "last_model.pt").step == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--batch-size", "4"], "batch_size was 8 and is 4"),
+        (["--seed", "1"], "seed was 42 and is 1"),
+        (["--lr", "0.1"], "lr was 0.0005 and is 0.1"),
+        (["--mask-type", "block"], "mask_type was random and is block"),
+        (["--channels", "PPG"], "channels was"),
+        (["--d-model", "32"], "d_model was 16 and is 32"),
+    ],
+)
+def test_settings_that_would_make_another_run_are_refused_by_name(
+    pretrain, stopped, tmp_path, options, named
+):
+    stopped(5)
+    before = (tmp_path / "run" / "last_model.pt").read_bytes()
+    output = pretrain("--resume", *options, code=2)
+    assert named in output
+    assert "--force" in output
+    assert (tmp_path / "run" / "last_model.pt").read_bytes() == before
+
+
+def test_other_windows_are_refused_by_their_fingerprint(pretrain, stopped, data):
+    stopped(5)
+    x = probe_windows(windows=20, channels=2, samples=250, sfreq=125.0, seed=9)
+    np.savez(data / "train_windows.npz", x=x, channels=["PPG", "ECG"], sfreq=125.0)
+    assert "fingerprint" in pretrain("--resume", code=2)
+
+
+def test_force_resumes_all_the_same_and_says_with_what(pretrain, stopped, tmp_path):
+    stopped(5)
+    output = pretrain("--resume", "--force", "--lr", "0.001")
+    assert "lr was 0.0005 and is 0.001" in output
+    assert load_checkpoint(tmp_path / "run" / "last_model.pt").step == 12
+
+
+def test_epochs_may_grow_during_warm_up_only(pretrain, stopped, tmp_path):
+    stopped(5)  # of 6 steps of warm-up
+    pretrain("--resume", "--epochs", "6", "--warmup-epochs", "2")
+    assert load_checkpoint(tmp_path / "run" / "last_model.pt").step == 18
+    output = pretrain("--resume", "--epochs", "8", "--warmup-epochs", "2", code=2)
+    assert "the learning rate would jump from" in output
+    assert "only during warm-up, up to step 6" in output
+
+
+def test_how_and_where_to_compute_may_change(pretrain, stopped, tmp_path):
+    stopped(5)
+    pretrain("--resume", "--log-interval", "3", "--threads", "1", "--save-interval", "2", "--shuffle", "full")
+    assert load_checkpoint(tmp_path / "run" / "last_model.pt").step == 12
+
+
+def test_a_run_goes_on_from_a_named_checkpoint_into_another_directory(pretrain, tmp_path):
+    pretrain("--save-interval", "2")
+    run, other = tmp_path / "run", tmp_path / "other"
+    pretrain("--resume-from", str(run / "checkpoint_epoch_2.pt"), "--output-dir", str(other))
+    assert history(other) == history(run)
+
+
+def test_an_earlier_run_is_set_aside_whole_and_no_file_is_lost(pretrain, tmp_path):
+    run = tmp_path / "run"
+    pretrain()
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    (run / "notes.txt").write_text("mine")
+    assert "earlier_1" in pretrain()
+    assert {path.name: path.read_bytes() for path in (run / "earlier_1").iterdir()} == before
+    assert (run / "notes.txt").read_text() == "mine"
+    assert "earlier_2" in pretrain()
+
+
+def test_what_a_killed_run_left_half_written_is_swept(pretrain, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".last_model.pt.x.partial").write_bytes(b"half")
+    pretrain()
+    assert not list(run.glob(".*"))
+
+
+def test_a_run_that_cannot_be_read_is_named(pretrain, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "last_model.pt").write_bytes(b"half")
+    assert "last_model.pt: cannot be read as a checkpoint" in pretrain("--resume", code=1)
+    assert (run / "last_model.pt").read_bytes() == b"half"
+
+
+def test_resume_and_resume_from_exclude_each_other_and_force_needs_one(pretrain):
+    assert "leave one out" in pretrain("--resume", "--resume-from", "x.pt", code=2)
+    assert "force belongs to resume" in pretrain("--force", code=2)
+
+
+def test_tensorboard_events_hold_the_runs_numbers(pretrain, tmp_path):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs biofound[tensorboard]"
+    )
+    pretrain("--tensorboard")
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    shown = [event.value for event in events.Scalars("val/loss")]
+    assert shown == pytest.approx(history(tmp_path / "run")[1]["loss"], rel=1e-6)
+    assert len(events.Scalars("step/gradient_norm")) == 12
+
+
+def test_without_the_extra_tensorboard_is_refused_before_anything_is_written(pretrain, tmp_path, monkeypatch):
+    monkeypatch.setattr("biofound.runs.tensorboard.find_spec", lambda name: None)
+    assert "biofound[tensorboard]" in pretrain("--tensorboard", code=2)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_nearly_the_same_losses(pretrain, tmp_path):
+    pretrain()
+    plain = history(tmp_path / "run")[1]["loss"]
+    pretrain("--compile")
+    assert history(tmp_path / "run")[1]["loss"] == pytest.approx(plain, rel=1e-3)
+    loaded = torch.load(tmp_path / "run" / "best_model.pt", weights_only=True)
+    assert not any("_orig_mod" in name for name in loaded["encoder_state_dict"])
