@@ -125,18 +125,27 @@ def _map_case(directory: Path, case: Mapping[str, Any]) -> dict[str, NDArray[Any
 # Checks
 
 
-def check_store(data_dir: Path) -> list[Check]:
+def check_store(data_dir: Path, *, sfreq_if_unsaid: float | None = None) -> list[Check]:
     """Check all windows under `data_dir`: every byte, every count, and the splits against each other.
+
+    A split whose build did not finish fails.
+
+    Args:
+        data_dir: the data directory.
+        sfreq_if_unsaid: Hz; for plain npz files that do not hold their own `sfreq`.
 
     Raises:
         DataError: when `data_dir` holds no windows at all.
     """
     checks = []
     opened: dict[str, Windows] = {}
-    for split in splits_in(data_dir):
+    whole = splits_in(data_dir)
+    for split in SPLITS:
+        if split not in whole and not _is_begun(data_dir / split):
+            continue
         is_store = (data_dir / split / INDEX_NAME).is_file()
         try:
-            opened[split] = open_windows(data_dir, split)
+            opened[split] = open_windows(data_dir, split, sfreq_if_unsaid=sfreq_if_unsaid)
             found = list(_check_split(data_dir / split)) if is_store else list(_check_plain(opened[split]))
         except DataError as error:
             found = [Check(name="readable", passed=False, measured=str(error))]
@@ -144,7 +153,11 @@ def check_store(data_dir: Path) -> list[Check]:
             Check(name=f"{split}: {check.name}", passed=check.passed, measured=check.measured)
             for check in found
         ]
-    return [*checks, *_check_across(opened)]
+    return [*checks, *(_check_across(opened) if opened else ())]
+
+
+def _is_begun(directory: Path) -> bool:
+    return directory.is_dir() and any(directory.iterdir())
 
 
 def _check_split(directory: Path) -> Iterator[Check]:
@@ -280,6 +293,8 @@ def _faults(arrays: Mapping[str, NDArray[Any]], index: Mapping[str, Any]) -> dic
 
 def _check_plain(windows: Windows) -> Iterator[Check]:
     assert isinstance(windows, PlainWindows)
+    said = "not said by the file, taken to be" if windows.sfreq_is_assumed else "said to be"
+    yield Check(name="sampling rate", passed=True, measured=f"{said} {windows.sfreq:g} Hz")
     infinite = []
     for start in range(0, len(windows), BLOCK_WINDOWS):
         rows = np.arange(start, min(start + BLOCK_WINDOWS, len(windows)))

@@ -1,11 +1,12 @@
 """How settings become the plain values that the core takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from biofound.data.channels import Channel
-from biofound.errors import SettingsError
+from biofound.errors import CheckpointError, SettingsError
 from biofound.settings import PretrainSettings, resolve_channels
 from biofound.settings.models import Section
 
@@ -29,6 +30,15 @@ def channels_named(names: Sequence[str], channels_yaml: Path | None, section: Se
             "name, or describe the channel in a table of your own (--channels-yaml)"
         )
     return [known[name] for name in names]
+
+
+@contextmanager
+def naming(path: Path | None) -> Iterator[None]:
+    """What is found wrong inside with a checkpoint that was read is told with the name of its file."""
+    try:
+        yield
+    except CheckpointError as problem:
+        raise CheckpointError(f"{path}: {problem}") from problem
 
 
 def model_config(settings: PretrainSettings) -> "ModelConfig":

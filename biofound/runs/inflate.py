@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from biofound.errors import CheckpointError, SettingsError
+from biofound.errors import SettingsError
 from biofound.files import refused_as_data_error
-from biofound.runs.common import channels_named
+from biofound.runs.common import channels_named, naming
 from biofound.settings import InflateSettings, resolve_channels
 
 if TYPE_CHECKING:
@@ -52,10 +52,8 @@ def run_inflation(settings: InflateSettings) -> Inflated:
         raise SettingsError(
             f"--output {path}: this is a directory; name a file, such as {path / default.name}"
         )
-    try:
+    with naming(settings.checkpoint):
         inflation = inflate(checkpoint, channels=names, seed=settings.seed)
-    except CheckpointError as problem:
-        raise CheckpointError(f"{settings.checkpoint}: {problem}") from problem
     result = inflated_checkpoint(
         checkpoint,
         inflation,

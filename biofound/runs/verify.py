@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from biofound.checks import Check
 from biofound.errors import CheckpointError, DataError
-from biofound.runs.common import channels_named, model_config, train_config
+from biofound.runs.common import channels_named, model_config, naming, train_config
 from biofound.settings import PretrainSettings, VerifySettings, WindowsSettings
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ def run_checks(settings: VerifySettings) -> Iterator[Check]:
     if checkpoint is None:
         model, data = build_model(model_config(trained_with), seed=settings.seed), _default_data(trained_with)
     else:
-        model, data = checkpoint.build(), checkpoint.data
-    windows, origin = _windows(settings, model.config, data.sfreq)
+        with naming(settings.checkpoint):
+            model, data = checkpoint.build(), checkpoint.data
+    windows, origin = _windows(settings, model.config, data.sfreq, checkpoint)
     yield Check(name="windows to check on", passed=True, measured=origin)
     yield from verify(
         Subject(
@@ -52,7 +53,7 @@ def run_checks(settings: VerifySettings) -> Iterator[Check]:
     if settings.data_dir is not None:
         from biofound.data.integrity import check_store
 
-        yield from check_store(settings.data_dir)
+        yield from check_store(settings.data_dir, sfreq_if_unsaid=data.sfreq)
 
 
 def _settings_of(checkpoint: "Checkpoint | None", path: Path | None) -> PretrainSettings:
@@ -81,8 +82,14 @@ def _default_data(settings: PretrainSettings) -> "DataDescription":
     )
 
 
-def _windows(settings: VerifySettings, model: "ModelConfig", sfreq: float) -> tuple[NDArray[np.float32], str]:
-    """The windows (B, C, T) to check the model on, and where they are from, in words."""
+def _windows(
+    settings: VerifySettings, model: "ModelConfig", sfreq: float, checkpoint: "Checkpoint | None"
+) -> tuple[NDArray[np.float32], str]:
+    """The windows (B, C, T) to check the model on, and where they are from, in words.
+
+    Those of the store where they suit the model; else made ones. A checkpoint's own store has to suit it,
+    though an inflated one has channels that the store of its pretraining lacks.
+    """
     from biofound.core.verify import probe_windows
 
     probe = probe_windows(
@@ -104,13 +111,17 @@ def _windows(settings: VerifySettings, model: "ModelConfig", sfreq: float) -> tu
         # The store's own checks say what is wrong with it.
         return probe, f"{WINDOWS} probe windows, as {settings.data_dir} cannot be opened"
     absent = [name for name in model.channels if name not in stored.channels]
-    if absent:
-        return probe, f"{WINDOWS} probe windows, as {settings.data_dir} has no {', '.join(absent)}"
-    if (stored.window_samples, stored.sfreq) != (model.context_length, sfreq):
-        raise DataError(
-            f"{settings.data_dir}: windows of {stored.window_samples} samples at {stored.sfreq:g} Hz, but "
-            f"the model takes {model.context_length} samples at {sfreq:g} Hz; give the store of its training"
-        )
-    index = np.unique(np.linspace(0, len(stored) - 1, WINDOWS).round().astype(np.int64))
-    windows = select_channels(stored, model.channels).read(index)
-    return windows, f"{len(index)} windows of {split} in {settings.data_dir}"
+    lengths = (stored.window_samples, stored.sfreq), (model.context_length, sfreq)
+    if lengths[0] == lengths[1] and not absent:
+        index = np.unique(np.linspace(0, len(stored) - 1, WINDOWS).round().astype(np.int64))
+        windows = select_channels(stored, model.channels).read(index)
+        return windows, f"{len(index)} windows of {split} in {settings.data_dir}"
+    has, takes = (f"{samples} samples at {rate:g} Hz" for samples, rate in lengths)
+    misfit = (
+        f"its windows hold {', '.join(stored.channels)}, {has}, and the model takes "
+        f"{', '.join(model.channels)}, {takes}"
+    )
+    inflated = checkpoint is not None and checkpoint.inflated_from is not None
+    if checkpoint is None or (inflated and lengths[0] == lengths[1]):
+        return probe, f"{WINDOWS} probe windows, not those of {settings.data_dir}: {misfit}"
+    raise DataError(f"{settings.data_dir}: {misfit}; give the store that the checkpoint was trained on")
