@@ -39,6 +39,8 @@ def show_splits(path: Path, splits: "Splits", cases: Sequence["Case"], *, json: 
             "subjects": len(splits.subjects(name)),
             "hours": sum(known) / _SECONDS_AN_HOUR if len(known) == len(durations) else None,
         }
+    if splits.mode == "full":
+        _say_what_limits(splits.case_set)
     if json:
         console.print_json(result)
         return
@@ -54,9 +56,19 @@ def show_splits(path: Path, splits: "Splits", cases: Sequence["Case"], *, json: 
     title = f"splits by patient: source {_source_name(splits.source)}, mode {splits.mode}, seed {splits.seed}"
     columns = ("split", "cases", "subjects", "hours")
     console.table(title, columns, rows, numbers=columns[1:])
-    if splits.case_set not in (None, "all") and splits.mode == "full":
-        console.note(f"the case set {splits.case_set} limits these splits; --case-set all takes every case")
     console.note(f"written: {path}")
+
+
+def _say_what_limits(case_set: str | None) -> None:
+    """`full` is not all of VitalDB unless it is told so."""
+    from biofound.data.sources.vitaldb import case_ids_in
+
+    members = None if case_set is None else case_ids_in(case_set)
+    if members is not None:
+        console.note(
+            f"the case set {case_set}, {len(members):,} cases, limits these splits; "
+            "--case-set all takes every case of VitalDB"
+        )
 
 
 def _source_name(source: Mapping[str, Any]) -> str:

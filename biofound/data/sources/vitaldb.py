@@ -40,6 +40,15 @@ _TABLES = {
 }
 
 
+def case_ids_in(case_set: str) -> frozenset[str] | None:
+    """The case ids of one of `CASE_SETS`; None for all, which is no selection."""
+    if case_set == "all":
+        return None
+    import vitaldb  # nearly two seconds; only for its literal sets of case ids
+
+    return frozenset(map(str, getattr(vitaldb, f"caseids_{case_set}")))
+
+
 class VitalDBSource:
     """The VitalDB open data set, downloaded case by case into a cache.
 
@@ -115,7 +124,7 @@ class VitalDBSource:
         Raises:
             DataError: the tables cannot be had, or no case is left (with the counts that led there).
         """
-        chosen = self._members()
+        chosen = case_ids_in(self.case_set)
         clinical, tracks = self._clinical, self._tracks
         inside = sorted(case_id for case_id in tracks if chosen is None or case_id in chosen)
         found = [self._case(case_id) for case_id in inside if _has_all(channels, tracks[case_id], case_id)]
@@ -220,14 +229,6 @@ class VitalDBSource:
         for row in rows:
             names[row[case]].append(sys.intern(row[track]))
         return {case_id: tuple(tracks) for case_id, tracks in names.items()}
-
-    def _members(self) -> frozenset[str] | None:
-        """The case ids of the case set; None for all."""
-        if self.case_set == "all":
-            return None
-        import vitaldb  # nearly two seconds; only for its literal sets of case ids
-
-        return frozenset(map(str, getattr(vitaldb, f"caseids_{self.case_set}")))
 
     def _case(self, case_id: str) -> Case:
         row = self._clinical.get(case_id, {})

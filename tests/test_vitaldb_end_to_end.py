@@ -1,0 +1,276 @@
+"""From VitalDB's server to windows: `prepare` and `windows` as a user runs them, whatever the server does.
+
+The server is the loopback one of `tests/data/sources/vitaldb_server.py`; its `.vital` files are written by
+the `vitaldb` package's own writer from recordings of the embedded cohort.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import vitaldb
+from typer.testing import CliRunner
+
+from biofound.cli import app
+from biofound.data.integrity import check_store
+from biofound.data.sources.synthetic import SyntheticSource
+from biofound.data.sources.vitaldb import VitalDBSource
+from tests.data.cohort import CHANNELS, bytes_of
+from tests.data.sources.vitaldb_server import FLOAT, WORD, Fault, Server, Wave, serving, write_vital
+
+BIS = sorted(vitaldb.caseids_bis)
+NO_BIS = sorted(set(range(1, 6389)) - vitaldb.caseids_bis)
+PLETH, ECG_II = "SNUADC/PLETH", "SNUADC/ECG_II"
+BOTH = ("Solar8000/HR", PLETH, "SNUADC/ECG_V5", ECG_II)
+
+# With seed 42 patient 2 is for validation, 10 for the test, the others for training.
+PATIENTS = [1, 2, 3, 2, 10, 4, 3, 5, 10, 2]
+SUBJECTS = dict(zip(BIS, PATIENTS, strict=False)) | {NO_BIS[0]: 6, NO_BIS[1]: 10}
+WITHOUT_PLETH = BIS[7]
+TRACKS = dict.fromkeys(SUBJECTS, BOTH) | {WITHOUT_PLETH: (ECG_II, "Solar8000/HR")}
+ELIGIBLE = [case for case in BIS[: len(PATIENTS)] if case != WITHOUT_PLETH]
+TRAIN = [case for case in ELIGIBLE if SUBJECTS[case] not in (2, 10)]
+
+
+def file_of(case: int) -> str:
+    return f"/1.0.1/{case}.vital"
+
+
+def waves_of(number: int) -> list[Wave]:
+    """The waves of one patient: gaps, two formats, a track that nobody asked for, another device's PLETH."""
+    made = SyntheticSource(seed=5, subjects=4, minutes=0.7, artefacts=0.0)
+    signals = made.read(f"syn{1 + number % 4:04d}_1", CHANNELS).signals
+    pleth, ecg = (signals[name].samples.astype(np.float64) for name in ("PPG", "ECG"))
+    pleth[6000:9000] = np.nan
+    fmt = FLOAT if number % 2 else WORD
+    return [
+        Wave(name="BSNUADC/PLETH", samples=ecg, sfreq=500.0),
+        Wave(name=PLETH, samples=pleth * 50, unit="", start_s=0.1 + 0.1 * number),
+        Wave(name="SNUADC/ECG_V5", samples=ecg[::2], sfreq=250.0, gain=1e-3, offset=-5.0),
+        Wave(name=ECG_II, samples=ecg, fmt=fmt, gain=1e-3, offset=-5.0),
+    ]
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
+    """A `.vital` file for each case, packed as VitalDB's are or in packets of a second."""
+    directory = tmp_path_factory.mktemp("recordings")
+    return {
+        case: write_vital(directory / f"{case}.vital", waves_of(n), packed=n % 3 > 0).read_bytes()
+        for n, case in enumerate(SUBJECTS)
+    }
+
+
+@pytest.fixture
+def server(recordings: Mapping[int, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    # A program that waits for a server is right to; a test has no time.
+    monkeypatch.setitem(VitalDBSource.__init__.__kwdefaults__, "backoff_s", 0.01)
+    monkeypatch.setitem(VitalDBSource.__init__.__kwdefaults__, "timeout_s", 1.0)
+    with serving() as running:
+        running.add_tables(SUBJECTS, TRACKS, compressed=True)
+        for case, content in recordings.items():
+            running.add_case(case, content)
+        monkeypatch.setenv("BIOFOUND_VITALDB_URL", running.url)
+        yield running
+
+
+def run(*arguments: object, exit_code: int = 0) -> tuple[Any, str]:
+    """What a command says on standard output (JSON, or None) and on standard error."""
+    said = [str(argument) for argument in arguments]
+    result = CliRunner().invoke(app, [*said, "--json"], prog_name="biofound")
+    assert result.exit_code == exit_code, result.stderr
+    return json.loads(result.stdout) if result.stdout else None, result.stderr
+
+
+def prepare(directory: Path, *more: object, **kwargs: Any) -> tuple[Any, str]:
+    arguments = ("--source", "vitaldb", "--mode", "full", "--cache-dir", directory / "cache")
+    return run("prepare", *arguments, "--output", directory, *more, **kwargs)
+
+
+def windows(directory: Path, *more: object, outdir: str = "store", **kwargs: Any) -> tuple[Any, str]:
+    arguments = ("--split-file", directory / "splits_full.json", "--outdir", directory / outdir)
+    return run("windows", *arguments, "--workers", 1, *more, **kwargs)
+
+
+def cases_of(directory: Path) -> dict[int, tuple[str, str]]:
+    """Case to its split and subject, from the splits file."""
+    splits = json.loads((directory / "splits_full.json").read_text())["splits"]
+    return {
+        int(case["case_id"]): (name, case["subject_id"]) for name, cases in splits.items() for case in cases
+    }
+
+
+def without_index(directory: Path) -> dict[str, bytes]:
+    """A store's bytes but for the indices, which name the server and the cache."""
+    return {name: content for name, content in bytes_of(directory).items() if "index" not in name}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    recordings: Mapping[int, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The store as a server without faults gives it."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    with serving() as running:
+        running.add_tables(SUBJECTS, TRACKS)
+        for case, content in recordings.items():
+            running.add_case(case, content)
+        prepare(directory, "--vitaldb-url", running.url)
+        summary, _ = windows(directory)
+        assert {split["cases"] for split in summary.values()} == {4, 3, 2}
+    return without_index(directory / "store")
+
+
+def test_a_misbehaving_server_gives_the_windows_of_a_good_one(
+    server: Server, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    server.misbehave("/cases", Fault(kind="status", value=500), Fault(kind="cut"), Fault(kind="corrupt"))
+    server.misbehave("/trks", Fault(kind="retry-after", value="0"), Fault(kind="cut-unnoticed"))
+    faults = [
+        (Fault(kind="cut"), Fault(kind="status", value=500)),
+        (Fault(kind="retry-after", value="1"),),
+        (Fault(kind="corrupt"), Fault(kind="cut-unnoticed")),
+        (Fault(kind="short-length"),),
+        (Fault(kind="status", value=503), Fault(kind="not-the-file")),
+        (Fault(kind="silent", value=1.2),),
+        (Fault(kind="crawl", value=0.001),),
+    ]
+    for case, misbehaviour in zip(ELIGIBLE, faults, strict=False):
+        server.misbehave(file_of(case), *misbehaviour)
+    prepare(tmp_path)
+    summary, _ = windows(tmp_path, "--workers", 2)
+    assert without_index(tmp_path / "store") == undisturbed
+    assert not [fault for waiting in server.faults.values() for fault in waiting]
+    assert server.most_at_once <= 4
+    assert not list(tmp_path.rglob("*.partial"))
+    assert [check for check in check_store(tmp_path / "store") if not check.passed] == []
+    for split in summary.values():
+        assert split["windows"] > 0 and not split["synthetic"]
+        assert split["dropped"]["gap"] == {"PPG": split["cases"] * 2}
+
+
+def test_with_a_warm_cache_no_network_is_needed(
+    server: Server, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    prepare(tmp_path)
+    windows(tmp_path)
+    asked = dict(server.asked)
+    assert set(asked) == {"/cases", "/trks", *map(file_of, ELIGIBLE)}
+    assert set(asked.values()) == {1}
+    splits = (tmp_path / "splits_full.json").read_text()
+    unreachable = ("--vitaldb-url", "http://127.0.0.1:9")
+    prepare(tmp_path, *unreachable)
+    assert (tmp_path / "splits_full.json").read_text() == splits.replace(server.url, unreachable[1])
+    windows(tmp_path, *unreachable, outdir="again")
+    assert without_index(tmp_path / "again") == undisturbed
+    assert dict(server.asked) == asked
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_cases_that_cannot_be_had_are_listed_and_skipped_only_when_allowed(
+    server: Server, recordings: Mapping[int, bytes], tmp_path: Path, undisturbed: dict[str, bytes], skip: bool
+) -> None:
+    gone, lacking = TRAIN[0], TRAIN[1]
+    del server.files[file_of(gone)]
+    only_ecg = write_vital(tmp_path / "lacking.vital", waves_of(lacking)[-1:])
+    server.add_case(lacking, only_ecg.read_bytes())
+    prepare(tmp_path)
+    summary, said = windows(tmp_path, *(["--skip-failed"] if skip else []), exit_code=0 if skip else 1)
+    assert f"case {gone}: the server has no {server.url}{file_of(gone)} (404)" in said
+    assert f"case {lacking}, channel PPG: expected one of the tracks {PLETH}" in said
+    assert said.count(f"case {gone}") == 1
+    expected = {
+        name: content
+        for name, content in undisturbed.items()
+        if Path(name).stem not in {str(gone), str(lacking)}
+    }
+    assert without_index(tmp_path / "store") == expected  # all other cases are done
+    index = tmp_path / "store" / "train" / "index.json"
+    if not skip:
+        assert "2 of 4 cases failed" in said and "--skip-failed" in said
+        assert summary is None and not index.exists()
+        server.add_case(gone, recordings[gone])
+        server.add_case(lacking, recordings[lacking])
+        (tmp_path / "cache" / "1.0.1" / f"{lacking}.vital").unlink()
+        windows(tmp_path)
+        assert without_index(tmp_path / "store") == undisturbed
+        return
+    assert summary["train"]["failed_cases"] == sorted([str(gone), str(lacking)])
+    assert json.loads(index.read_text())["failed_cases"] == sorted([str(gone), str(lacking)])
+    assert [check for check in check_store(tmp_path / "store") if not check.passed] == []
+
+
+def test_full_says_that_the_case_set_limits_it_unless_all_cases_are_asked_for(
+    server: Server, tmp_path: Path
+) -> None:
+    result, said = prepare(tmp_path)
+    assert "the case set bis, 5,523 cases, limits these splits; --case-set all takes every case" in said
+    assert result["source"]["case_set"] == "bis"
+    assert sorted(cases_of(tmp_path)) == ELIGIBLE
+    _, said = prepare(tmp_path, "--case-set", "all")
+    assert "limits" not in said
+    assert sorted(cases_of(tmp_path)) == sorted([*ELIGIBLE, *NO_BIS[:2]])
+    _, said = prepare(tmp_path, "--mode", "fasttrack")
+    assert "limits" not in said
+    _, said = prepare(tmp_path, "--case-set", "biss", exit_code=2)
+    assert "expected one of bis, ppf, rft20, sevo, des, tiva, all" in said
+
+
+def test_no_patient_straddles_and_cases_that_are_added_move_nobody(server: Server, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    before = cases_of(tmp_path)
+    split_of = {subject: split for split, subject in before.values()}
+    assert len(set(before.values())) == len(split_of) == 5
+    assert split_of["2"] == "val" and split_of["10"] == "test"
+    assert sum(subject == "2" for _, subject in before.values()) == 3
+    # Case numbers and patients come before, between and after the old ones.
+    more = {case: 1 + case % 60 for case in BIS[len(PATIENTS) : 400]} | SUBJECTS
+    server.add_tables(more, dict.fromkeys(more, BOTH) | TRACKS)
+    for table in ("cases.csv", "trks.csv"):
+        (tmp_path / "cache" / table).unlink()
+    prepare(tmp_path)
+    after = cases_of(tmp_path)
+    assert len(after) == 399
+    assert {case: after[case] for case in before} == before
+    assert len(set(after.values())) == len({subject for _, subject in after.values()}) == 60
+
+
+def test_windows_warns_when_the_data_set_is_no_longer_that_of_the_splits(
+    server: Server, tmp_path: Path
+) -> None:
+    prepare(tmp_path)
+    server.add_tables(SUBJECTS | {BIS[20]: 7}, TRACKS | {BIS[20]: BOTH})
+    for table in ("cases.csv", "trks.csv"):
+        (tmp_path / "cache" / table).unlink()
+    _, said = windows(tmp_path, "--split", "val")
+    assert "the recordings have changed since the splits were made" in said
+
+
+def test_a_directory_of_vital_files_gives_the_windows_that_vitaldb_gives(
+    recordings: Mapping[int, bytes], tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    root = tmp_path / "recordings"
+    root.mkdir()
+    for case in ELIGIBLE:
+        (root / f"{case}.vital").write_bytes(recordings[case])
+    source = ("prepare", "--source", "vital", "--root", root, "--mode", "full", "--output", tmp_path)
+    _, said = run(*source, exit_code=1)
+    assert "the source cannot say who was recorded in 9 of 9 cases" in said
+    run(*source, "--record-is-subject")
+    assert {(str(case), subject) for case, (_, subject) in cases_of(tmp_path).items()} == {
+        (str(case), str(case)) for case in ELIGIBLE
+    }
+    (root / "subjects.csv").write_text(
+        "file,subject\n" + "".join(f"{case}.vital,{SUBJECTS[case]}\n" for case in ELIGIBLE)
+    )
+    run(*source)
+    summary, _ = windows(tmp_path)
+    store = without_index(tmp_path / "store")
+    assert store.keys() == undisturbed.keys()
+    for name, content in store.items():
+        if name.endswith(".npz"):
+            assert content == undisturbed[name]
+    assert summary["train"]["dropped"]["gap"] == {"PPG": 8}
