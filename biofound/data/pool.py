@@ -1,17 +1,24 @@
 """How cases are worked on side by side, on one machine or a cluster, so that a dead worker costs one case.
 
-joblib runs them: on processes of this machine (loky), or on a Dask cluster. Neither says which task a
-worker died of, so each task leaves a mark while it runs; the tasks found marked after a death are tried
-again one at a time, and the one that kills its worker again is given up.
+On this machine joblib runs them in processes (loky). It does not say which task a worker died of, so each
+task leaves a mark while it runs; the tasks found marked after a death are tried again one at a time, and
+the one that kills its worker again is given up.
+
+On a Dask cluster they are submitted to Dask itself, which names the task it gave up; that one, too, is
+tried once more with no other beside it. joblib's own Dask backend (1.6) is not used: it waits for ever for
+a task that Dask gave up or whose result died with its worker, and where but one worker is left it runs the
+tasks in the calling process.
 """
 
 import functools
 import pickle
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from joblib import Parallel, delayed, parallel_config
@@ -21,10 +28,14 @@ from biofound.errors import DataError, SettingsError
 from biofound.files import TEMPORARY_SUFFIX
 
 SCHEDULER_TIMEOUT_SECONDS = 20
+CLUSTER_TIMEOUT_SECONDS = 120
+"""How long a cluster may be without any worker: those that died need time to be started again."""
+POLL_SECONDS = 2.0
 MAX_DEATHS_WITHOUT_PROGRESS = 3
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Work = Callable[[str, Any, Path | None], tuple[str, Any]]
 
 
 class WorkerLostError(Exception):
@@ -48,56 +59,79 @@ def run_pool(
         tasks: key to task.
         workers: processes; 1 means this one.
         scheduler: address of a Dask scheduler; None for this machine.
-        marks: directory for the marks of running tasks, which all workers must reach.
+        marks: directory for the marks of running tasks.
 
     Raises:
         SettingsError: when `scheduler` is given and Dask is not installed, or does not answer.
-        DataError: when workers die before they start on any task.
+        DataError: when workers die before they start on any task, or a cluster has no workers.
     """
-    if workers == 1 and scheduler is None:
+    work = functools.partial(_work, pickle.dumps((function, source)))
+    if scheduler is not None:
+        yield from _on_cluster(work, tasks, scheduler)
+    elif workers > 1:
+        yield from _on_processes(work, tasks, workers, marks)
+    else:
         for key, task in tasks.items():
             yield key, function(source, task)
-        return
-    work = functools.partial(_work, pickle.dumps((function, source)))
+
+
+def _work(packed: bytes, key: str, task: Any, mark: Path | None) -> tuple[str, Any]:
+    function, source = _unpack(packed)
+    if mark is not None:
+        mark.touch()
+    try:
+        return key, function(source, task)
+    finally:
+        if mark is not None:
+            mark.unlink(missing_ok=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _unpack(packed: bytes) -> Any:
+    return pickle.loads(packed)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Processes of this machine
+
+
+def _on_processes(
+    work: Work, tasks: Mapping[str, Any], workers: int, marks: Path
+) -> Generator[tuple[str, Any], None, None]:
     remaining = dict(tasks)
     deaths = 0
-    with _backend(workers, scheduler) as worker_deaths:
-        while remaining:
-            try:
-                with closing(_side_by_side(work, remaining, marks)) as outcomes:
-                    for key, result in outcomes:
-                        del remaining[key]
-                        deaths = 0
-                        yield key, result
-            except worker_deaths as error:
-                deaths += 1
-                suspects = [key for key in remaining if _mark(marks, key).exists()]
-                if not suspects and deaths >= MAX_DEATHS_WITHOUT_PROGRESS:
-                    raise DataError(f"workers die before they start on a case: {error}") from error
-                for key in suspects:
-                    yield key, _alone(work, key, remaining.pop(key), marks, worker_deaths)
+    while remaining:
+        try:
+            with closing(_side_by_side(work, remaining, workers, marks)) as outcomes:
+                for key, result in outcomes:
+                    del remaining[key]
+                    deaths = 0
+                    yield key, result
+        except BrokenProcessPool as error:
+            deaths += 1
+            suspects = [key for key in remaining if _mark(marks, key).exists()]
+            if not suspects and deaths >= MAX_DEATHS_WITHOUT_PROGRESS:
+                raise DataError(f"workers die before they start on a case: {error}") from error
+            for key in suspects:
+                yield key, _alone(work, key, remaining.pop(key), marks)
 
 
-def _alone(
-    work: Callable[..., Any],
-    key: str,
-    task: Any,
-    marks: Path,
-    worker_deaths: tuple[type[Exception], ...],
-) -> Any:
+def _alone(work: Work, key: str, task: Any, marks: Path) -> Any:
     try:
-        ((_, result),) = _side_by_side(work, {key: task}, marks)
-    except worker_deaths as error:
+        # 2 workers for one task: with 1, joblib would run it in this process
+        ((_, result),) = _side_by_side(work, {key: task}, 2, marks)
+    except BrokenProcessPool as error:
         _mark(marks, key).unlink(missing_ok=True)
         return WorkerLostError(str(error).splitlines()[0])
     return result
 
 
 def _side_by_side(
-    work: Callable[..., Any], tasks: Mapping[str, Any], marks: Path
+    work: Work, tasks: Mapping[str, Any], workers: int, marks: Path
 ) -> Generator[tuple[str, Any], None, None]:
-    # One task a batch: a case takes seconds, and progress is shown by case.
-    run = Parallel(return_as="generator_unordered", batch_size=1)
+    with parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1):
+        # One task a batch: a case takes seconds, and progress is shown by case.
+        run = Parallel(return_as="generator_unordered", batch_size=1)
     outcomes = run(delayed(work)(key, task, _mark(marks, key)) for key, task in list(tasks.items()))
     try:
         # `yield from` would close `outcomes` outside of the filter below
@@ -114,31 +148,68 @@ def _mark(marks: Path, key: str) -> Path:
     return marks / f".{file_stem(key)}.running{TEMPORARY_SUFFIX}"
 
 
-def _work(packed: bytes, key: str, task: Any, mark: Path) -> tuple[str, Any]:
-    function, source = _unpack(packed)
-    mark.touch()
+# ---------------------------------------------------------------------------------------------------------
+# A Dask cluster
+
+
+def _on_cluster(
+    work: Work, tasks: Mapping[str, Any], scheduler: str
+) -> Generator[tuple[str, Any], None, None]:
+    with _dask_client(scheduler) as client:
+        given_up = {}
+        for key, result in _submitted(client, work, tasks):
+            if isinstance(result, WorkerLostError):
+                given_up[key] = tasks[key]  # Dask may blame a task for the death another one caused
+            else:
+                yield key, result
+        for key, task in given_up.items():
+            yield from _submitted(client, work, {key: task})
+
+
+def _submitted(client: Any, work: Work, tasks: Mapping[str, Any]) -> Generator[tuple[str, Any], None, None]:
+    from distributed import KilledWorker
+
+    done: SimpleQueue[Any] = SimpleQueue()
+    futures = {client.submit(work, key, task, None, pure=False): key for key, task in tasks.items()}
+    for future in futures:
+        future.add_done_callback(done.put)
+    seen = time.monotonic()
     try:
-        return key, function(source, task)
+        while futures:
+            future = None
+            try:
+                future = done.get(timeout=POLL_SECONDS)
+                outcome = future.result(timeout=POLL_SECONDS)
+            except KilledWorker as error:
+                outcome = (futures[future], WorkerLostError(str(error).splitlines()[0]))
+            except (Empty, TimeoutError):
+                if future is not None:  # the result died with its worker; Dask makes it again
+                    done.put(future)
+                seen = _refuse_empty_cluster(client, seen)
+                continue
+            del futures[future]
+            seen = time.monotonic()
+            yield outcome
     finally:
-        mark.unlink(missing_ok=True)
+        client.cancel(list(futures))
 
 
-@functools.lru_cache(maxsize=1)
-def _unpack(packed: bytes) -> Any:
-    return pickle.loads(packed)
+def _refuse_empty_cluster(client: Any, seen: float) -> float:
+    """When a worker was last there; `seen` is when one was before."""
+    if client.scheduler_info()["workers"]:
+        return time.monotonic()
+    if time.monotonic() - seen > CLUSTER_TIMEOUT_SECONDS:
+        raise DataError(
+            f"the Dask cluster has had no worker for {CLUSTER_TIMEOUT_SECONDS} s; start workers, then run "
+            "again: what is done stays"
+        )
+    return seen
 
 
 @contextmanager
-def _backend(workers: int, scheduler: str | None) -> Iterator[tuple[type[Exception], ...]]:
-    """Make joblib use loky or Dask inside; gives the exceptions by which it tells that a worker died."""
-    if scheduler is None:
-        with parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1):
-            yield (BrokenProcessPool,)
-        return
+def _dask_client(scheduler: str) -> Iterator[Any]:
     try:
         from distributed import Client
-
-        from biofound.data.dask_backend import DaskBackend, KilledWorker
     except ImportError as error:
         raise SettingsError(
             "scheduler: working on a Dask cluster needs the extra dask: pip install 'biofound[dask]'"
@@ -147,5 +218,5 @@ def _backend(workers: int, scheduler: str | None) -> Iterator[tuple[type[Excepti
         client = Client(scheduler, timeout=SCHEDULER_TIMEOUT_SECONDS)
     except (OSError, ValueError) as error:
         raise SettingsError(f"scheduler: no Dask scheduler answers at {scheduler} ({error})") from error
-    with client, parallel_config(backend=DaskBackend(client=client), n_jobs=-1):
-        yield (KilledWorker,)
+    with client:
+        yield client

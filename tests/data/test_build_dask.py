@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from biofound.errors import SettingsError
+from biofound.errors import DataError, SettingsError
 from tests.data.cohort import DeadlySource, build, bytes_of
 
 ADDRESS = "tcp://127.0.0.1:9"  # the discard port: nobody answers
@@ -16,12 +16,25 @@ def test_a_scheduler_without_dask_installed_names_the_extra(tmp_path, monkeypatc
         build(tmp_path, scheduler=ADDRESS)
 
 
+def local_cluster(workers: int):
+    distributed = pytest.importorskip("distributed", reason="needs the extra biofound[dask]")
+    dask = pytest.importorskip("dask")
+    # Dask gives a task up at the first worker that dies of it, not at the fourth: the test is faster
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        return distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0", memory_limit=0
+        )
+
+
 @pytest.fixture(scope="module")
 def cluster():
-    distributed = pytest.importorskip("distributed", reason="needs the extra biofound[dask]")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0
-    ) as running:
+    with local_cluster(3) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def empty_cluster():
+    with local_cluster(0) as running:
         yield running
 
 
@@ -36,6 +49,13 @@ def test_a_scheduler_that_does_not_answer_is_a_clear_error(tmp_path, cluster, mo
     monkeypatch.setattr("biofound.data.pool.SCHEDULER_TIMEOUT_SECONDS", 1)
     with pytest.raises(SettingsError, match=f"no Dask scheduler answers at {ADDRESS}"):
         build(tmp_path, scheduler=ADDRESS)
+
+
+def test_a_cluster_without_workers_is_a_clear_error(tmp_path, empty_cluster, monkeypatch):
+    monkeypatch.setattr("biofound.data.pool.CLUSTER_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("biofound.data.pool.POLL_SECONDS", 0.1)
+    with pytest.raises(DataError, match=r"no worker for 0\.2 s; start workers, then run again"):
+        build(tmp_path, scheduler=empty_cluster.scheduler_address)
 
 
 @pytest.mark.slow
