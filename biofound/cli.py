@@ -67,6 +67,7 @@ def _before_every_command(
 @add_command(app, PrepareSettings)
 def prepare(run: Run[PrepareSettings]) -> None:
     """List the cases of a source and split them by patient."""
+    from biofound.data.sources import SelectiveSource
     from biofound.data.sources.registry import open_source
     from biofound.data.splits import make_splits, save_splits
 
@@ -86,7 +87,8 @@ def prepare(run: Run[PrepareSettings]) -> None:
     path = settings.output / f"splits_{settings.mode}.json"
     with refused_as_data_error(path, choose="--output"):
         save_splits(path, splits)
-    report.show_splits(path, splits, cases, json=run.json)
+    left_out = source.left_out(channels) if isinstance(source, SelectiveSource) else {}
+    report.show_splits(path, splits, cases, left_out, json=run.json)
 
 
 @add_command(app, WindowsSettings)

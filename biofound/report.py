@@ -19,18 +19,31 @@ if TYPE_CHECKING:
     from biofound.runs.pretrain import Pretraining
 
 _SECONDS_AN_HOUR = 3600
+_NAMED = 5
+"""So many cases are named in a line."""
 
 
 # ---------------------------------------------------------------------------------------------------------
 # prepare
 
 
-def show_splits(path: Path, splits: "Splits", cases: Sequence["Case"], *, json: bool) -> None:
-    """Cases, patients and hours of each split; hours are None where the source knows them after reading."""
+def show_splits(
+    path: Path,
+    splits: "Splits",
+    cases: Sequence["Case"],
+    left_out: Mapping[str, Sequence[str]],
+    *,
+    json: bool,
+) -> None:
+    """Cases, patients and hours of each split; hours are None where the source knows them after reading.
+
+    `left_out` are the recordings that are no cases, with the channels they lack.
+    """
     from biofound.data.splits import SPLITS
 
     seconds = {case.case_id: case.duration_s for case in cases}
     result: dict[str, Any] = {"split_file": str(path), "source": dict(splits.source), "splits": {}}
+    result["left_out"] = {case_id: list(absent) for case_id, absent in left_out.items()}
     for name in SPLITS:
         durations = [seconds[case.case_id] for case in splits.of(name)]
         known = [duration for duration in durations if duration is not None]
@@ -56,6 +69,10 @@ def show_splits(path: Path, splits: "Splits", cases: Sequence["Case"], *, json: 
     title = f"splits by patient: source {_source_name(splits.source)}, mode {splits.mode}, seed {splits.seed}"
     columns = ("split", "cases", "subjects", "hours")
     console.table(title, columns, rows, numbers=columns[1:])
+    if left_out:
+        named = [f"{case_id} (no {', '.join(absent)})" for case_id, absent in left_out.items()]
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        console.note(f"left out, as they lack a channel: {', '.join(named[:_NAMED])}{more}")
     console.note(f"written: {path}")
 
 

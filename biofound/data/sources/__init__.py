@@ -83,3 +83,12 @@ class FetchingSource(Source, Protocol):
     def fetch(self, case_id: str) -> Path:
         """Bring one case here, if it is not here yet; safe from several threads and processes at once."""
         ...
+
+
+@runtime_checkable
+class SelectiveSource(Source, Protocol):
+    """A source that can say which recordings it did not list as cases."""
+
+    def left_out(self, channels: Sequence[Channel]) -> Mapping[str, tuple[str, ...]]:
+        """The recordings that are no cases: id to the channels they lack."""
+        ...

@@ -133,6 +133,22 @@ class WfdbSource:
             raise DataError(_listed(problems, self.root))
         return sorted(found, key=lambda case: case.case_id)
 
+    def left_out(self, channels: Sequence[Channel]) -> dict[str, tuple[str, ...]]:
+        """The records that lack a channel, and so are no cases: id to the channels they lack.
+
+        The companions of other records (`<record>n`), which hold numbers by the second, are not meant.
+
+        Raises:
+            DataError: when a header cannot be read.
+        """
+        lacking = {}
+        for case_id, path in self._records.items():
+            header = _read_header(case_id, path)
+            absent = tuple(channel.name for channel in channels if header.index_of(channel) is None)
+            if absent and case_id.removesuffix("n") not in self._records.keys() - {case_id}:
+                lacking[case_id] = absent
+        return lacking
+
     def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
         """One record's channels at their native rates, float32, NaN where the record has no valid sample.
 
