@@ -63,9 +63,10 @@ def _settings_of(checkpoint: "Checkpoint | None", path: Path | None) -> Pretrain
     try:
         return PretrainSettings.model_validate(checkpoint.settings)
     except ValidationError as error:
+        unfit = [f"{'.'.join(map(str, detail['loc']))} ({detail['msg']})" for detail in error.errors()]
         raise CheckpointError(
-            f"{path}: the settings in it are not those of this version of biofound, it was written by "
-            f"{checkpoint.versions.get('biofound', 'an unknown version')}: {error}"
+            f"{path}: this version of biofound does not know some settings in it: {', '.join(unfit)}; check "
+            f"it with the version that wrote it: {checkpoint.versions.get('biofound', 'it does not say which')}"
         ) from error
 
 
