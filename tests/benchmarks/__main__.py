@@ -1,0 +1,107 @@
+"""The measurements of training, in one table: `nox -s bench`, or `python -m tests.benchmarks`.
+
+Each row is a ratio of medians, measured in turns in one process. `--only a,d` measures single rows.
+Printed to a file or pipe, the table is Markdown, as it stands in docs/benchmarks.md.
+"""
+
+import argparse
+import logging
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+KEYS = ("a", "a2", "b", "c", "c2", "d", "stft", "e", "f", "g", "gpu")
+COLUMNS = ("", "what", "value", "quartiles", "measured", "target", "anonymous memory, MB")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--only", default=",".join(KEYS), help="rows to measure (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of rows a to e (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="turns of each contender (default: %(default)s)"
+    )
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    parser.add_argument("--no-memory", action="store_true", help="leave the peaks of memory out")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments()
+    only = set(given.only.split(","))
+    if unknown := only - set(KEYS):
+        raise SystemExit(f"--only {','.join(sorted(unknown))}: the rows are {', '.join(KEYS)}")
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)  # granite and transformers comment on their own defaults
+
+    import torch
+
+    torch.set_num_threads(given.threads)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="biofound-bench-") as name:
+        rows, title = measure_rows(only, given, Path(name))
+    show(rows, f"{title}; {(time.monotonic() - start) / 60:.1f} minutes")
+
+
+def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> tuple[list, str]:  # type: ignore[type-arg]
+    from tests.benchmarks.bench_gpu import gpu_rows
+    from tests.benchmarks.bench_memory import memory_rows
+    from tests.benchmarks.bench_processes import process_rows
+    from tests.benchmarks.bench_training import training_rows
+    from tests.benchmarks.contenders import machine_precision
+    from tests.benchmarks.feeding_rows import feeding_rows
+    from tests.benchmarks.timing import machine
+
+    fastest = machine_precision()
+    precision = fastest if given.precision == "auto" else given.precision
+    rows = training_rows(
+        only,
+        directory=directory / "training",
+        precision=precision,
+        threads=given.threads,
+        rounds=given.rounds,
+        memory=not given.no_memory,
+    )
+    if "e" in only:
+        rows += feeding_rows(directory=directory / "feeding", rounds=given.rounds)
+    if "f" in only:
+        rows += memory_rows(directory=directory / "memory", precision=precision)
+    if "g" in only:
+        rows += process_rows(directory=directory / "processes", precision=precision, rounds=3)
+    if "gpu" in only:
+        rows += gpu_rows(directory=directory / "gpu")
+    bf16 = "" if fastest == "bf16" else " (this processor does not multiply bf16)"
+    return rows, f"{machine()}; {precision}{bf16}, {given.threads} thread(s), batch 128"
+
+
+def show(rows: list, title: str) -> None:  # type: ignore[type-arg]
+    """A table for a terminal; Markdown for anything else."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    lines = [
+        (row.key, row.what, row.value, row.spread, row.measured, _target(row), row.memory) for row in rows
+    ]
+    if console.is_terminal:
+        table = Table(*COLUMNS, title=title)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+        return
+    console.file.write(f"{title}\n\n| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n")
+    for line in lines:
+        console.file.write(f"| {' | '.join(line)} |\n")
+
+
+def _target(row) -> str:  # type: ignore[no-untyped-def]
+    return row.target if row.met is None else f"{row.target}: {'met' if row.met else 'MISSED'}"
+
+
+if __name__ == "__main__":
+    main()

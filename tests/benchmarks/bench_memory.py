@@ -1,0 +1,83 @@
+"""How much memory a run holds, beside a store of 0.1 GB and one of 4 GB.
+
+Judged by anonymous memory: mapped pages of the store count as resident, but the system takes them back
+whenever it needs them.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from biofound.data.store import StoreWindows
+from tests.benchmarks.bench_feeding import make_store
+from tests.benchmarks.contenders import BATCH, our_trainer
+from tests.benchmarks.timing import GB, MB, MemoryWatch, Row, in_new_process
+
+WINDOWS_A_CASE = 600
+"""About 100 minutes, 3 MB."""
+STEPS = 8
+BATCHES_READ = 300
+
+
+def memory_rows(*, directory: Path, precision: str) -> list[Row]:
+    """Row f: growth and total of anonymous memory."""
+    peaks = []
+    for gigabytes in (0.1, 4.0):
+        store = large_store(directory / f"{gigabytes:g}GB", gigabytes)
+        peaks.append(in_new_process(peak_of_training, store, precision))
+        shutil.rmtree(store)
+    small, large = peaks
+    growth = large - small
+    measured = f"{small / MB:.0f} MB beside 0.1 GB, {large / MB:.0f} MB beside 4 GB"
+    return [
+        Row(
+            key="f",
+            what="anonymous memory gained from 0.1 GB to 4 GB of windows",
+            value=f"{growth / MB:+.0f} MB",
+            measured=measured,
+            target="< 50 MB",
+            met=growth < 50 * MB,
+            memory=f"{large / MB:.0f}",
+        ),
+        Row(
+            key="f",
+            what="anonymous memory while training from 4 GB of windows",
+            value=f"{large / MB:.0f} MB",
+            measured=measured,
+            target="< 900 MB",
+            met=large < 900 * MB,
+            memory=f"{large / MB:.0f}",
+        ),
+    ]
+
+
+def large_store(directory: Path, gigabytes: float) -> Path:
+    """A store of so many GB: one case's file, copied."""
+    directory.mkdir(parents=True)
+    make_store(directory, cases=1, windows=WINDOWS_A_CASE)
+    index = json.loads((directory / "index.json").read_text())
+    first = index["cases"][0]
+    source = directory / first["file"]
+    for number in range(1, round(gigabytes * GB / source.stat().st_size)):
+        name = f"case{number:04d}"
+        shutil.copyfile(source, directory / f"{name}.npz")
+        index["cases"].append({**first, "case_id": name, "subject_id": name, "file": f"{name}.npz"})
+    (directory / "index.json").write_text(json.dumps(index))
+    return directory
+
+
+def peak_of_training(directory: Path, precision: str) -> int:
+    """The most anonymous memory of a process that trains some steps and reads many batches more."""
+    torch.set_num_threads(1)
+    with MemoryWatch() as watch:
+        store = StoreWindows(directory)
+        output = directory / "output"
+        output.mkdir()
+        next(iter(our_trainer(store, output, precision=precision, steps=STEPS).run()))
+        random = np.random.default_rng(0)
+        for _ in range(BATCHES_READ):
+            store.read(random.integers(0, len(store), BATCH), random.random(BATCH))
+    return watch.peak

@@ -1,0 +1,211 @@
+"""How fast our loop is: against `transformers.Trainer`, and against the machine's matrix products."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from biofound.core.devices import AUTOCAST_DTYPE
+from biofound.core.losses import masked_squared_error, msm_loss
+from biofound.core.models import build_model
+from biofound.data.store import StoreWindows
+from tests.benchmarks.contenders import (
+    BATCH,
+    MODEL,
+    SAMPLES,
+    WIDTH,
+    contenders,
+    hidden_samples,
+    long_store,
+)
+from tests.benchmarks.timing import (
+    MB,
+    Cost,
+    MemoryWatch,
+    Row,
+    in_new_process,
+    in_turns,
+    median,
+    ratio,
+    seconds,
+    spread,
+    timed,
+)
+
+AGAINST = {
+    "a": ("granite", "transformers.Trainer, granite's default TinyTimeMixer (fp32)", 4.0),
+    "a2": ("granite, our shape", "the same, in our depth and expansion", None),
+    "b": ("ours in Trainer", "transformers.Trainer, our model, losses and precision", 1.1),
+    "c": ("TSPulse", "transformers.Trainer, TSPulseForReconstruction as published (fp32)", 6.0),
+    "c2": ("TSPulse, our patches", "the same, in our patches and width, time only", None),
+}
+"""Row: the contender, what it is, and the factor by which our loop should be faster."""
+STEPS = {"ours": 4, "ours without STFT": 4, "ours in Trainer": 4}
+"""Steps a turn; of the slow contenders 2."""
+PRODUCTS = 40
+
+
+def training_rows(
+    only: set[str], *, directory: Path, precision: str, threads: int, rounds: int, memory: bool
+) -> list[Row]:
+    """Rows a to d, and what the STFT term costs, from one set of turns."""
+    wanted = {AGAINST[key][0] for key in only & AGAINST.keys()}
+    if "stft" in only:
+        wanted.add("ours without STFT")
+    if not wanted and "d" not in only:
+        return []
+    store = long_store(directory / "store")
+    costs = measure({"ours", *wanted}, store, directory, precision, threads, rounds, products="d" in only)
+    # On one thread processor time is what a step costs; other processes on the machine disturb it least.
+    clock = "cpu" if threads == 1 else "wall"
+    by_name = {name: seconds(cost, clock=clock) for name, cost in costs.items()}
+    alone = [name for name in costs if memory and "@" not in name]
+    peaks = {name: peak_memory(name, directory, precision, threads) for name in alone}
+    rows = [_against(key, by_name, peaks) for key in AGAINST if key in only]
+    if "d" in only:
+        rows.append(_products(by_name, peaks, precision))
+    if "stft" in only:
+        rows.append(_stft(by_name, peaks))
+    return rows
+
+
+def measure(
+    names: set[str],
+    store: StoreWindows,
+    directory: Path,
+    precision: str,
+    threads: int,
+    rounds: int,
+    *,
+    products: bool,
+) -> dict[str, list[Cost]]:
+    """Seconds a step of each contender, in turns; with `products` of the two matrix products too."""
+    torch.set_num_threads(threads)
+    made = {
+        name: make(store, directory / name, STEPS.get(name, 2))
+        for name, make in contenders(precision=precision, threads=threads).items()
+        if name in names
+    }
+    turns = {name: _turn(steps, STEPS.get(name, 2)) for name, steps in made.items()}
+    if products:
+        turns |= {f"product@{shape}": _product(shape, precision) for shape in _shapes()}
+    costs = in_turns(turns, rounds=rounds)
+    for steps in made.values():
+        steps.close()  # type: ignore[attr-defined]
+    gc.collect()
+    return costs
+
+
+def _turn(steps: Iterator[Any], count: int) -> Any:
+    return lambda: timed(lambda: next(steps), steps=count)
+
+
+def _against(key: str, by_name: dict[str, list[float]], peaks: dict[str, float]) -> Row:
+    name, what, target = AGAINST[key]
+    theirs, ours = by_name[name], by_name["ours"]
+    value = ratio(theirs, ours)
+    return Row(
+        key=key,
+        what=f"our loop against {what}",
+        value=f"{value:.2f} ×",
+        spread=spread(theirs, ours),
+        measured=f"{1e3 * median(ours):.0f} against {1e3 * median(theirs):.0f} ms a step",
+        target="" if target is None else f"≥ {target:g} ×",
+        met=None if target is None else value >= target,
+        memory=_beside(peaks, "ours", name),
+    )
+
+
+def _stft(by_name: dict[str, list[float]], peaks: dict[str, float]) -> Row:
+    ours, without = by_name["ours"], by_name["ours without STFT"]
+    extra = [a - b for a, b in zip(ours, without, strict=True)]
+    share = 1 - median(without) / median(ours)
+    return Row(
+        key="stft",
+        what="share of a step that the STFT term takes",
+        value=f"{share:.1%}",
+        spread=spread(extra, ours, "{:.1%}"),
+        measured=f"{1e3 * median(ours):.0f} ms with, {1e3 * median(without):.0f} ms without",
+        target="≤ 16.7 %",
+        met=share <= 1 / 6,
+        memory=_beside(peaks, "ours", "ours without STFT"),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Matrix products
+
+
+def _shapes() -> dict[str, tuple[int, int, int]]:
+    """Products (m, k) by (k, n): the one our model makes most of, and a large square one."""
+    rows = BATCH * len(MODEL.channels) * MODEL.patches
+    return {"model": (rows, WIDTH, MODEL.expansion_factor * WIDTH), "square": (2048, 2048, 2048)}
+
+
+def _product(shape: str, precision: str) -> Any:
+    m, k, n = _shapes()[shape]
+    dtype = AUTOCAST_DTYPE.get(precision, torch.float32)
+    a, b = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
+    out = torch.empty(m, n, dtype=dtype)  # given, so that no fresh pages are paid for
+
+    def work() -> None:
+        for _ in range(PRODUCTS if shape == "model" else 4):
+            torch.mm(a, b.T, out=out)
+
+    return lambda: timed(work, steps=PRODUCTS if shape == "model" else 4)
+
+
+def step_flops() -> int:
+    """Floating-point operations of one step's matrix products, forward and backward, without the STFT's."""
+    model = build_model(MODEL, seed=0)
+    with FlopCounterMode(display=False) as counter:
+        out = model(torch.randn(BATCH, len(MODEL.channels), SAMPLES), hidden_samples(BATCH))
+        torch.autograd.backward(msm_loss(masked_squared_error(out.values, out.target, out.counted)))
+    return counter.get_total_flops()
+
+
+def _products(by_name: dict[str, list[float]], peaks: dict[str, float], precision: str) -> Row:
+    flops = step_flops()
+    rates = {}
+    for shape, (m, k, n) in _shapes().items():
+        rates[shape] = [2 * m * k * n / s for s in by_name[f"product@{shape}"]]
+    best = max(rates, key=lambda shape: median(rates[shape]))
+    ours = [flops / s for s in by_name["ours"]]
+    share = ratio(ours, rates[best])
+    both = ", ".join(f"{median(rate) / 1e9:.0f} ({shape})" for shape, rate in rates.items())
+    return Row(
+        key="d",
+        what=f"our step's share of the rate of matrix products in {precision}",
+        value=f"{share:.0%}",
+        spread=spread(ours, rates[best], "{:.0%}"),
+        measured=f"{median(ours) / 1e9:.0f} of {both} GFLOP/s; {flops / 1e9:.1f} GFLOP a step",
+        target="≥ 40 %",
+        met=share >= 0.4,
+        memory=_beside(peaks, "ours"),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def peak_memory(name: str, directory: Path, precision: str, threads: int) -> float:
+    """The most anonymous memory (bytes) that a new process holds after a step of the contender."""
+    return in_new_process(_peak, name, directory, precision, threads)
+
+
+def _peak(name: str, directory: Path, precision: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    store = StoreWindows(directory / "store")
+    with MemoryWatch() as watch:
+        steps = contenders(precision=precision, threads=threads)[name](store, directory / f"{name} alone", 1)
+        for _ in range(3):
+            next(steps)
+    return float(watch.peak)
+
+
+def _beside(peaks: dict[str, float], *names: str) -> str:
+    return " / ".join(f"{peaks[name] / MB:.0f}" for name in names if name in peaks)

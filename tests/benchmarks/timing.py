@@ -1,0 +1,130 @@
+"""How contenders are timed: in turns, so that a busy machine slows all of them alike, and as medians."""
+
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+GB, MB = 1e9, 1e6
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds a step: on the clock, and of processor time over all threads."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table. A row that was not measured has a `value` that says why."""
+
+    key: str
+    what: str
+    value: str
+    spread: str = ""
+    measured: str = ""
+    target: str = ""
+    met: bool | None = None
+    memory: str = ""
+
+
+def timed(work: Callable[[], Any], *, steps: int = 1) -> Cost:
+    """What `work` costs, divided by the `steps` it makes."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Cost((time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps)
+
+
+def in_turns(contenders: Mapping[str, Callable[[], Cost]], *, rounds: int) -> dict[str, list[Cost]]:
+    """A B C A B C …: the costs of each by round, after one round that warms up."""
+    for turn in contenders.values():
+        turn()
+    costs: dict[str, list[Cost]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, turn in contenders.items():
+            costs[name].append(turn())
+    return costs
+
+
+def seconds(costs: list[Cost], *, clock: str) -> list[float]:
+    """The costs on one clock, `wall` or `cpu`."""
+    return [getattr(cost, clock) for cost in costs]
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """The ratio of the medians."""
+    return median(above) / median(below)
+
+
+def spread(above: list[float], below: list[float], form: str = "{:.2f}") -> str:
+    """The quartiles of the ratio by round."""
+    rounds = sorted(a / b for a, b in zip(above, below, strict=True))
+    if len(rounds) < 4:
+        return f"{form.format(rounds[0])} to {form.format(rounds[-1])}"
+    low, _, high = statistics.quantiles(rounds, n=4, method="inclusive")
+    return f"{form.format(low)} to {form.format(high)}"
+
+
+def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call `function` in a process that has the same modules imported and has done nothing yet."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.benchmarks.bench_training"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process's resident memory that no file backs (RssAnon)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no RssAnon: these measurements need Linux")
+
+
+class MemoryWatch:
+    """Within it, the largest `anonymous_memory` is kept in `peak`; looked at every few milliseconds."""
+
+    def __enter__(self) -> Self:
+        self.peak = anonymous_memory()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.003):
+            self.peak = max(self.peak, anonymous_memory())
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def cores() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def machine() -> str:
+    """The processor, its cores, and PyTorch's version."""
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{cores()} cores, {names[0] if names else platform.machine()}, PyTorch {version('torch')}"
