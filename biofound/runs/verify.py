@@ -65,8 +65,8 @@ def _settings_of(checkpoint: "Checkpoint | None", path: Path | None) -> Pretrain
     except ValidationError as error:
         unfit = [f"{'.'.join(map(str, detail['loc']))} ({detail['msg']})" for detail in error.errors()]
         raise CheckpointError(
-            f"{path}: this version of biofound does not know some settings in it: {', '.join(unfit)}; check "
-            f"it with the version that wrote it: {checkpoint.versions.get('biofound', 'it does not say which')}"
+            f"{path}: this version of biofound does not know some settings in it: {', '.join(unfit)}; "
+            f"use the version that wrote it: {checkpoint.versions.get('biofound', 'it does not say which')}"
         ) from error
 
 
