@@ -365,3 +365,22 @@ def test_a_disk_that_refuses_ends_the_run(tmp_path):
     (tmp_path / "train" / "syn0001_1.npz").mkdir()  # where the file is to go, something else stands
     with pytest.raises(DataError, match=r"syn0001_1\.npz: cannot be written"):
         build(tmp_path)
+
+
+def test_the_index_goes_before_a_case_that_left_the_split_does(tmp_path):
+    build(tmp_path)
+    running = build_windows(
+        source=cohort(),
+        entries=entries_of(cohort())[:2],
+        split="train",
+        channels=CHANNELS,
+        sfreq=125.0,
+        window_seconds=10.0,
+        max_gap_seconds=1.0,
+        dtype="float16",
+        outdir=tmp_path,
+        workers=1,
+    )
+    assert next(running).status == "unchanged"
+    running.close()
+    assert not (tmp_path / "train" / "index.json").exists()
