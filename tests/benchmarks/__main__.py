@@ -53,8 +53,8 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
     from tests.benchmarks.bench_memory import memory_rows
     from tests.benchmarks.bench_processes import process_rows
     from tests.benchmarks.bench_training import training_rows
-    from tests.benchmarks.contenders import machine_precision
     from tests.benchmarks.feeding_rows import feeding_rows
+    from tests.benchmarks.ours import machine_precision
     from tests.benchmarks.timing import machine
 
     fastest = machine_precision()

@@ -13,7 +13,7 @@ import torch
 
 from biofound.data.store import StoreWindows
 from tests.benchmarks.bench_feeding import make_store
-from tests.benchmarks.contenders import BATCH, our_trainer
+from tests.benchmarks.ours import BATCH, our_trainer
 from tests.benchmarks.timing import GB, MB, MemoryWatch, Row, in_new_process
 
 WINDOWS_A_CASE = 600
@@ -27,7 +27,7 @@ def memory_rows(*, directory: Path, precision: str) -> list[Row]:
     peaks = []
     for gigabytes in (0.1, 4.0):
         store = large_store(directory / f"{gigabytes:g}GB", gigabytes)
-        peaks.append(in_new_process(peak_of_training, store, precision))
+        peaks.append(in_new_process(peak_of_training, store, precision, preloaded=False))
         shutil.rmtree(store)
     small, large = peaks
     growth = large - small

@@ -12,8 +12,8 @@ import torch
 
 from biofound.core.distributed import joined_group
 from biofound.data.store import StoreWindows
-from tests.benchmarks.contenders import BATCH, long_store, our_trainer
-from tests.benchmarks.timing import MB, MemoryWatch, Row, cores, median, ratio, spread
+from tests.benchmarks.ours import BATCH, long_store, our_trainer
+from tests.benchmarks.timing import MB, PRELOADED, MemoryWatch, Row, cores, median, ratio, spread
 
 STEPS = 10
 
@@ -47,7 +47,7 @@ def train_together(
 ) -> tuple[float, float]:
     """Seconds a step on rank 0's clock, and its peak of anonymous memory, in new processes."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.benchmarks.bench_training", __name__])
+    context.set_forkserver_preload(PRELOADED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": processes}

@@ -12,15 +12,8 @@ from biofound.core.devices import AUTOCAST_DTYPE
 from biofound.core.losses import masked_squared_error, msm_loss
 from biofound.core.models import build_model
 from biofound.data.store import StoreWindows
-from tests.benchmarks.contenders import (
-    BATCH,
-    MODEL,
-    SAMPLES,
-    WIDTH,
-    contenders,
-    hidden_samples,
-    long_store,
-)
+from tests.benchmarks.contenders import contenders, hidden_samples
+from tests.benchmarks.ours import BATCH, MODEL, SAMPLES, WIDTH, long_store
 from tests.benchmarks.timing import (
     MB,
     Cost,
@@ -202,7 +195,7 @@ def _peak(name: str, directory: Path, precision: str, threads: int) -> float:
     store = StoreWindows(directory / "store")
     with MemoryWatch() as watch:
         steps = contenders(precision=precision, threads=threads)[name](store, directory / f"{name} alone", 1)
-        for _ in range(3):
+        for _ in range(2):
             next(steps)
     return float(watch.peak)
 

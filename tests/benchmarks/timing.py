@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -80,10 +81,17 @@ def spread(above: list[float], below: list[float], form: str = "{:.2f}") -> str:
     return f"{form.format(low)} to {form.format(high)}"
 
 
-def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
-    """Call `function` in a process that has the same modules imported and has done nothing yet."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.benchmarks.bench_training"])
+PRELOADED = ["tests.benchmarks.bench_training", "tests.benchmarks.bench_processes"]
+
+
+def in_new_process(function: Callable[..., T], *arguments: Any, preloaded: bool = True) -> T:
+    """Call `function` in a process that has done nothing yet.
+
+    It is forked from one that has the contenders imported, or not `preloaded` imports what it needs alone.
+    """
+    context = get_context("forkserver" if preloaded else "spawn")
+    if isinstance(context, ForkServerContext):
+        context.set_forkserver_preload(PRELOADED)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -1,0 +1,124 @@
+"""Our side of what is compared: the real trainer with the default settings, on a real store."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from biofound.core.checkpoint import DataDescription
+from biofound.core.devices import resolve_precision
+from biofound.core.distributed import ALONE, Group
+from biofound.core.losses import MultiResolutionSTFT, SumCount
+from biofound.core.models import ModelConfig, build_model
+from biofound.core.trainer import TrainConfig, Trainer
+from biofound.data.store import StoreWindows
+from tests.benchmarks.bench_feeding import make_store
+
+BATCH = 128
+SAMPLES, PATCH, WIDTH = 1250, 125, 192
+MODEL = ModelConfig(
+    channels=("PPG", "ECG"),
+    context_length=SAMPLES,
+    patch_length=PATCH,
+    d_model=WIDTH,
+    num_layers=4,
+    expansion_factor=8,
+    dropout=0.0,
+)
+DATA = DataDescription(
+    sfreq=125.0,
+    filters={
+        "PPG": {"low_hz": 0.5, "high_hz": 8.0, "order": 4},
+        "ECG": {"low_hz": 0.5, "high_hz": 40.0, "order": 4},
+    },
+    units={"PPG": "NU", "ECG": "mV"},
+    fingerprint="0" * 64,
+    synthetic=True,
+)
+
+
+def default_config(*, precision: str, log_interval: int) -> TrainConfig:
+    """The built-in defaults of `biofound pretrain`."""
+    return TrainConfig(
+        epochs=100,
+        batch_size=BATCH,
+        lr=5e-4,
+        weight_decay=0.01,
+        warmup_epochs=10,
+        gradient_clip=1.0,
+        mask_ratio=0.4,
+        mask_type="random",
+        stft_weight=0.3,
+        stft_windows=(64, 128, 256),
+        stft_floor=1e-3,
+        random_crop=True,
+        shuffle="full",
+        seed=42,
+        precision=cast(Any, precision),
+        compile=False,
+        log_interval=log_interval,
+        save_interval=10,
+        checkpoint_minutes=0.0,
+        on_write_error="stop",
+    )
+
+
+def machine_precision() -> str:
+    """What `--precision auto` takes on this machine's CPU."""
+    return resolve_precision("auto", torch.device("cpu"))
+
+
+def long_store(directory: Path) -> StoreWindows:
+    """25,600 windows: 200 steps an epoch, so that no epoch ends within a measurement."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return make_store(directory, cases=80, windows=320)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ours
+
+
+class NoSTFT(nn.Module):
+    """In the place of the STFT term: nothing, at no cost."""
+
+    def forward(self, reconstruction: Tensor, target: Tensor, counted: Tensor) -> SumCount:
+        nothing = torch.zeros(3, reconstruction.shape[1], device=reconstruction.device)
+        return SumCount(nothing, nothing)
+
+
+def our_trainer(
+    store: StoreWindows,
+    output: Path,
+    *,
+    precision: str,
+    steps: int,
+    device: str = "cpu",
+    group: Group = ALONE,
+    **changes: Any,
+) -> Trainer:
+    """The real trainer, with the default settings."""
+    return Trainer(
+        model=build_model(MODEL, seed=42),
+        train=store,
+        val=store,
+        data=DATA,
+        config=replace(default_config(precision=precision, log_interval=steps), **changes),
+        settings={},
+        output_dir=output,
+        device=torch.device(device),
+        group=group,
+    )
+
+
+def our_loop(
+    store: StoreWindows, output: Path, *, precision: str, steps: int, stft: bool = True
+) -> Iterator[Any]:
+    """`biofound pretrain`'s loop; with `stft` False the term is neither computed nor differentiated."""
+    output.mkdir(parents=True, exist_ok=True)
+    trainer = our_trainer(store, output, precision=precision, steps=steps)
+    if not stft:
+        trainer.stft = cast(MultiResolutionSTFT, NoSTFT())
+    return trainer.run()
