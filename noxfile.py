@@ -55,5 +55,5 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """The measurements; they print tables."""
-    install(session, "test")
+    install(session, "test", "bench")
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
