@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from biofound.files import refused_as_data_error
 from biofound.runs.common import channels_named
-from biofound.settings import PretrainSettings, Resolved, WindowsSettings
+from biofound.settings import PrepareSettings, PretrainSettings, Resolved, WindowsSettings
 from biofound.settings.models import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ def build_embedded_cohort(settings: PretrainSettings) -> Iterator[tuple[str, int
 
     channels = channels_named(settings.channels, settings.channels_yaml, "pretrain")
     windows = WindowsSettings()
-    source = SyntheticSource(seed=settings.seed, **({"subjects": FAST_SUBJECTS} if settings.fast else {}))
+    seed = PrepareSettings.model_fields["seed"].default  # --seed is the training's: the data stays the same
+    source = SyntheticSource(seed=seed, **({"subjects": FAST_SUBJECTS} if settings.fast else {}))
     splits = make_splits(
         source.cases(channels),
         mode="full",
-        seed=settings.seed,
+        seed=seed,
         source=source.describe(),
         dataset_version=source.version(),
         channels=[channel.name for channel in channels],

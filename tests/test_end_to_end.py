@@ -1,0 +1,316 @@
+"""From recordings to a verified, inflated encoder: the commands in their order, as a user calls them."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from biofound.core.checkpoint import load_checkpoint
+from biofound.data.sources.synthetic import SyntheticSource
+from biofound.data.store import read_index
+from biofound.settings import PretrainSettings
+from tests.chain import SMALL_RUN, Chain, answer, chain, done, run, start, tree, write_plain
+
+
+@pytest.fixture(scope="module")
+def all_done(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    return chain(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(autouse=True)
+def _cheap_runs(all_done: Chain, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After the one run that is looked at, no pictures, which take most of the time; threads as before."""
+    monkeypatch.setattr("biofound.runs.pretrain.draw_figures", lambda run: None)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def checkpoints(output: Path) -> dict[str, dict]:
+    return {path.name: torch.load(path, weights_only=True) for path in output.glob("*.pt")}
+
+
+def losses(output: Path) -> dict[str, dict]:
+    history = json.loads((output / "training_history.json").read_text())
+    return {"train": history["train"], "val": history["val"]}
+
+
+# ---- What the commands leave
+
+
+def test_each_checkpoint_describes_itself_in_plain_values(all_done: Chain) -> None:
+    found = checkpoints(all_done.output)
+    assert found.keys() == {"best_model.pt", "last_model.pt", "best_model_5ch.pt"}
+    index = read_index(all_done.store / "train")
+    for name, content in found.items():
+        channels = (
+            ["PPG", "ECG"] if name != "best_model_5ch.pt" else ["ACC_X", "ACC_Y", "ACC_Z", "PPG", "ECG"]
+        )
+        assert content["format_version"] == 1
+        assert content["channels"] == content["model"]["channels"] == channels
+        assert content["filters"].keys() == content["units"].keys() == set(channels)
+        assert content["filters"]["PPG"] == {"low_hz": 0.5, "high_hz": 8.0, "order": 4}
+        assert content["sfreq"] == 125.0
+        assert content["data_fingerprint"] == index["fingerprint"]
+        assert content["synthetic"] is True
+        assert content["model"]["d_model"] == 16
+        assert (content["epoch"], content["step"]) == (2, 4)
+        assert content["settings"].keys() == PretrainSettings.model_fields.keys()
+        assert content["settings"]["d_model"] == 16
+        assert content["versions"].keys() == {"biofound", "torch", "granite-tsfm", "numpy", "python"}
+        described = {key: value for key, value in content.items() if not key.endswith("_state_dict")}
+        json.dumps({**described, "resume": None}, allow_nan=False)
+        load_checkpoint(all_done.output / name).build()
+
+
+def test_best_checkpoint_holds_the_best_losses_of_the_history(all_done: Chain) -> None:
+    history = json.loads((all_done.output / "training_history.json").read_text())
+    best = torch.load(all_done.output / "best_model.pt", weights_only=True)
+    assert history["epoch"] == [1, 2]
+    for part in ("train", "val"):
+        for name in ("loss", "msm", "stft"):
+            assert len(history[part][name]) == 2
+            assert best["metrics"][part][name] == history[part][name][history["best_epoch"] - 1]
+    assert best["best_val_loss"] == min(history["val"]["loss"])
+
+
+def test_whatever_is_made_from_synthetic_recordings_says_so(all_done: Chain) -> None:
+    assert {name for name, text in all_done.said.items() if "synthetic" not in text} == set()
+    assert "source synthetic" in all_done.said["prepare"]
+    assert "(synthetic recordings)" in all_done.said["windows"]
+    assert "pretrained on synthetic data" in all_done.said["inflate"]
+    assert json.loads(all_done.splits.read_text())["source"]["name"] == "synthetic"
+    for split in ("train", "val", "test"):
+        assert read_index(all_done.store / split)["synthetic"] is True
+    assert json.loads((all_done.output / "training_history.json").read_text())["synthetic"] is True
+    written = json.loads((all_done.output / "training_config.json").read_text())
+    assert written["resolved"]["data"].startswith("synthetic windows")
+
+
+def test_every_setting_of_a_run_is_written_with_its_origin(all_done: Chain) -> None:
+    written = json.loads((all_done.output / "training_config.json").read_text())["settings"]
+    assert written.keys() == PretrainSettings.model_fields.keys()
+    assert written["d_model"] == {"value": 16, "origin": "option --d-model"}
+    assert written["lr"] == {"value": 0.0005, "origin": "default"}
+
+
+def test_pictures_are_pictures(all_done: Chain) -> None:
+    for name in ("loss_curves.png", "reconstructions.png"):
+        content = (all_done.output / name).read_bytes()
+        assert content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 10_000
+
+
+def test_nothing_temporary_is_left(all_done: Chain) -> None:
+    root = all_done.splits.parent
+    assert [path for path in root.rglob("*") if path.name.startswith(".")] == []
+
+
+# ---- Verified and inflated
+
+
+def test_checkpoint_and_store_are_verified(all_done: Chain) -> None:
+    result = answer("verify", "--checkpoint", all_done.output / "best_model.pt", "--data-dir", all_done.store)
+    assert result["passed"] is True
+    names = [check["name"] for check in result["checks"]]
+    for name in ("checkpoint learned", "inflation is exact", "train: checksums", "splits: no subject in two"):
+        assert name in names
+    assert "windows of train" in result["checks"][0]["measured"]
+
+
+def test_inflated_checkpoint_is_verified(all_done: Chain) -> None:
+    told = answer("verify", "--checkpoint", all_done.inflated, "--data-dir", all_done.store)
+    assert told["passed"] is True
+    assert "probe windows" in told["checks"][0]["measured"]
+    assert "ACC_X" in told["checks"][0]["measured"]
+
+
+def test_inflated_encoder_computes_what_the_original_does_and_can_learn_the_rest(all_done: Chain) -> None:
+    original = load_checkpoint(all_done.output / "best_model.pt").build().encoder
+    inflated = load_checkpoint(all_done.inflated).build().encoder
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 5, 1250, generator=generator).cumsum(-1)
+    other = x.clone()
+    other[:, :3] = 1e6 * torch.randn(4, 3, 1250, generator=generator)
+    with torch.no_grad():
+        expected, got, disturbed = original(x[:, 3:]), inflated(x), inflated(other)
+    assert torch.equal(got, disturbed)
+    assert (got - expected).abs().max() <= 1e-6
+    inflated.train()
+    before = {name: p.detach().clone() for name, p in inflated.named_parameters()}
+    optimizer = torch.optim.SGD(inflated.parameters(), lr=1e-3)
+    inflated(x).square().sum().backward()
+    optimizer.step()
+    for axis in "XYZ":
+        name = f"fusion.ACC_{axis}"
+        assert not torch.equal(before[name], dict(inflated.named_parameters())[name])
+
+
+# ---- The same run twice, the plain form, what a store says
+
+
+def test_same_command_gives_the_same_losses_and_sets_the_earlier_run_aside(
+    all_done: Chain, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    command = ("pretrain", "--data-dir", all_done.store, "--output-dir", output, *SMALL_RUN)
+    done(*command)
+    assert losses(output) == losses(all_done.output)
+    again = done(*command)
+    assert losses(output) == losses(output / "earlier_1") == losses(all_done.output)
+    assert f"moved to {output / 'earlier_1'}" in " ".join(again.stderr.split())
+
+
+def test_plain_npz_trains_alike_and_says_what_it_took_for_granted(all_done: Chain, tmp_path: Path) -> None:
+    plain = write_plain(tmp_path / "plain", all_done.store)
+    output = tmp_path / "output"
+    result = done("pretrain", "--data-dir", plain, "--output-dir", output, *SMALL_RUN, "--no-random-crop")
+    for words in ("125 Hz: the npz has no `sfreq`", "built-in channel table", "share patients"):
+        assert words in result.stderr
+    reference = tmp_path / "reference"
+    done("pretrain", "--data-dir", all_done.store, "--output-dir", reference, *SMALL_RUN, "--no-random-crop")
+    assert losses(output) == losses(reference)
+    assert answer("verify", "--checkpoint", output / "best_model.pt", "--data-dir", plain)["passed"] is True
+    resolved = json.loads((output / "training_config.json").read_text())["resolved"]
+    assert resolved["assumed rate"].startswith("125 Hz")
+
+
+def test_plain_npz_in_the_other_layout_that_says_all_takes_nothing_for_granted(
+    all_done: Chain, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    x = np.random.default_rng(0).standard_normal((12, 1250, 2)).cumsum(axis=1)
+    for split in ("train", "val"):
+        np.savez(
+            plain / f"{split}_windows.npz",
+            data=x,
+            channels=["PPG", "ECG"],
+            sfreq=125.0,
+            subjects=[f"{split}{row}" for row in range(12)],
+            synthetic=True,
+        )
+    result = done(
+        "pretrain", "--data-dir", plain, "--output-dir", tmp_path / "output", *SMALL_RUN, "--epochs", 1
+    )
+    assert "assumed rate" not in result.stderr
+    assert "12 windows of 12 subjects" in result.stderr
+    content = torch.load(tmp_path / "output" / "best_model.pt", weights_only=True)
+    assert (content["channels"], content["synthetic"]) == (["PPG", "ECG"], True)
+
+
+def test_checkpoint_takes_units_and_filters_from_the_store_and_channels_in_the_order_asked(
+    all_done: Chain, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    for name, content in tree(all_done.store).items():
+        path = store / name
+        path.mkdir(parents=True) if content is None else path.write_bytes(content)
+    for split in ("train", "val"):
+        index = read_index(store / split)
+        index["units"]["ECG"], index["filters"]["ECG"]["high_hz"] = "V", 35.0
+        (store / split / "index.json").write_text(json.dumps(index))
+    output = tmp_path / "output"
+    arguments = (
+        "--data-dir",
+        store,
+        "--output-dir",
+        output,
+        "--channels",
+        "ECG,PPG",
+        *SMALL_RUN,
+        "--epochs",
+        1,
+    )
+    assert answer("pretrain", *arguments)["synthetic"] is True
+    content = torch.load(output / "best_model.pt", weights_only=True)
+    assert content["channels"] == ["ECG", "PPG"]
+    assert content["units"] == {"ECG": "V", "PPG": "NU"}
+    assert content["filters"]["ECG"]["high_hz"] == 35.0
+
+
+def test_with_nothing_said_it_trains_on_the_embedded_cohort_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SyntheticSource.__init__.__kwdefaults__, "minutes", 0.2)
+    monkeypatch.setattr("biofound.data.build.cpu_count", lambda: 1)
+    result = done("pretrain", "--fast", "--seed", 7, "--output-dir", "out", *SMALL_RUN, "--epochs", 1)
+    assert "warning: no --data-dir was given" in result.stderr
+    assert "SYNTHETIC" in result.stderr
+    assert "synthetic windows in out/embedded_cohort" in result.stderr
+    assert torch.load("out/best_model.pt", weights_only=True)["synthetic"] is True
+    assert not Path("data").exists()
+    again = ("--fast", "--seed", 8, "--output-dir", "again", *SMALL_RUN, "--epochs", 1)
+    assert answer("pretrain", *again)["synthetic"] is True
+    first, second = (read_index(Path(out) / "embedded_cohort" / "train") for out in ("out", "again"))
+    assert first["fingerprint"] == second["fingerprint"]  # --seed is the training's, not the data's
+
+
+# ---- While it runs
+
+
+def when(path: Path, act) -> threading.Thread:
+    """Call `act` from a thread as soon as `path` is there."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 60
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_signal_saves_the_run_and_says_so_in_one_line(
+    all_done: Chain, tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    output, handlers = tmp_path / "output", [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    sent = when(output / "best_model.pt", lambda: os.kill(os.getpid(), number))
+    result = run(
+        "pretrain", "--data-dir", all_done.store, "--output-dir", output, *SMALL_RUN, "--epochs", 5000
+    )
+    sent.join()
+    assert result.exit_code == exit_code, result.output
+    last = torch.load(output / "last_model.pt", weights_only=True)
+    assert 0 < last["step"] < 10_000
+    line = result.stderr.splitlines()[-1]
+    assert line == (
+        f"stopped by {number.name} after step {last['step']} of 10000; saved: {output / 'last_model.pt'}; "
+        "go on with --resume"
+    )
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_history_grows_while_a_process_runs_which_a_signal_then_ends(all_done: Chain, tmp_path: Path) -> None:
+    output, said = tmp_path / "output", tmp_path / "stderr"
+    arguments = ("--data-dir", all_done.store, "--output-dir", output, *SMALL_RUN, "--epochs", 5000)
+    process = start("pretrain", *arguments, stderr=said)
+    history, seen = output / "training_history.json", set()
+    deadline = time.monotonic() + 60
+    while len(seen) < 4 and time.monotonic() < deadline and process.is_alive():
+        time.sleep(0.01)
+        if history.is_file():
+            content = json.loads(history.read_text())  # whole whenever it is looked at
+            for part in ("train", "val"):
+                assert {len(content[part][name]) for name in ("loss", "msm", "stft")} == {
+                    len(content["epoch"])
+                }
+            seen.add(len(content["epoch"]))
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    text = said.read_text()
+    assert process.exitcode == 0, text
+    assert len(seen) == 4
+    assert text.splitlines()[-1].startswith("stopped by SIGTERM after step ")
+    assert "Traceback" not in text and "\x1b" not in text
+    load_checkpoint(output / "last_model.pt").build()
