@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import json
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -274,6 +275,36 @@ def test_bad_settings_are_refused_at_once(tmp_path, settings, message):
 def test_a_case_id_cannot_lead_out_of_the_cache(server, tmp_path):
     with pytest.raises(DataError, match="VitalDB's cases are numbers"):
         source(server, tmp_path).read("../../etc/passwd", CHANNELS)
+
+
+# What the package's own functions do with the same server
+
+
+def test_a_case_cut_on_its_way_is_fetched_again_where_the_package_reads_on_in_silence(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(vitaldb.dataset, "api_url", server.url)
+    waves = [Wave(name=name, samples=wander(60)) for name in (PLETH, ECG_II)]
+    path = server.add_case(BIS[0], write_vital(tmp_path / "a.vital", waves, packed=False).read_bytes())
+
+    server.misbehave(path, Fault(kind="cut"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the garbage collector
+        naive = vitaldb.load_case(BIS[0], [PLETH, ECG_II], 1 / 500)
+    assert len(naive) == 30_000 and np.isnan(naive).mean() > 0.4
+
+    server.misbehave(path, Fault(kind="cut"))
+    ours = source(server, tmp_path / "cache").read(str(BIS[0]), CHANNELS)
+    for signal in ours.signals.values():
+        assert len(signal.samples) == 30_000 and np.isfinite(signal.samples).all()
+
+
+def test_every_patient_is_found_where_the_package_gives_an_empty_table(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(vitaldb.dataset, "api_url", server.url)
+    monkeypatch.setattr(vitaldb.dataset, "dfci", None)
+    assert len(vitaldb.load_clinical_data()) == 0  # its documentation promises all
+    cases = source(server, tmp_path, case_set="all").cases([ECG])
+    assert {case.subject_id for case in cases} == {str(subject) for subject in SUBJECTS.values()}
 
 
 # Directories of .vital files
