@@ -1,0 +1,560 @@
+"""Whatever goes wrong: one clear message, the right exit code, and nothing half-written."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from biofound.data.sources.synthetic import SyntheticSource
+from biofound.settings import resolve_channels
+from tests.chain import SMALL_RUN, Chain, chain, done, run, tree, write_plain
+
+DATA, USAGE = 1, 2
+"""Exit codes."""
+
+
+@pytest.fixture(scope="module")
+def all_done(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    return chain(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Default paths lead nowhere, and threads are as before."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def refused(*arguments: object, exit_code: int, nothing_new_in: Path) -> str:
+    """The one message with which the command ends, leaving every file as it was."""
+    before = tree(nothing_new_in)
+    result = run(*arguments)
+    after = tree(nothing_new_in)
+    assert result.exit_code == exit_code, result.output
+    assert result.stdout == ""
+    assert result.stderr.count("error: ") == 1
+    for trace in ("Traceback", 'File "', "a fault of biofound's own"):
+        assert trace not in result.stderr
+    assert after.keys() == before.keys()
+    assert after == before
+    return result.stderr[result.stderr.index("error: ") + len("error: ") :]
+
+
+def says(message: str, *parts: object) -> None:
+    for part in parts:
+        assert str(part) in message, message
+
+
+# ---- Settings files
+
+
+def test_all_mistakes_of_a_file_are_told_with_line_and_suggestion(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "epochs: 0\nlr: fast\nbatchsize: 3\nmask_ratio: 1.5\nchannels: [PPG, PPG]\npatch_size: 33\n"
+    )
+    message = refused(
+        "pretrain", "--config", path, "--output-dir", "out", exit_code=USAGE, nothing_new_in=tmp_path
+    )
+    assert message.startswith("6 settings are wrong:\n")
+    says(
+        message,
+        f"{path}:1: epochs: expected a whole number at least 1 (in epochs), got 0",
+        f"{path}:2: lr: expected a number above 0, at most 1, got 'fast'",
+        f"{path}:3: batchsize: no such setting; did you mean batch_size?",
+        f"{path}:4: mask_ratio: expected a number above 0, below 1, got 1.5",
+        f"{path}:5: channels: expected each channel once, got PPG more than once",
+        f"{path}:6: patch_size (33) must divide context_length (1250)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "text", "parts"),
+    [
+        ("windows", "--windows-yaml", "sfreq: 0\ndtyp: float16\n", ("windows.yaml:1", "mean dtype?")),
+        (
+            "windows",
+            "--channels-yaml",
+            "pretrain:\n  PPG: {unit: NU}\n",
+            (":2: pretrain.PPG.tracks is missing",),
+        ),
+        (
+            "prepare",
+            "--channels-yaml",
+            "pretrian: {}\n",
+            (":1: pretrian: no such setting; did you mean pretrain?",),
+        ),
+        ("pretrain", "--config", "- a\n", ("expected a mapping of settings, got a list",)),
+        ("pretrain", "--config", "epochs: 3\nepochs: 4\n", (":2: epochs comes twice",)),
+        ("pretrain", "--config", "lr: [\n", ("not valid YAML",)),
+    ],
+)
+def test_mistakes_of_every_file_are_found_before_anything_else(
+    all_done: Chain, tmp_path: Path, command: str, option: str, text: str, parts: tuple[str, ...]
+) -> None:
+    path = tmp_path / f"{command}.yaml"
+    path.write_text(text)
+    required = {"prepare": ("--source", "synthetic"), "windows": ("--split-file", all_done.splits)}
+    arguments = (command, option, path, *required.get(command, ()))
+    says(refused(*arguments, exit_code=USAGE, nothing_new_in=tmp_path), path, *parts)
+
+
+def test_patch_that_does_not_divide_comes_with_lengths_that_do(tmp_path: Path) -> None:
+    message = refused("pretrain", "--patch-size", 33, exit_code=USAGE, nothing_new_in=tmp_path)
+    says(message, "option --patch-size", "context_length 1221 or 1254", "patch_size 25 or 50")
+    for context, patch in ((1221, 33), (1254, 33), (1250, 25), (1250, 50)):
+        done("pretrain", "--context-length", context, "--patch-size", patch, "--dry-run")
+
+
+# ---- prepare and windows
+
+
+def test_case_set_of_another_source(tmp_path: Path) -> None:
+    arguments = ("prepare", "--source", "synthetic", "--case-set", "bis")
+    message = refused(*arguments, exit_code=USAGE, nothing_new_in=tmp_path)
+    assert message == (
+        "option --case-set, option --source: case_set belongs to source vitaldb, not to synthetic: "
+        "leave it out\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (None, ("found none", "`biofound prepare`")),
+        ({"format_version": 2}, ("expected format version 1, got 2", "`biofound prepare`")),
+        ({"kind": "biofound-windows"}, ("expected a splits file", "`biofound prepare`")),
+        ({"splits": {}}, ("not a whole splits file", "`biofound prepare`")),
+    ],
+)
+def test_splits_that_cannot_be_used(
+    all_done: Chain, tmp_path: Path, change: dict[str, Any] | None, parts: tuple[str, ...]
+) -> None:
+    path = tmp_path / "splits.json"
+    if change is not None:
+        path.write_text(json.dumps({**json.loads(all_done.splits.read_text()), **change}))
+    message = refused(
+        "windows", "--split-file", path, "--outdir", "store", exit_code=DATA, nothing_new_in=tmp_path
+    )
+    says(message, path, *parts)
+
+
+def write_record(
+    directory: Path, name: str, columns: dict[str, np.ndarray], *, promised: int | None = None
+) -> None:
+    """A WFDB record of format 16 at 125 Hz, 1000 steps a unit; NaN becomes the format's invalid sample."""
+    samples = len(next(iter(columns.values())))
+    lines = [f"{name} {len(columns)} 125 {samples if promised is None else promised}"]
+    units = {"PLETH": "NU", "II": "mV"}
+    lines += [f"{name}.dat 16 1000/{units.get(key, 'pm')} 16 0 0 0 0 {key}" for key in columns]
+    (directory / f"{name}.hea").write_text("\n".join(lines) + "\n")
+    stored = np.stack([np.nan_to_num(1000 * x, nan=-32768).round() for x in columns.values()], axis=1)
+    stored.astype("<i2").tofile(directory / f"{name}.dat")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight good records of half a minute, and their splits in `splits_full.json`."""
+    directory = tmp_path_factory.mktemp("records")
+    source = SyntheticSource(subjects=8, minutes=0.5, sfreq=125.0, artefacts=0.0)
+    channels = resolve_channels(None, "pretrain").channels
+    for number, case in enumerate(source.cases(channels)):
+        signals = source.read(case.case_id, channels).signals
+        columns = {"PLETH": signals["PPG"].samples / 100, "II": signals["ECG"].samples}
+        write_record(directory, f"r{number}", columns)
+    prepare(directory, directory)
+    return directory
+
+
+def prepare(records: Path, output: Path) -> Any:
+    rule = ("--record-is-subject", "--mode", "full", "--seed", 2)
+    return run("prepare", "--source", "wfdb", "--root", records, *rule, "--output", output)
+
+
+def record_of_train(records: Path) -> str:
+    return json.loads((records / "splits_full.json").read_text())["splits"]["train"][0]["case_id"]
+
+
+NOISE = np.random.default_rng(0).standard_normal(3750)
+BROKEN: dict[str, tuple[Callable[[Path, str], None], tuple[str, ...]]] = {
+    "channel missing": (
+        lambda root, name: write_record(root, name, {"PLETH": NOISE, "RESP": NOISE}),
+        ("channel ECG: expected a signal named", "the record has PLETH, RESP"),
+    ),
+    "channel all NaN": (
+        lambda root, name: write_record(root, name, {"PLETH": np.full(3750, np.nan), "II": NOISE}),
+        ("channel PPG: all 3750 samples are invalid (NaN)",),
+    ),
+    "file too short": (
+        lambda root, name: write_record(root, name, {"PLETH": NOISE, "II": NOISE}, promised=9000),
+        ("the header promises 9000 samples", "3750 samples"),
+    ),
+    "one sample": (
+        lambda root, name: write_record(root, name, {"PLETH": NOISE[:1], "II": NOISE[:1]}),
+        ("promises 1 sample(s)", "transposed?"),
+    ),
+    "no signal file": (lambda root, name: (root / f"{name}.dat").unlink(), (".dat is missing",)),
+    "no header": (lambda root, name: (root / f"{name}.hea").write_text("\x00"), ("is not a WFDB header",)),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_record_is_named_and_the_others_are_built(records: Path, tmp_path: Path, kind: str) -> None:
+    root, store = tmp_path / "root", tmp_path / "store"
+    shutil.copytree(records, root)
+    splits = json.loads((root / "splits_full.json").read_text())
+    splits["source"]["root"] = str(root)
+    (root / "splits_full.json").write_text(json.dumps(splits))
+    name, (break_it, parts) = record_of_train(root), BROKEN[kind]
+    break_it(root, name)
+    command = ("windows", "--split-file", root / "splits_full.json", "--outdir", store, "--workers", 1)
+    result = run(*command, "--split", "train")
+    assert result.exit_code == DATA
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("error: ") == 1
+    assert result.stderr.count(parts[0]) == 1  # told once
+    says(result.stderr, "error: split train: 1 of 6 cases failed", f"case {name}", "--skip-failed", *parts)
+    # What is there is whole, and is no store yet.
+    left = sorted(path.name for path in (store / "train").iterdir())
+    others = [case["case_id"] for case in splits["splits"]["train"] if case["case_id"] != name]
+    assert left == sorted(f"{case}.{suffix}" for case in others for suffix in ("json", "npz"))
+    assert refused("windows", "--inspect", store, exit_code=DATA, nothing_new_in=tmp_path)
+
+    skipping = run(*command, "--split", "train", "--skip-failed")
+    assert skipping.exit_code == 0
+    says(skipping.stderr, f"left out, as they failed: {name}", *parts)
+
+
+@pytest.mark.parametrize("kind", ["file too short", "one sample", "no signal file", "no header"])
+def test_prepare_refuses_records_that_are_not_what_they_say(records: Path, tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(records, root)
+    BROKEN[kind][0](root, "r1")
+    rule = ("--root", root, "--record-is-subject", "--mode", "full", "--output", "out")
+    message = refused("prepare", "--source", "wfdb", *rule, exit_code=DATA, nothing_new_in=tmp_path)
+    says(message, f"1 record(s) of {root} cannot be used", "case r1", *BROKEN[kind][1])
+
+
+def test_prepare_says_which_records_lack_a_channel(records: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(records, root)
+    write_record(root, "r7", {"PLETH": NOISE, "RESP": NOISE})
+    write_record(root, "r1n", {"HR": NOISE})  # the numerics companion of r1
+    result = prepare(root, tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert "left out, as they lack a channel: r7 (no ECG)\n" in result.stderr
+
+
+def test_unknown_subjects_and_missing_directories(records: Path, tmp_path: Path) -> None:
+    for arguments, parts in [
+        (("--root", records), ("cannot say who was recorded in 8 of 8 cases", "--record-is-subject")),
+        (("--root", tmp_path / "no"), (f"expected a directory of records at {tmp_path / 'no'}",)),
+    ]:
+        command = ("prepare", "--source", "wfdb", *arguments, "--mode", "full", "--output", "out")
+        says(refused(*command, exit_code=DATA, nothing_new_in=tmp_path), *parts)
+
+
+# ---- pretrain
+
+
+def pretrain_refused(tmp_path: Path, *arguments: object, exit_code: int = DATA) -> str:
+    command = ("pretrain", *SMALL_RUN, "--output-dir", tmp_path / "output", *arguments)
+    return refused(*command, exit_code=exit_code, nothing_new_in=tmp_path)
+
+
+def test_data_dir_that_is_missing_or_holds_no_windows(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    missing = pretrain_refused(tmp_path, "--data-dir", tmp_path / "no")
+    says(missing, f"{tmp_path / 'no'}: no such directory", "biofound windows")
+    message = pretrain_refused(tmp_path, "--data-dir", tmp_path / "empty")
+    says(message, "train/index.json", "train_windows.npz", "x or windows or data", "`channels`")
+
+
+def test_default_store_that_is_not_whole_is_no_reason_to_train_on_something_else(
+    all_done: Chain, tmp_path: Path
+) -> None:
+    shutil.copytree(all_done.store, "data/windows")
+    Path("data/windows/val/index.json").unlink()
+    says(pretrain_refused(tmp_path), "data/windows/val", "its build did not finish", "biofound windows")
+
+
+def test_options_that_the_store_does_not_suit(all_done: Chain, tmp_path: Path) -> None:
+    store = ("--data-dir", all_done.store)
+    message = pretrain_refused(tmp_path, *store, "--context-length", 1000)
+    says(message, all_done.store, "1250 samples", "context_length is 1000", "--context-length 1250")
+    message = pretrain_refused(tmp_path, *store, "--channels", "PPG,ACC_X")
+    says(message, all_done.store, "hold PPG, ECG, but not ACC_X")
+
+
+def test_cuda_without_cuda(all_done: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for more in (("--data-dir", all_done.store), ()):
+        message = pretrain_refused(tmp_path, *more, "--device", "cuda", exit_code=USAGE)
+        says(message, "--device cuda", "no CUDA device", "use --device cpu or auto")
+
+
+STORES: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
+    "channels": (
+        lambda index: index.update(channels=["ECG", "PPG"]),
+        ("train and val differ in their channels: PPG, ECG against ECG, PPG",),
+    ),
+    "rate": (lambda index: index.update(sfreq=100.0), ("sampling rate: 125.0 against 100.0",)),
+    "filters": (
+        lambda index: index["filters"]["PPG"].update(low_hz=0.1),
+        ("differ in their filters", "PPG 0.5 to 8 Hz of order 4", "PPG 0.1 to 8 Hz of order 4"),
+    ),
+    "patients": (
+        lambda index: index["cases"][0].update(subject_id="SHARED"),
+        ("1 patient(s) are in train and in val (SHARED)", "split by patient"),
+    ),
+    "format": (lambda index: index.update(format_version=9), ("format version 9, expected 1",)),
+    "nothing": (lambda index: index.update(cases=[]), ("val holds no window",)),
+    "file gone": (
+        lambda index: index["cases"][0].update(file="gone.npz"),
+        ("1 of the 2 files in index.json are missing, gone.npz first",),
+    ),
+    "incomplete": (lambda index: index.pop("filters"), ("index.json: incomplete", "build the store again")),
+}
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_store_that_cannot_be_trained_on(all_done: Chain, tmp_path: Path, kind: str) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(all_done.store, store)
+    train, val = (json.loads((store / split / "index.json").read_text()) for split in ("train", "val"))
+    train["cases"][0]["subject_id"] = "SHARED"
+    change, parts = STORES[kind]
+    change(val)
+    for split, index in (("train", train), ("val", val)):
+        (store / split / "index.json").write_text(json.dumps(index))
+    says(pretrain_refused(tmp_path, "--data-dir", store), store, *parts)
+
+
+def test_store_with_a_file_cut_short_is_refused_before_the_first_step(
+    all_done: Chain, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(all_done.store, store)
+    path = next((store / "val").glob("*.npz"))
+    path.write_bytes(path.read_bytes()[:3000])
+    says(pretrain_refused(tmp_path, "--data-dir", store), store / "val", "cut short", path.name)
+
+
+X = np.random.default_rng(0).standard_normal((12, 2, 1250))
+PLAIN: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+    "no channels": ({"channels": None}, ("expected the key `channels`", "np.savez(path, x=windows")),
+    "no array": ({"x": None, "signals": X}, ("expected one array named x or windows or data", "`signals`")),
+    "two arrays": ({"data": X}, ("expected one array named x or windows or data",)),
+    "other shape": ({"x": X[0]}, ("of shape (windows, channels, samples)", "(2, 1250)")),
+    "channels do not fit": ({"channels": ["A", "B", "C"]}, ("3 channels (A, B, C)", "neither axis fits")),
+    "objects": ({"x": np.array([{}, {}])}, ("holds Python objects",)),
+    "shared patients": ({"subjects": ["a", "b"] * 6, "x": X}, ("2 patient(s) are in train and in val",)),
+    "only NaN": ({"x": X * np.nan}, ("train: channel PPG, ECG holds no finite sample",)),
+    "one channel infinite": ({"x": X * [[1], [np.inf]]}, ("train: channel ECG holds no finite sample",)),
+    "synthetic?": ({"synthetic": "maybe"}, ("`synthetic` must be one True or False",)),
+    "rate": ({"sfreq": -1}, ("`sfreq` must be one number of Hz above 0",)),
+    "unknown channel": ({"channels": ["EDA", "ECG"]}, ("hold EDA, ECG, but not PPG",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_plain_npz_that_cannot_be_trained_on(all_done: Chain, tmp_path: Path, kind: str) -> None:
+    changes, parts = PLAIN[kind]
+    plain = write_plain(tmp_path / "plain", all_done.store, **changes)
+    says(pretrain_refused(tmp_path, "--data-dir", plain), plain, *parts)
+
+
+def test_channel_of_a_plain_npz_that_no_table_describes(all_done: Chain, tmp_path: Path) -> None:
+    plain = write_plain(tmp_path / "plain", all_done.store, channels=["EDA", "ECG"])
+    arguments = ("--data-dir", plain, "--channels", "EDA,ECG")
+    message = pretrain_refused(tmp_path, *arguments, exit_code=USAGE)
+    says(message, "channel EDA: not in the built-in channel table", "PPG, ECG", "--channels-yaml")
+
+
+# ---- Output that cannot be written
+
+
+def unwritable_places(tmp_path: Path) -> list[Path]:
+    file, locked = tmp_path / "file", tmp_path / "locked"
+    file.write_text("")
+    locked.mkdir(mode=0o555)
+    places = [file, file / "below"]
+    places += [Path("/proc/biofound")] if Path("/proc").is_dir() else []
+    return places + ([locked] if os.geteuid() else [])  # root may write anywhere
+
+
+def test_output_that_cannot_be_written_is_said_before_the_work(all_done: Chain, tmp_path: Path) -> None:
+    best = all_done.output / "best_model.pt"
+    for place in unwritable_places(tmp_path):
+        for option, arguments in [
+            ("--output", ("prepare", "--source", "synthetic", "--subjects", 40)),
+            ("outdir", ("windows", "--split-file", all_done.splits, "--workers", 1, "--split", "val")),
+            ("--output-dir", ("pretrain", "--data-dir", all_done.store, *SMALL_RUN)),
+            ("--output-dir", ("pretrain", *SMALL_RUN)),  # the embedded cohort is not built first
+            ("--output", ("inflate", "--checkpoint", best, "--to", 5)),
+        ]:
+            to = place / "x.pt" if arguments[0] == "inflate" else place
+            name = "--outdir" if option == "outdir" else option
+            message = refused(*arguments, name, to, exit_code=DATA, nothing_new_in=tmp_path)
+            says(message, place, "cannot be written (", option)
+            assert ".partial" not in message
+            assert message.count("\n") == 1
+
+
+def test_inflate_writes_neither_onto_its_checkpoint_nor_onto_a_directory(
+    all_done: Chain, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "m.pt"
+    shutil.copy(all_done.output / "best_model.pt", checkpoint)
+    for output, words in ((checkpoint, "this is the checkpoint itself"), (tmp_path, tmp_path / "m_5ch.pt")):
+        command = ("inflate", "--checkpoint", checkpoint, "--to", 5, "--output", output)
+        says(refused(*command, exit_code=USAGE, nothing_new_in=tmp_path), "--output", words)
+
+
+# ---- Checkpoints and inflation
+
+
+def damage(kind: str, whole: Path, path: Path) -> None:
+    content = torch.load(whole, weights_only=True)
+    if kind == "truncated":
+        path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("time,ppg\n")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "someone else's":
+        torch.save({"state_dict": {}}, path)
+    elif kind == "runs code":
+        torch.save({"kind": "biofound-checkpoint", "x": print}, path)
+    elif kind == "future":
+        torch.save({**content, "format_version": 99}, path)
+    elif kind == "half":
+        torch.save({"kind": content["kind"], "format_version": 1}, path)
+    elif kind == "tensor missing":
+        torch.save({**content, "decoder_state_dict": {}}, path)
+
+
+CHECKPOINTS = {
+    "missing": ("no such file", "best_model.pt"),
+    "directory": ("this is a directory", "best_model.pt"),
+    "truncated": ("cannot be read as a checkpoint", "truncated, damaged", "another checkpoint"),
+    "empty": ("cannot be read as a checkpoint (0 bytes)",),
+    "text": ("cannot be read as a checkpoint",),
+    "runs code": ("cannot be read as a checkpoint",),
+    "someone else's": ("not a biofound checkpoint",),
+    "future": ("checkpoint format 99", "reads format 1", "update"),
+    "half": ("not a complete checkpoint",),
+    "tensor missing": ("the checkpoint's tensors are not those of", "2 differ"),
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_checkpoint_that_cannot_be_used(all_done: Chain, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.pt"
+    damage(kind, all_done.output / "best_model.pt", path)
+    messages = {
+        refused(*command, "--checkpoint", path, exit_code=DATA, nothing_new_in=tmp_path)
+        for command in (("inflate", "--to", 5), ("verify",))
+    }
+    (message,) = messages  # the same from both
+    assert message.startswith(f"{path}: ")
+    says(message, *CHECKPOINTS[kind])
+    assert message.count("\n") == 1
+    assert "weights_only" not in message
+
+
+def test_run_is_not_resumed_from_what_is_no_checkpoint(all_done: Chain, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "last_model.pt").write_text("no")
+    message = pretrain_refused(tmp_path, "--data-dir", all_done.store, "--resume")
+    says(message, output / "last_model.pt", "cannot be read as a checkpoint")
+
+
+TABLE = "{tracks: [x], unit: NU, filter: {low_hz: 0.5, high_hz: 8.0, order: 4}, quality_threshold: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "table", "parts"),
+    [
+        (("--to", 2), None, ("--to 2", "already has 2 channels (PPG, ECG)", "use --to 3 or more")),
+        (("--to", 0), None, ("option --to", "at least 1")),
+        (("--to", 4), None, ("--to 4", "names 5 channels", "give 4 names with --channels")),
+        (("--to", 5), f"pretrain: {{PPG: {TABLE}}}\n", ("no section finetune", "add the section")),
+        (("--to", 5), f"finetune: {{PPG: {TABLE}, ECG: {TABLE}}}\n", ("names 2 channels", "--channels")),
+        (("--to", 3, "--channels", "PPG,ECG"), None, ("channels names 2 (PPG, ECG), but to is 3",)),
+        (("--to", 3, "--channels", "PPG,ECG,EDA"), None, ("channel EDA: not in", "--channels-yaml")),
+        (("--to", 3, "--channels", "PPG,ACC_X,ACC_Y"), None, ("channel ECG is not among", "add it")),
+        (("--to", 3, "--channels", "PPG,ECG,ECG"), None, ("each channel once",)),
+        (("--to", 3, "--channels", "PPG,ECG,A B"), None, ("names of letters, digits and _",)),
+    ],
+)  # fmt: skip
+def test_channels_to_which_nothing_can_be_inflated(
+    all_done: Chain, tmp_path: Path, arguments: tuple[object, ...], table: str | None, parts: tuple[str, ...]
+) -> None:
+    checkpoint = tmp_path / "m.pt"
+    shutil.copy(all_done.output / "best_model.pt", checkpoint)
+    if table is not None:
+        (tmp_path / "channels.yaml").write_text(table)
+        arguments = (*arguments, "--channels-yaml", tmp_path / "channels.yaml")
+    command = ("inflate", "--checkpoint", checkpoint, *arguments)
+    says(refused(*command, exit_code=USAGE, nothing_new_in=tmp_path), *parts)
+
+
+# ---- verify
+
+
+def verdicts(*arguments: object) -> dict[str, bool]:
+    result = run("verify", *arguments, "--json")
+    told = json.loads(result.stdout)
+    assert result.exit_code == (0 if told["passed"] else DATA)
+    return {check["name"]: check["passed"] for check in told["checks"]}
+
+
+def test_verify_fails_on_a_split_whose_build_did_not_finish(all_done: Chain, tmp_path: Path) -> None:
+    shutil.copytree(all_done.store, tmp_path / "store")
+    (tmp_path / "store" / "val" / "index.json").unlink()
+    best = all_done.output / "best_model.pt"
+    found = verdicts("--checkpoint", best, "--data-dir", tmp_path / "store")
+    assert [name for name, passed in found.items() if not passed] == ["val: readable"]
+
+
+def test_verify_refuses_a_store_that_is_not_the_checkpoints(all_done: Chain, tmp_path: Path) -> None:
+    best = ("--checkpoint", all_done.output / "best_model.pt")
+    other = write_plain(tmp_path / "other", all_done.store, channels=["EDA", "ECG"])
+    message = refused("verify", *best, "--data-dir", other, exit_code=DATA, nothing_new_in=tmp_path)
+    says(message, other, "EDA, ECG", "PPG, ECG", "that the checkpoint was trained on")
+    for place in (tmp_path / "no", tmp_path / "here"):
+        refused("verify", *best, "--data-dir", place, exit_code=DATA, nothing_new_in=tmp_path)
+
+
+def test_verify_fails_on_a_checkpoint_of_nan(all_done: Chain, tmp_path: Path) -> None:
+    content = torch.load(all_done.output / "best_model.pt", weights_only=True)
+    encoder = {name: torch.full_like(x, torch.nan) for name, x in content["encoder_state_dict"].items()}
+    torch.save({**content, "encoder_state_dict": encoder}, tmp_path / "nan.pt")
+    found = verdicts("--checkpoint", tmp_path / "nan.pt")
+    assert {"encoder", "losses", "masked samples are hidden"} <= {
+        name for name, passed in found.items() if not passed
+    }
+
+
+def test_faults_of_our_own_are_told_from_the_users(all_done: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **said: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("biofound.core.inflate.inflate", broken)
+    result = run("inflate", "--checkpoint", all_done.output / "best_model.pt", "--to", 5)
+    assert result.exit_code == 1
+    assert "a fault of biofound's own, ZeroDivisionError: oops (--debug shows the traceback)" in result.stderr
