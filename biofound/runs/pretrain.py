@@ -17,7 +17,7 @@ from biofound.runs.common import channels_named, model_config, train_config
 from biofound.runs.resume import differences, refusal, run_to_resume
 from biofound.runs.tensorboard import require_tensorboard, with_tensorboard
 from biofound.settings import PretrainSettings, Resolved, WindowsSettings, resolve_channels
-from biofound.settings.resolve import plain
+from biofound.settings.resolve import plain_values
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def open_pretraining(
             val=ResidentWindows(val, device) if fits(val, device) else val,
             data=data,
             config=train_config(settings, precision=precision),
-            settings={name: plain(getattr(settings, name)) for name in type(settings).model_fields},
+            settings=plain_values(settings),
             output_dir=settings.output_dir,
             device=device,
             group=group,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from biofound.settings import PretrainSettings
-from biofound.settings.resolve import plain
+from biofound.settings.resolve import plain_values
 
 if TYPE_CHECKING:
     from biofound.core.checkpoint import Checkpoint
@@ -34,10 +34,10 @@ def run_to_resume(settings: PretrainSettings) -> Path | None:
 def differences(checkpoint: "Checkpoint", settings: PretrainSettings, trainer: "Trainer") -> list[str]:
     """What differs between a run and the settings to resume it with, in words."""
     found = []
-    for name in type(settings).model_fields:
+    for name, now in plain_values(settings).items():
         if name in FREE_ON_RESUME:
             continue
-        before, now = checkpoint.settings.get(name), plain(getattr(settings, name))
+        before = checkpoint.settings.get(name)
         if before == now or (name == "epochs" and _only_grows(checkpoint, before, now, trainer)):
             continue
         found.append(f"{name} was {before} and is {now}{_consequence(name, checkpoint, before, trainer)}")

@@ -150,6 +150,11 @@ def _environment_prefix(model: type[Settings]) -> str:
     return f"BIOFOUND_{model.command.upper()}_"
 
 
+def plain_values(settings: Settings) -> dict[str, Any]:
+    """All settings as plain JSON, by name."""
+    return {name: plain(getattr(settings, name)) for name in type(settings).model_fields}
+
+
 def plain(value: Any) -> Any:
     """A settings value as plain JSON."""
     if isinstance(value, Path):

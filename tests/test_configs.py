@@ -1,0 +1,114 @@
+"""Every key of the shipped YAML files is read by something: changed, it changes what the program does."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+
+from biofound.core.trainer import TrainConfig
+from biofound.data.sources.synthetic import SyntheticSource
+from biofound.data.store import read_index
+from biofound.settings import resolve_channels
+from tests.chain import SMALL_MODEL, done
+from tests.settings_reads import recorded_reads
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PRETRAIN, WINDOWS, CHANNELS = (
+    CONFIGS / name for name in ("ssl_pretrain.yaml", "windows.yaml", "channels.yaml")
+)
+ONLY_WHEN_A_WRITE_FAILS = "on_write_error"
+"""Read by the trainer then alone; `tests/core/test_resume.py` has the disk refuse."""
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def keys_of(path: Path) -> set[str]:
+    return set(yaml.safe_load(path.read_text()))
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if not isinstance(value, dict):
+        yield path
+        return
+    for key, item in value.items():
+        yield from leaves(item, (*path, key))
+
+
+def test_every_key_of_the_pretraining_file_is_read_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("biofound.runs.pretrain.draw_figures", lambda run: None)
+    monkeypatch.setattr("biofound.data.build.cpu_count", lambda: 1)
+    monkeypatch.setitem(SyntheticSource.__init__.__kwdefaults__, "minutes", 0.2)  # type: ignore[index]
+    original, read_by_trainer = TrainConfig.__getattribute__, set()
+
+    def recording(self: TrainConfig, name: str) -> object:
+        read_by_trainer.add(name)
+        return original(self, name)
+
+    small = (*SMALL_MODEL, "--epochs", 1, "--warmup-epochs", 0, "--threads", 1)
+    with recorded_reads() as reads, mock.patch.object(TrainConfig, "__getattribute__", recording):
+        done("pretrain", "--config", PRETRAIN, "--output-dir", "out", *small)
+    read = {name for model, name in reads if model == "PretrainSettings"}
+    assert keys_of(PRETRAIN) - read == set()
+    assert {field.name for field in fields(TrainConfig)} - read_by_trainer == {ONLY_WHEN_A_WRITE_FAILS}
+
+
+@pytest.mark.parametrize("section", ["pretrain", "finetune"])
+def test_every_key_of_the_window_files_is_read_when_windows_are_built(section: str) -> None:
+    table = ("--channels-yaml", CHANNELS, "--section", section)
+    source = ("--source", "synthetic", "--subjects", 12, "--minutes", 0.6, "--seed", 1, "--mode", "full")
+    with recorded_reads() as reads:
+        done("prepare", *source, *table, "--output", "data")
+        split = ("--split-file", "data/splits_full.json", "--split", "train")
+        done("windows", *split, *table, "--windows-yaml", WINDOWS, "--outdir", "store", "--workers", 1)
+    read = {(model, name) for model, name in reads if model != "PrepareSettings"}
+    assert {("WindowsSettings", name) for name in keys_of(WINDOWS)} <= read
+    assert ("ChannelsSettings", section) in read
+    written = yaml.safe_load(CHANNELS.read_text())[section]
+    for name, channel in written.items():
+        assert {("ChannelSettings", key) for key in channel} <= read
+        assert {("FilterSettings", key) for key in channel["filter"]} <= read
+        index = read_index(Path("store/train"))
+        assert index["units"][name] == channel["unit"]
+        assert index["filters"][name] == channel["filter"]
+        assert index["quality_thresholds"][name] == channel["quality_threshold"]
+    assert index["channels"] == list(written)
+
+
+CHANNEL_KEYS = list(leaves(yaml.safe_load(CHANNELS.read_text())))
+
+
+@pytest.mark.parametrize("key", CHANNEL_KEYS, ids=".".join)
+def test_every_key_of_the_channel_table_changes_its_channel_and_no_other(
+    key: tuple[str, ...], tmp_path: Path
+) -> None:
+    table = yaml.safe_load(CHANNELS.read_text())
+    section, name, *_ = key
+    inner = table
+    for part in key[:-1]:
+        inner = inner[part]
+    value = inner[key[-1]]
+    inner[key[-1]] = ["OTHER"] if isinstance(value, list) else "kg" if isinstance(value, str) else value / 2
+    if key[-1] == "order":
+        inner["order"] = 3
+    path = tmp_path / "channels.yaml"
+    path.write_text(yaml.safe_dump(table, sort_keys=False))
+    changed = [
+        (each, channel.name)
+        for each in ("pretrain", "finetune")
+        for channel, shipped in zip(
+            resolve_channels(path, each).channels, resolve_channels(CHANNELS, each).channels, strict=True
+        )
+        if channel != shipped
+    ]
+    assert changed == [(section, name)]
