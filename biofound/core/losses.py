@@ -113,7 +113,7 @@ class MultiResolutionSTFT(nn.Module):
                     )
                 phase = torch.outer(torch.arange(n), torch.tensor(bins)).double() * (2 * torch.pi / n)
                 basis = window[:, None] * torch.cat([phase.cos(), phase.sin()], dim=1)  # (n, 2K)
-                basis = basis.T.unflatten(1, (4, n // 4)).transpose(1, 2).contiguous()  # (2K, n/4, 4)
+                basis = basis.T.reshape(-1, 4, n // 4).transpose(1, 2).contiguous()  # (2K, n/4, 4)
                 self.register_buffer(f"basis_{n}_{c}", basis.float(), persistent=False)
 
     def forward(self, reconstruction: Tensor, target: Tensor, counted: Tensor) -> SumCount:
@@ -140,30 +140,32 @@ class MultiResolutionSTFT(nn.Module):
             composite = torch.where(counted, reconstruction.float(), target)
             # Padded once, for the longest window: a shorter one's frames lie further inside.
             padding = max(self.window_lengths) // 2
-            padded = [_reflect(x, padding) for x in (composite, target, counted.float())]
-            pairs = [self._resolution(*padded, n, skip=padding - n // 2) for n in self.window_lengths]
+            ours, theirs = _reflect(composite, padding), _reflect(target, padding)
+            hidden = _reflect(counted.float(), padding)
+            pairs = [self._resolution(ours, theirs, hidden, n) for n in self.window_lengths]
         return SumCount(torch.stack([p.total for p in pairs]), torch.stack([p.count for p in pairs]))
 
-    def _resolution(self, composite: Tensor, target: Tensor, counted: Tensor, n: int, skip: int) -> SumCount:
+    def _resolution(self, composite: Tensor, target: Tensor, counted: Tensor, n: int) -> SumCount:
+        skip = (max(self.window_lengths) - n) // 2
         ours, theirs, hidden = (_quarters(x, n, skip) for x in (composite, target, counted))
         touched = F.max_pool1d(hidden.amax(2), 4, 1)  # (B, C, frames)
         totals, counts = [], []
         for c in range(self.channels):
             basis: Tensor = self.get_buffer(f"basis_{n}_{c}")
             with torch.no_grad():
-                wanted = self._power(theirs[:, c], basis)
-            distance = (self._power(ours[:, c], basis) / wanted).log().abs().sum(1)  # (B, frames)
+                wanted = self._log_power(theirs[:, c], basis)
+            distance = (self._log_power(ours[:, c], basis) - wanted).abs().sum(1)  # (B, frames)
             totals.append((distance * touched[:, c]).sum())
             counts.append(touched[:, c].sum() * (len(basis) // 2))
         return SumCount(torch.stack(totals), torch.stack(counts))
 
-    def _power(self, quarters: Tensor, basis: Tensor) -> Tensor:
+    def _log_power(self, quarters: Tensor, basis: Tensor) -> Tensor:
         if quarters.is_cuda:  # there, convolutions (not products) are rounded to TF32 by default
             spectrum = torch.einsum("bhfj,khj->bkf", quarters.unfold(-1, 4, 1), basis)
         else:
             spectrum = F.conv1d(quarters, basis)  # (B, n/4, frames + 3) -> (B, 2K, frames)
         real, imaginary = spectrum.chunk(2, dim=1)
-        return real.square() + imaginary.square() + self.floor
+        return (real.square() + imaginary.square() + self.floor).log()
 
 
 def _reflect(x: Tensor, padding: int) -> Tensor:
@@ -178,4 +180,4 @@ def _quarters(x: Tensor, n: int, skip: int) -> Tensor:
     """
     hop = n // 4
     count = (x.shape[-1] - 2 * skip) // hop
-    return x[..., skip : skip + count * hop].unflatten(-1, (count, hop)).transpose(-1, -2)
+    return x[..., skip : skip + count * hop].reshape(*x.shape[:2], count, hop).transpose(-1, -2)
