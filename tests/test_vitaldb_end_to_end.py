@@ -5,6 +5,12 @@ the `vitaldb` package's own writer from recordings of the embedded cohort.
 """
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -201,6 +207,33 @@ def test_cases_that_cannot_be_had_are_listed_and_skipped_only_when_allowed(
     assert summary["train"]["failed_cases"] == sorted([str(gone), str(lacking)])
     assert json.loads(index.read_text())["failed_cases"] == sorted([str(gone), str(lacking)])
     assert [check for check in check_store(tmp_path / "store") if not check.passed] == []
+
+
+@pytest.mark.slow
+def test_windows_killed_while_it_downloads_ends_in_the_same_bytes_and_leaves_nothing_half_done(
+    server: Server, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    prepare(tmp_path)
+    for case in ELIGIBLE:  # a byte now and then: about a second a case
+        server.misbehave(file_of(case), *[Fault(kind="crawl", value=0.01)] * 20)
+    arguments = ("--split-file", tmp_path / "splits_full.json", "--outdir", tmp_path / "store")
+    command = [sys.executable, "-m", "biofound", "windows", *map(str, arguments), "--workers", "2"]
+    moments, half_done = random.Random(0), 0
+    for _ in range(4):
+        before = sum(server.asked.values())
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+            deadline = time.monotonic() + 60
+            while sum(server.asked.values()) == before and time.monotonic() < deadline:
+                assert process.poll() is None
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0.1, 1.5))
+            os.killpg(process.pid, signal.SIGKILL)
+        half_done += len(list((tmp_path / "cache").rglob("*.partial")))
+    assert half_done > 0
+    server.faults.clear()
+    windows(tmp_path, "--workers", 2)
+    assert without_index(tmp_path / "store") == undisturbed
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_full_says_that_the_case_set_limits_it_unless_all_cases_are_asked_for(
