@@ -1,5 +1,6 @@
 """Whatever goes wrong: one clear message, the right exit code, and nothing half-written."""
 
+import errno
 import json
 import os
 import shutil
@@ -347,7 +348,11 @@ def test_store_with_a_file_cut_short_is_refused_before_the_first_step(
     shutil.copytree(all_done.store, store)
     path = next((store / "val").glob("*.npz"))
     path.write_bytes(path.read_bytes()[:3000])
-    says(pretrain_refused(tmp_path, "--data-dir", store), store / "val", "cut short", path.name)
+    says(
+        pretrain_refused(tmp_path, "--data-dir", store),
+        "1 of the 2 files in index.json are cut short",
+        path.name,
+    )
 
 
 X = np.random.default_rng(0).standard_normal((12, 2, 1250))
@@ -409,6 +414,22 @@ def test_output_that_cannot_be_written_is_said_before_the_work(all_done: Chain, 
             says(message, place, "cannot be written (", option)
             assert ".partial" not in message
             assert message.count("\n") == 1
+
+
+def test_full_disk_leaves_nothing_and_names_the_file(
+    all_done: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/.x.partial")
+
+    monkeypatch.setattr(os, "fsync", full)
+    best, output = all_done.output / "best_model.pt", tmp_path / "x.pt"
+    for path, command in [
+        (output, ("inflate", "--checkpoint", best, "--to", 5, "--output", output)),
+        (Path("splits_full.json"), ("prepare", "--source", "synthetic", "--mode", "full", "--output", ".")),
+    ]:
+        message = refused(*command, exit_code=DATA, nothing_new_in=tmp_path)
+        assert message.startswith(f"{path}: cannot be written (No space left on device)")
 
 
 def test_inflate_writes_neither_onto_its_checkpoint_nor_onto_a_directory(
