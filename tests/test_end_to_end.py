@@ -260,7 +260,7 @@ def when(path: Path, act) -> threading.Thread:
     """Call `act` from a thread as soon as `path` is there."""
 
     def watch() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.002)
         act()
@@ -296,7 +296,7 @@ def test_history_grows_while_a_process_runs_which_a_signal_then_ends(all_done: C
     arguments = ("--data-dir", all_done.store, "--output-dir", output, *SMALL_RUN, "--epochs", 5000)
     process = start("pretrain", *arguments, stderr=said)
     history, seen = output / "training_history.json", set()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(seen) < 4 and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.01)
         if history.is_file():

@@ -273,10 +273,12 @@ def pretrain_refused(tmp_path: Path, *arguments: object, exit_code: int = DATA) 
     return refused(*command, exit_code=exit_code, nothing_new_in=tmp_path)
 
 
-def test_data_dir_that_is_missing_or_holds_no_windows(tmp_path: Path) -> None:
+def test_data_dir_that_is_missing_or_holds_no_windows(all_done: Chain, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     missing = pretrain_refused(tmp_path, "--data-dir", tmp_path / "no")
     says(missing, f"{tmp_path / 'no'}: no such directory", "biofound windows")
+    message = pretrain_refused(tmp_path, "--data-dir", all_done.store / "train")
+    says(message, "this is the store of one split", f"directory that holds it, {all_done.store}")
     message = pretrain_refused(tmp_path, "--data-dir", tmp_path / "empty")
     says(message, "train/index.json", "train_windows.npz", "x or windows or data", "`channels`")
 

@@ -106,7 +106,10 @@ def open_windows(path: Path, split: str, *, sfreq_if_unsaid: float | None = None
 
 def _nothing_found(path: Path, split: str) -> str:
     if not path.is_dir():
-        return f"{path}: no such directory; expected the one that `biofound windows --outdir` wrote"
+        found = "not a directory" if path.exists() else "no such directory"
+        return f"{path}: {found}; expected the one that `biofound windows --outdir` wrote"
+    if (path / INDEX_NAME).is_file():
+        return f"{path}: this is the store of one split; give the directory that holds it, {path.parent}"
     if (path / split).is_dir() and any((path / split).iterdir()):
         return (
             f"{path / split}: holds no {INDEX_NAME}, so its build did not finish; run `biofound windows` "
