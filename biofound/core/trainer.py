@@ -214,7 +214,9 @@ class Trainer:
                     if constant_guess:
                         out = out._replace(values=torch.zeros_like(out.values))
                     terms = terms + self._loss_terms(out)
-        return self._losses(self._summed(terms)[0])
+        whole, _ = self._summed(terms)
+        self._require_counted(whole, "validation")
+        return self._losses(whole)
 
     def validation_mask(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The masks (B, P) of validation windows, the same in every epoch."""
@@ -340,6 +342,7 @@ class Trainer:
                 "cannot be scored; check the store with `biofound verify --data-dir`"
             )
         best = self.best_val_loss is None or val.loss < self.best_val_loss
+        self._require_counted(self._terms, "training")
         report = EpochReport(
             epoch=self.epoch + 1,
             train=self._losses(self._terms),
@@ -418,6 +421,16 @@ class Trainer:
             epoch=epoch,
             index=index,
         )
+
+    def _require_counted(self, terms: Terms, part: str) -> None:
+        """A channel of which nothing was hidden and real scores 0, which would look like success."""
+        counts = terms.msm.count.tolist()
+        empty = [name for name, count in zip(self.model.config.channels, counts, strict=True) if count == 0]
+        if empty:
+            raise TrainingError(
+                f"no {part} window has a real sample of {', '.join(empty)} where the mask hides it, so there is "
+                "nothing to score; the windows hold gaps only: build them again"
+            )
 
     def _require_finite(self, step: "_Step", batch: Batch) -> None:
         """Stop before the weights change, and leave a checkpoint from just before."""

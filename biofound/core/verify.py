@@ -460,7 +460,7 @@ def checkpoint_learned(subject: Subject) -> str:
     still = [name for name, tensor in checkpoint.encoder.items() if torch.equal(tensor, fresh[name])]
     moved = _norm_of_difference(checkpoint.encoder, fresh)
     text = f"{len(fresh) - len(still)} of {len(fresh)} tensors moved, by {moved:.2f} of their norm"
-    _require(checkpoint.step > 0 and not still, f"{text} in {checkpoint.step} steps")
+    _require(checkpoint.step > 0 and not still and math.isfinite(moved), f"{text} in {checkpoint.step} steps")
     return f"{text} in {checkpoint.step} steps"
 
 

@@ -218,3 +218,12 @@ def test_a_constant_guess_scores_the_squared_target_whatever_the_model(make, x):
     out = trainer.model(x[:4], mask)
     expected = out.target[out.counted].square().mean().item()
     assert got.msm == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_channel_of_gaps_only_stops_the_run_instead_of_scoring_0(make, windows, part):
+    empty = windows.copy()
+    empty[:, 1] = np.nan
+    trainer = make(**{part: empty})
+    with pytest.raises(TrainingError, match="has a real sample of ECG where the mask hides it"):
+        list(trainer.run())

@@ -326,6 +326,9 @@ def test_a_checkpoint_that_never_learned_is_noticed(with_checkpoint, train_confi
     check = outcome(replace(with_checkpoint, checkpoint=unmoved), "checkpoint learned")
     assert not check.passed
     assert check.measured.startswith("0 of")
+    broken = {name: tensor * float("nan") for name, tensor in whole.encoder.items()}
+    damaged = Checkpoint(**{**vars(whole), "encoder": broken})
+    assert not outcome(replace(with_checkpoint, checkpoint=damaged), "checkpoint learned").passed
 
 
 def test_an_error_inside_a_check_fails_that_check_alone(subject, monkeypatch):
