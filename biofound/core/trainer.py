@@ -428,8 +428,8 @@ class Trainer:
         empty = [name for name, count in zip(self.model.config.channels, counts, strict=True) if count == 0]
         if empty:
             raise TrainingError(
-                f"no {part} window has a real sample of {', '.join(empty)} where the mask hides it, so there is "
-                "nothing to score; the windows hold gaps only: build them again"
+                f"no {part} window has a real sample of {', '.join(empty)} where the mask hides it, so there "
+                "is nothing to score; the windows hold gaps only: build them again"
             )
 
     def _require_finite(self, step: "_Step", batch: Batch) -> None:
