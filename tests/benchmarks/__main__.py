@@ -1,4 +1,4 @@
-"""The measurements of training, in one table: `nox -s bench`, or `python -m tests.benchmarks`.
+"""The measurements of training and of windows, in one table: `nox -s bench`, `python -m tests.benchmarks`.
 
 Each row is a ratio of medians, measured in turns in one process. `--only a,d` measures single rows.
 Printed to a file or pipe, the table is Markdown, as it stands in docs/benchmarks.md.
@@ -12,7 +12,7 @@ import time
 import warnings
 from pathlib import Path
 
-KEYS = ("a", "a2", "b", "c", "c2", "d", "stft", "e", "f", "g", "gpu")
+KEYS = ("a", "a2", "b", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "w")
 COLUMNS = ("", "what", "value", "quartiles", "measured", "target", "anonymous memory, MB")
 
 
@@ -53,6 +53,7 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
     from tests.benchmarks.bench_memory import memory_rows
     from tests.benchmarks.bench_processes import process_rows
     from tests.benchmarks.bench_training import training_rows
+    from tests.benchmarks.bench_windows import windows_rows
     from tests.benchmarks.feeding_rows import feeding_rows
     from tests.benchmarks.ours import machine_precision
     from tests.benchmarks.timing import machine
@@ -75,6 +76,8 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
         rows += process_rows(directory=directory / "processes", precision=precision, rounds=3)
     if "gpu" in only:
         rows += gpu_rows(directory=directory / "gpu")
+    if "w" in only:
+        rows += windows_rows(directory=directory / "windows", rounds=min(given.rounds, 5))
     bf16 = "" if fastest == "bf16" else " (this processor does not multiply bf16)"
     return rows, f"{machine()}; {precision}{bf16}, {given.threads} thread(s), batch 128"
 
