@@ -22,6 +22,9 @@ class DistantSource(SyntheticSource):
         self.fetched = []
         self.last_is_here = threading.Event()
 
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "last_is_here"}
+
     def fetch(self, case_id: str) -> Path:
         self.fetched.append(case_id)
         if case_id == "syn0003_1":
