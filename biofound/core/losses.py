@@ -160,12 +160,16 @@ class MultiResolutionSTFT(nn.Module):
         return SumCount(torch.stack(totals), torch.stack(counts))
 
     def _log_power(self, quarters: Tensor, basis: Tensor) -> Tensor:
-        if quarters.is_cuda:  # there, convolutions (not products) are rounded to TF32 by default
-            spectrum = torch.einsum("bhfj,khj->bkf", quarters.unfold(-1, 4, 1), basis)
-        else:
-            spectrum = F.conv1d(quarters, basis)  # (B, n/4, frames + 3) -> (B, 2K, frames)
+        # On CUDA convolutions, not products, are rounded to TF32 by default.
+        transform = _by_products if quarters.is_cuda else F.conv1d
+        spectrum = transform(quarters, basis)  # (B, n/4, frames + 3) -> (B, 2K, frames)
         real, imaginary = spectrum.chunk(2, dim=1)
         return (real.square() + imaginary.square() + self.floor).log()
+
+
+def _by_products(quarters: Tensor, basis: Tensor) -> Tensor:
+    """The convolution of `F.conv1d`, as matrix products."""
+    return torch.einsum("bhfj,khj->bkf", quarters.unfold(-1, 4, 1), basis)
 
 
 def _reflect(x: Tensor, padding: int) -> Tensor:

@@ -69,7 +69,7 @@ def open_pretraining(
     import torch
 
     from biofound.core.checkpoint import load_checkpoint
-    from biofound.core.devices import resolve_precision
+    from biofound.core.devices import keep_freed_memory, resolve_precision
     from biofound.core.models import build_model, parameter_count
     from biofound.core.resident import ResidentWindows, fits
     from biofound.core.trainer import Trainer
@@ -81,6 +81,8 @@ def open_pretraining(
     train, val = open_training_windows(settings, data_dir)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     model = build_model(model_config(settings), seed=settings.seed)
     data = _description(train, val, settings)
     try:

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from biofound.core import losses
 from biofound.core.losses import (
     MultiResolutionSTFT,
     SumCount,
@@ -175,3 +176,11 @@ def test_a_window_that_does_not_fit_and_a_band_without_bins_are_refused():
 def test_sums_and_counts_add_up():
     a, b = SumCount(torch.tensor(1.0), torch.tensor(2.0)), SumCount(torch.tensor(5.0), torch.tensor(1.0))
     assert mean_of(a + b).item() == 2.0
+
+
+def test_the_transform_that_cuda_takes_equals_the_one_of_the_cpu():
+    random = torch.Generator().manual_seed(0)
+    quarters = torch.randn(3, 16, 40, generator=random)
+    basis = torch.randn(8, 16, 4, generator=random)
+    expected = torch.nn.functional.conv1d(quarters, basis)
+    assert torch.allclose(losses._by_products(quarters, basis), expected, atol=1e-4)
