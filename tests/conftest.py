@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# OpenMP's threads spin while they wait: two of them beside another busy process can take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A developer's own settings must not reach the tests.
 for variable in [name for name in os.environ if name.startswith("BIOFOUND_") and "_TEST_" not in name]:
     del os.environ[variable]

@@ -1,7 +1,6 @@
 """Uncompressed npz files: the same bytes every time, and members mapped at their offset."""
 
 import io
-import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from biofound.data.npz import find_members, map_members, member_names, write_npz
 from biofound.errors import DataError
+from tests.data.allocation import traced_memory
 
 ARRAYS = {
     "x": np.arange(24, dtype=np.float16).reshape(2, 3, 4),
@@ -23,12 +23,6 @@ def save(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     with path.open("wb") as file:
         write_npz(file, arrays)
     return path
-
-
-def anonymous_bytes() -> int:
-    """Memory of this process that no file stands behind, in bytes."""
-    (kilobytes,) = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(kilobytes) * 1024
 
 
 def test_numpy_reads_what_is_written(tmp_path):
@@ -122,11 +116,11 @@ def test_a_file_that_shrank_after_it_was_located_is_an_error(tmp_path):
 
 def test_mapping_reads_nothing_while_numpys_own_mmap_mode_reads_everything(tmp_path):
     path = save(tmp_path / "a.npz", {"x": np.ones((32, 1024, 1024), np.uint8)})
-    before = anonymous_bytes()
-    ours = map_members(path, find_members(path, ["x"]))["x"]
-    assert ours[::8, ::64].sum() == 4 * 16 * 1024
-    assert anonymous_bytes() - before < 4e6
-    with np.load(path, mmap_mode="r") as archive:
-        theirs = archive["x"]
-    assert not isinstance(theirs, np.memmap)
-    assert anonymous_bytes() - before > 30e6
+    with traced_memory() as peak:
+        ours = map_members(path, find_members(path, ["x"]))["x"]
+        assert ours[::8, ::64].sum() == 4 * 16 * 1024
+        assert peak() < 4e6
+        with np.load(path, mmap_mode="r") as archive:
+            theirs = archive["x"]
+        assert not isinstance(theirs, np.memmap)
+        assert peak() > 30e6

@@ -11,8 +11,8 @@ from biofound.data.npz import write_npz
 from biofound.data.store import StoreWindows, file_stem, fingerprint_of
 from biofound.data.windows import open_windows
 from biofound.errors import DataError
+from tests.data.allocation import traced_memory
 from tests.data.cohort import build, cohort
-from tests.data.test_npz import anonymous_bytes
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +130,11 @@ def test_reading_takes_no_memory_that_grows_with_the_store(tmp_path):
         write_npz(file, {"x": x, "start_s": np.arange(8000) * 10.0})
     write_index(directory, "a", 8000)
     del x
-    before = anonymous_bytes()
-    windows = open_windows(tmp_path, "train")
-    for _ in range(40):
-        windows.read(rng.integers(0, 8000, 64), rng.random(64))
-    assert anonymous_bytes() - before < 10e6
+    with traced_memory() as peak:
+        windows = open_windows(tmp_path, "train")
+        for _ in range(40):
+            windows.read(rng.integers(0, 8000, 64), rng.random(64))
+        assert peak() < 10e6
 
 
 def write_index(directory: Path, case_id: str, windows: int) -> None:
