@@ -92,23 +92,15 @@ def progress(title: str, *, total: int, unit: str) -> Iterator[Progress]:
     elif not sys.stderr.isatty():
         yield _Lines(title, total, unit)
     else:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        columns = (
+        columns = (  # so narrow that the text beside them fits 80 columns
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}, elapsed", markup=False),
-            TimeElapsedColumn(),
+            BarColumn(bar_width=8),
+            TextColumn("{task.completed}/{task.total} {task.fields[unit]}", markup=False),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[text]}", markup=False),
         )
         with RichProgress(*columns, console=_console()) as bar:
