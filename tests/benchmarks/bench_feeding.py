@@ -18,7 +18,7 @@ from rich.table import Table
 from biofound.data.npz import write_npz
 from biofound.data.store import StoreWindows
 from biofound.files import write_json
-from tests.data.test_npz import anonymous_bytes
+from tests.benchmarks.timing import anonymous_memory
 
 BATCH, ROUNDS = 128, 5
 SHAPE = (2, 1250)
@@ -109,9 +109,9 @@ def main() -> None:
             (directory / what).mkdir()
             store = make_store(directory / what, cases=cases, windows=windows)
             for crop in (False, True):
-                before = anonymous_bytes()
+                before = anonymous_memory()
                 ours = rate(batches(store, count=50, crop=crop))
-                gained = f"{(anonymous_bytes() - before) / 1e6:.1f} MB"
+                gained = f"{(anonymous_memory() - before) / 1e6:.1f} MB"
                 label = f"store of {what}, {'random crops' if crop else 'as stored'}"
                 table.add_row(label, f"{ours:,.0f}", f"{ours / base:,.0f}", gained)
     Console().print(table)
