@@ -1,6 +1,6 @@
 """The measurements of training and of windows, in one table: `nox -s bench`, `python -m tests.benchmarks`.
 
-Each row is a ratio of medians, measured in turns in one process. `--only a,d` measures single rows.
+Each row is a ratio of medians, measured in turns in one run. `--only a,d` measures single rows.
 Printed to a file or pipe, the table is Markdown, as it stands in docs/benchmarks.md.
 """
 
@@ -12,7 +12,7 @@ import time
 import warnings
 from pathlib import Path
 
-KEYS = ("a", "a2", "b", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "w")
+KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "w")
 COLUMNS = ("", "what", "value", "quartiles", "measured", "target", "anonymous memory, MB")
 
 
@@ -26,7 +26,6 @@ def arguments() -> argparse.Namespace:
         "--rounds", type=int, default=7, help="turns of each contender (default: %(default)s)"
     )
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
-    parser.add_argument("--no-memory", action="store_true", help="leave the peaks of memory out")
     return parser.parse_args()
 
 
@@ -66,7 +65,6 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
         precision=precision,
         threads=given.threads,
         rounds=given.rounds,
-        memory=not given.no_memory,
     )
     if "e" in only:
         rows += feeding_rows(directory=directory / "feeding", rounds=given.rounds)

@@ -27,7 +27,7 @@ def memory_rows(*, directory: Path, precision: str) -> list[Row]:
     peaks = []
     for gigabytes in (0.1, 4.0):
         store = large_store(directory / f"{gigabytes:g}GB", gigabytes)
-        peaks.append(in_new_process(peak_of_training, store, precision, preloaded=False))
+        peaks.append(in_new_process(peak_of_training, store, precision))
         shutil.rmtree(store)
     small, large = peaks
     growth = large - small

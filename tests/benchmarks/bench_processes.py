@@ -3,7 +3,6 @@
 import os
 import socket
 import time
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from biofound.core.distributed import joined_group
 from biofound.data.store import StoreWindows
 from tests.benchmarks.ours import BATCH, long_store, our_trainer
-from tests.benchmarks.timing import MB, PRELOADED, MemoryWatch, Row, cores, median, ratio, spread
+from tests.benchmarks.timing import MB, MemoryWatch, Row, cores, forking_context, median, ratio, spread
 
 STEPS = 10
 
@@ -46,8 +45,7 @@ def train_together(
     store: Path, output: Path, precision: str, processes: int, threads: int
 ) -> tuple[float, float]:
     """Seconds a step on rank 0's clock, and its peak of anonymous memory, in new processes."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forking_context()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": processes}

@@ -1,9 +1,8 @@
 """How fast our loop is: against `transformers.Trainer`, and against the machine's matrix products."""
 
-import gc
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,15 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from biofound.core.devices import AUTOCAST_DTYPE
 from biofound.core.losses import masked_squared_error, msm_loss
 from biofound.core.models import build_model
-from biofound.data.store import StoreWindows
-from tests.benchmarks.contenders import contenders, hidden_samples
+from tests.benchmarks.contenders import CONTENDERS, contend, hidden_samples
 from tests.benchmarks.ours import BATCH, MODEL, SAMPLES, WIDTH, long_store
 from tests.benchmarks.timing import (
     MB,
     Cost,
-    MemoryWatch,
     Row,
-    in_new_process,
+    TurnTaker,
     in_turns,
     median,
     ratio,
@@ -32,31 +29,27 @@ AGAINST = {
     "a": ("granite", "transformers.Trainer, granite's default TinyTimeMixer (fp32)", 4.0),
     "a2": ("granite, our shape", "the same, in our depth and expansion", None),
     "b": ("ours in Trainer", "transformers.Trainer, our model, losses and precision", 1.1),
+    "b2": ("ours in Trainer, memory kept", "the same, and it keeps the memory it frees as we do", None),
     "c": ("TSPulse", "transformers.Trainer, TSPulseForReconstruction as published (fp32)", 6.0),
     "c2": ("TSPulse, our patches", "the same, in our patches and width, time only", None),
 }
 """Row: the contender, what it is, and the factor by which our loop should be faster."""
-STEPS = {"ours": 4, "ours without STFT": 4, "ours in Trainer": 4}
-"""Steps a turn; of the slow contenders 2."""
 PRODUCTS = 40
 
 
-def training_rows(
-    only: set[str], *, directory: Path, precision: str, threads: int, rounds: int, memory: bool
-) -> list[Row]:
+def training_rows(only: set[str], *, directory: Path, precision: str, threads: int, rounds: int) -> list[Row]:
     """Rows a to d, and what the STFT term costs, from one set of turns."""
     wanted = {AGAINST[key][0] for key in only & AGAINST.keys()}
     if "stft" in only:
         wanted.add("ours without STFT")
     if not wanted and "d" not in only:
         return []
-    store = long_store(directory / "store")
-    costs = measure({"ours", *wanted}, store, directory, precision, threads, rounds, products="d" in only)
+    long_store(directory / "store")
+    names = [name for name in CONTENDERS if name in {"ours", *wanted}]
+    costs, peaks = measure(names, directory, precision, threads, rounds, products="d" in only)
     # On one thread processor time is what a step costs; other processes on the machine disturb it least.
     clock = "cpu" if threads == 1 else "wall"
     by_name = {name: seconds(cost, clock=clock) for name, cost in costs.items()}
-    alone = [name for name in costs if memory and "@" not in name]
-    peaks = {name: peak_memory(name, directory, precision, threads) for name in alone}
     rows = [_against(key, by_name, peaks) for key in AGAINST if key in only]
     if "d" in only:
         rows.append(_products(by_name, peaks, precision))
@@ -66,34 +59,31 @@ def training_rows(
 
 
 def measure(
-    names: set[str],
-    store: StoreWindows,
-    directory: Path,
-    precision: str,
-    threads: int,
-    rounds: int,
-    *,
-    products: bool,
-) -> dict[str, list[Cost]]:
-    """Seconds a step of each contender, in turns; with `products` of the two matrix products too."""
+    names: list[str], directory: Path, precision: str, threads: int, rounds: int, *, products: bool
+) -> tuple[dict[str, list[Cost]], dict[str, float]]:
+    """Seconds a step of each contender, in turns, and its peak of anonymous memory (bytes).
+
+    With `products` seconds of the two matrix products too.
+    """
     torch.set_num_threads(threads)
-    made = {
-        name: make(store, directory / name, STEPS.get(name, 2))
-        for name, make in contenders(precision=precision, threads=threads).items()
-        if name in names
-    }
-    turns = {name: _turn(steps, STEPS.get(name, 2)) for name, steps in made.items()}
-    if products:
-        turns |= {f"product@{shape}": _product(shape, precision) for shape in _shapes()}
-    costs = in_turns(turns, rounds=rounds)
-    for steps in made.values():
-        steps.close()  # type: ignore[attr-defined]
-    gc.collect()
-    return costs
+    with ExitStack() as stack:
+        takers = {}
+        for name in names:
+            takers[name] = TurnTaker(contend, name, directory, precision, threads)
+            stack.callback(takers[name].close)
+        turns = {name: _a_step(taker, CONTENDERS[name].steps) for name, taker in takers.items()}
+        if products:
+            turns |= {shape: _product(shape, precision) for shape in _shapes()}
+        costs = in_turns(turns, rounds=rounds)
+    return costs, {name: taker.peak for name, taker in takers.items()}
 
 
-def _turn(steps: Iterator[Any], count: int) -> Any:
-    return lambda: timed(lambda: next(steps), steps=count)
+def _a_step(taker: TurnTaker, steps: int) -> Callable[[], Cost]:
+    def turn() -> Cost:
+        cost = taker.turn()
+        return Cost(cost.wall / steps, cost.cpu / steps)
+
+    return turn
 
 
 def _against(key: str, by_name: dict[str, list[float]], peaks: dict[str, float]) -> Row:
@@ -138,7 +128,7 @@ def _shapes() -> dict[str, tuple[int, int, int]]:
     return {"model": (rows, WIDTH, MODEL.expansion_factor * WIDTH), "square": (2048, 2048, 2048)}
 
 
-def _product(shape: str, precision: str) -> Any:
+def _product(shape: str, precision: str) -> Callable[[], Cost]:
     m, k, n = _shapes()[shape]
     dtype = AUTOCAST_DTYPE.get(precision, torch.float32)
     a, b = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
@@ -164,7 +154,7 @@ def _products(by_name: dict[str, list[float]], peaks: dict[str, float], precisio
     flops = step_flops()
     rates = {}
     for shape, (m, k, n) in _shapes().items():
-        rates[shape] = [2 * m * k * n / s for s in by_name[f"product@{shape}"]]
+        rates[shape] = [2 * m * k * n / s for s in by_name[shape]]
     best = max(rates, key=lambda shape: median(rates[shape]))
     ours = [flops / s for s in by_name["ours"]]
     share = ratio(ours, rates[best])
@@ -181,24 +171,5 @@ def _products(by_name: dict[str, list[float]], peaks: dict[str, float], precisio
     )
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Memory
-
-
-def peak_memory(name: str, directory: Path, precision: str, threads: int) -> float:
-    """The most anonymous memory (bytes) that a new process holds after a step of the contender."""
-    return in_new_process(_peak, name, directory, precision, threads)
-
-
-def _peak(name: str, directory: Path, precision: str, threads: int) -> float:
-    torch.set_num_threads(threads)
-    store = StoreWindows(directory / "store")
-    with MemoryWatch() as watch:
-        steps = contenders(precision=precision, threads=threads)[name](store, directory / f"{name} alone", 1)
-        for _ in range(2):
-            next(steps)
-    return float(watch.peak)
-
-
 def _beside(peaks: dict[str, float], *names: str) -> str:
-    return " / ".join(f"{peaks[name] / MB:.0f}" for name in names if name in peaks)
+    return " / ".join(f"{peaks[name] / MB:.0f}" for name in names)

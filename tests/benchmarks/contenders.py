@@ -1,13 +1,13 @@
 """What is compared: our loop, and what a user would write with `transformers.Trainer`.
 
-Every contender is an iterator that makes some optimizer steps when it is asked for the next item, so
-that contenders take turns in one process while each keeps its model, optimizer and data.
+Every contender trains in a process of its own and pauses after some optimizer steps, so that contenders
+take turns while each keeps its model, optimizer, data and memory.
 """
 
-import tempfile
-import threading
+import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from biofound.core.devices import keep_freed_memory
 from biofound.core.losses import MultiResolutionSTFT, masked_squared_error, msm_loss, stft_loss
 from biofound.core.models import PretrainingModel, build_model, parameter_count
 from biofound.data.store import StoreWindows
 from tests.benchmarks.ours import BATCH, DATA, MODEL, PATCH, SAMPLES, WIDTH, default_config, our_loop
+from tests.benchmarks.timing import Pause
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations inside granite and transformers
@@ -159,67 +161,23 @@ class InMemory(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 class _Pause(transformers.TrainerCallback):  # type: ignore[misc]
-    """Hands over to the next contender after every `steps` steps."""
+    """Pauses before the first step, and after every `steps` steps."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
-        self.finished = False
+    def __init__(self, pause: Pause, steps: int) -> None:
+        self.pause, self.steps = pause, steps
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._wait()
+        self.pause()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.steps == 0:
-            self._wait()
-        control.should_training_stop = self.finished
-
-    def _wait(self) -> None:
-        self.done.release()
-        self.go.acquire()
+            self.pause()
 
 
 def transformers_loop(
-    model: nn.Module, data: InMemory, *, bf16: bool, steps: int, threads: int
-) -> Iterator[None]:
-    """`transformers.Trainer` with its defaults around `model`, stopped after every `steps` steps.
-
-    It runs in a thread of its own, which is idle unless it is its turn.
-    """
-    pause = _Pause(steps)
-    directory = tempfile.TemporaryDirectory()
-    failure: list[BaseException] = []
-
-    def train() -> None:
-        torch.set_num_threads(threads)  # OpenMP keeps this for each thread that computes
-        try:
-            _transformers_trainer(model, data, Path(directory.name), bf16=bf16, pause=pause).train()
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            pause.done.release()
-
-    thread = threading.Thread(target=train, daemon=True)
-    thread.start()
-    pause.done.acquire()
-    try:
-        while not failure:
-            pause.go.release()
-            pause.done.acquire()
-            if failure:
-                raise failure[0]
-            yield
-        raise failure[0]
-    finally:
-        pause.finished = True
-        pause.go.release()
-        thread.join()
-        directory.cleanup()
-
-
-def _transformers_trainer(
-    model: nn.Module, data: InMemory, output: Path, *, bf16: bool, pause: _Pause
-) -> transformers.Trainer:
+    model: nn.Module, data: InMemory, output: Path, *, bf16: bool, steps: int, pause: Pause
+) -> None:
+    """`transformers.Trainer` with its defaults around `model`; it pauses after every `steps` steps."""
     arguments = transformers.TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=BATCH,
@@ -233,34 +191,63 @@ def _transformers_trainer(
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data, callbacks=[pause])
+    trainer = transformers.Trainer(
+        model=model, args=arguments, train_dataset=data, callbacks=[_Pause(pause, steps)]
+    )
     trainer.remove_callback(transformers.PrinterCallback)
-    return trainer
+    trainer.train()
 
 
-Contender = Callable[[StoreWindows, Path, int], Iterator[Any]]
+# ---------------------------------------------------------------------------------------------------------
+# By name
 
 
-def contenders(*, precision: str, threads: int) -> dict[str, Contender]:
-    """By name, what makes each: (store, directory to write in, steps a turn) -> steps in turns."""
-    bf16 = precision == "bf16"
+@dataclass(frozen=True)
+class Contender:
+    """Somebody's model in somebody's loop."""
 
-    def ours(stft: bool) -> Contender:
-        return lambda store, output, steps: our_loop(
-            store, output, precision=precision, steps=steps, stft=stft
-        )
+    theirs: Callable[[], nn.Module] | None = None
+    """What makes the model that is put in `transformers.Trainer`; None: our loop."""
+    stft: bool = True
+    """Of our loop: whether it has the STFT term."""
+    our_precision: bool = False
+    """Of theirs: in our precision, else in fp32."""
+    keeps_memory: bool = False
+    """Of theirs: the C library keeps what a step frees, as `biofound pretrain` has it do."""
 
-    def theirs(make: Callable[[], nn.Module], *, bf16: bool = False) -> Contender:
-        return lambda store, _, steps: transformers_loop(
-            make(), InMemory(store), bf16=bf16, steps=steps, threads=threads
-        )
+    @property
+    def steps(self) -> int:
+        """Steps a turn: of the slow ones fewer."""
+        return 4 if self.theirs is None or self.our_precision else 2
 
-    return {
-        "ours": ours(stft=True),
-        "ours without STFT": ours(stft=False),
-        "ours in Trainer": theirs(OursInTrainer, bf16=bf16),
-        "granite": theirs(granite_default),
-        "granite, our shape": theirs(granite_in_our_shape),
-        "TSPulse": theirs(tspulse),
-        "TSPulse, our patches": theirs(tspulse_in_our_patches),
-    }
+
+CONTENDERS = {
+    "ours": Contender(),
+    "ours without STFT": Contender(stft=False),
+    "ours in Trainer": Contender(OursInTrainer, our_precision=True),
+    "ours in Trainer, memory kept": Contender(OursInTrainer, our_precision=True, keeps_memory=True),
+    "granite": Contender(granite_default),
+    "granite, our shape": Contender(granite_in_our_shape),
+    "TSPulse": Contender(tspulse),
+    "TSPulse, our patches": Contender(tspulse_in_our_patches),
+}
+
+
+def contend(name: str, directory: Path, precision: str, threads: int, pause: Pause) -> None:
+    """Train as contender `name` on the store in `directory`, pausing after every turn; it has no end."""
+    # What is said once about defaults and deprecations of granite and transformers.
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(threads)
+    contender, store, output = CONTENDERS[name], StoreWindows(directory / "store"), directory / name
+    if contender.theirs is None:
+        pause()
+        for _ in our_loop(store, output, precision=precision, steps=contender.steps, stft=contender.stft):
+            pause()
+        return
+    if contender.keeps_memory:
+        keep_freed_memory()
+    bf16 = contender.our_precision and precision == "bf16"
+    transformers_loop(
+        contender.theirs(), InMemory(store), output, bf16=bf16, steps=contender.steps, pause=pause
+    )

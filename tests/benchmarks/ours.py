@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biofound.core.checkpoint import DataDescription
-from biofound.core.devices import resolve_precision
+from biofound.core.devices import keep_freed_memory, resolve_precision
 from biofound.core.distributed import ALONE, Group
 from biofound.core.losses import MultiResolutionSTFT, SumCount
 from biofound.core.models import ModelConfig, build_model
@@ -99,7 +99,9 @@ def our_trainer(
     group: Group = ALONE,
     **changes: Any,
 ) -> Trainer:
-    """The real trainer, with the default settings."""
+    """The real trainer with the default settings, and the process's memory as `biofound pretrain` has it."""
+    if device == "cpu":
+        keep_freed_memory()
     return Trainer(
         model=build_model(MODEL, seed=42),
         train=store,

@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -84,16 +86,75 @@ def spread(above: list[float], below: list[float], form: str = "{:.2f}") -> str:
 PRELOADED = ["tests.benchmarks.bench_training", "tests.benchmarks.bench_processes"]
 
 
-def in_new_process(function: Callable[..., T], *arguments: Any, preloaded: bool = True) -> T:
-    """Call `function` in a process that has done nothing yet.
+def forking_context() -> ForkServerContext:
+    """New processes are forked from one that has the contenders imported and has computed nothing."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
-    It is forked from one that has the contenders imported, or not `preloaded` imports what it needs alone.
-    """
-    context = get_context("forkserver" if preloaded else "spawn")
-    if isinstance(context, ForkServerContext):
-        context.set_forkserver_preload(PRELOADED)
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+
+def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call `function` in a process that imports what it needs, and nothing else."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
+
+
+Pause = Callable[[], None]
+"""What a contender calls when it is ready, and after every turn; it returns when the next turn begins."""
+
+
+class TurnTaker:
+    """A contender in a process of its own, which stands still unless it is its turn.
+
+    Of its own, because how the C library keeps and returns memory is a process's property, and part of
+    what is compared: `biofound pretrain` has it keep what a step frees.
+    """
+
+    def __init__(self, contend: Callable[..., None], *arguments: Any) -> None:
+        """Start `contend(*arguments, pause)`, and wait until it is ready."""
+        context = forking_context()
+        self.peak = 0.0
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_contend, args=(theirs, contend, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._receive()
+
+    def turn(self) -> Cost:
+        """Have it take its turn: what that cost. After the first turn, `peak` has its anonymous memory."""
+        self._connection.send(None)
+        return self._receive()
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join()
+
+    def _receive(self) -> Cost:
+        try:
+            cost, self.peak = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"a contender ended with {self._process.exitcode}") from None
+        return cost
+
+
+def _contend(connection: Connection, contend: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    with MemoryWatch() as watch, suppress(EOFError):  # the end of the connection ends the process
+        clocks = time.perf_counter(), time.process_time()
+        turns = 0
+
+        def pause() -> None:
+            nonlocal clocks, turns
+            cost = Cost(time.perf_counter() - clocks[0], time.process_time() - clocks[1])
+            if turns == 1:
+                watch.stop()  # looking costs time, so only the first turn is watched
+            turns += 1
+            connection.send((cost, float(watch.peak)))
+            connection.recv()
+            clocks = time.perf_counter(), time.process_time()
+
+        contend(*arguments, pause)
 
 
 def anonymous_memory() -> int:
@@ -118,9 +179,12 @@ class MemoryWatch:
         while not self._stop.wait(0.003):
             self.peak = max(self.peak, anonymous_memory())
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         self._stop.set()
         self._thread.join()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 def cores() -> int:
