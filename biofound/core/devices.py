@@ -63,5 +63,6 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "mallopt"):
         return False
-    trim_threshold, mmap_threshold, a_gigabyte = -1, -3, 1 << 30  # M_* of malloc.h
-    return all(libc.mallopt(name, a_gigabyte) == 1 for name in (trim_threshold, mmap_threshold))
+    trim_threshold, mmap_threshold, arena_max, a_gigabyte = -1, -3, -8, 1 << 30  # M_* of malloc.h
+    options = ((trim_threshold, a_gigabyte), (mmap_threshold, a_gigabyte), (arena_max, 1))
+    return all(libc.mallopt(name, value) == 1 for name, value in options)

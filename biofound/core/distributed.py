@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,13 @@ from torch import Tensor
 
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others, such as while rank 0 builds windows."""
+
+
+class Part(NamedTuple):
+    """Some windows of a global batch, and which of its parts they are."""
+
+    number: int
+    windows: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,9 +41,16 @@ class Group:
             dist.all_reduce(values)
         return values
 
-    def share(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's part of a global batch; parts differ by at most one window and may be empty."""
-        return np.array_split(batch, self.size)[self.rank]
+    def parts(self, batch: NDArray[np.int64], *, alone: int = 1) -> list[Part]:
+        """This process's parts of a global batch; parts differ by at most one window and may be empty.
+
+        Each process has one. A process alone has so many as `alone` says: with two it computes the very
+        numbers that two processes do.
+        """
+        cut = [
+            Part(number, index) for number, index in enumerate(np.array_split(batch, max(self.size, alone)))
+        ]
+        return cut if self.size == 1 else [cut[self.rank]]
 
     def wait(self) -> None:
         """Go on when every process has come here."""

@@ -162,9 +162,10 @@ class MultiResolutionSTFT(nn.Module):
     def _log_power(self, quarters: Tensor, basis: Tensor) -> Tensor:
         # On CUDA convolutions, not products, are rounded to TF32 by default.
         transform = _by_products if quarters.is_cuda else F.conv1d
-        spectrum = transform(quarters, basis)  # (B, n/4, frames + 3) -> (B, 2K, frames)
+        spectrum = transform(quarters.contiguous(), basis)  # (B, n/4, frames + 3) -> (B, 2K, frames)
         real, imaginary = spectrum.chunk(2, dim=1)
-        return (real.square() + imaginary.square() + self.floor).log()
+        floored = torch.addcmul(spectrum.new_tensor(self.floor), real, real)
+        return torch.addcmul(floored, imaginary, imaginary).log()
 
 
 def _by_products(quarters: Tensor, basis: Tensor) -> Tensor:

@@ -103,6 +103,11 @@ def normalise(x: Tensor, *, visible: Tensor, observed: Tensor) -> Normalised:
     return Normalised(values, mean * peak, std * peak)
 
 
+def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Granite hands its patch mixers a transposed view, whose product takes the bias in a pass of its own."""
+    return (inputs[0].contiguous(),)
+
+
 class Encoded(NamedTuple):
     """What the encoder makes of a window, and the scale it saw it in."""
 
@@ -145,6 +150,8 @@ class Encoder(nn.Module):
                 use_decoder=False,
             )
         )
+        for layer in self.backbone.encoder.mlp_mixer_encoder.mixers:
+            layer.patch_mixer.mlp.fc1.register_forward_pre_hook(_contiguous)
         width = config.d_model
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
         self.channel_embedding = nn.ParameterDict(

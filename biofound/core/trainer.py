@@ -1,14 +1,14 @@
 """How an encoder is pretrained: the loop, its validation, its checkpoints and its resumption.
 
 The loop is an iterator of reports: it computes and writes files, and never prints. Everything random
-depends on (seed, epoch, sample index) or (seed, step, rank) alone, so a run that was killed and resumed
-computes what it would have computed.
+depends on (seed, epoch, sample index) or (seed, step, part of the batch) alone, so a run that was killed
+and resumed computes what it would have computed.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
 from biofound.core.devices import AUTOCAST_DTYPE
-from biofound.core.distributed import ALONE, Group
+from biofound.core.distributed import ALONE, Group, Part
 from biofound.core.history import (
     EpochReport,
     Losses,
@@ -39,6 +39,7 @@ from biofound.core.meter import Meter
 from biofound.core.models import PretrainingModel, Reconstruction
 from biofound.core.optimizer import flat_gradient, make_optimizer
 from biofound.core.order import Shuffle, epoch_order
+from biofound.core.parts import PARTS_ALONE, parts_on
 from biofound.core.schedule import learning_rate
 from biofound.core.terms import Terms
 from biofound.errors import CheckpointError, TrainingError
@@ -97,21 +98,27 @@ class TrainConfig:
     on_write_error: Literal["stop", "continue"]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """This process's share of a global batch: windows (B, C, T) and masks (B, P); it may be empty."""
+class LoadedPart(NamedTuple):
+    """A part of a global batch: its place among the parts, windows (B, C, T) and masks (B, P)."""
 
-    index: NDArray[np.int64]
-    """Of the whole global batch."""
+    number: int
     windows: Tensor
     mask: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A global batch, and the parts of it that this process computes; there may be none."""
+
+    index: NDArray[np.int64]
+    parts: list[LoadedPart]
 
 
 class Trainer:
     """Pretrains a model on windows and leaves its files in a directory.
 
     Validation masks are drawn once for the whole run, and validation windows are never cropped, so its
-    losses can be compared. In a group of processes, each takes its share of every global batch, sums and
+    losses can be compared. In a group of processes, each takes its part of every global batch, sums and
     counts are added up before the one division, and rank 0 alone writes.
     """
 
@@ -163,6 +170,7 @@ class Trainer:
         self.reports: list[EpochReport] = []
         self.interrupted = False
         self._forward_model = torch.compile(model) if config.compile else model
+        self._parts = parts_on(device, model, compiled=config.compile, processes=group.size)
         self._gradient = flat_gradient(model)
         self._terms = self._no_terms()
         self._seconds_before = 0.0
@@ -182,6 +190,10 @@ class Trainer:
             TrainingError: when a loss or gradient is not finite, or a file cannot be written and the run
                 is not to go on.
         """
+        with self._parts.sharing_threads():
+            yield from self._run()
+
+    def _run(self) -> Iterator[Report]:
         if self.step == 0:
             yield from self._save(LAST)  # so that whatever is killed can be resumed
         while self.epoch < self.config.epochs:
@@ -204,17 +216,19 @@ class Trainer:
                 that has learned nothing reaches.
         """
         self.model.eval()
-        terms = self._no_terms()
-        with torch.inference_mode():
-            for chunk in _chunks(np.arange(len(self.val)), self.config.batch_size):
-                share = self.group.share(chunk)
-                if len(share):
-                    mask = torch.from_numpy(self.validation_mask(share)).to(self.device)
-                    out = self._forward(torch.as_tensor(self.val.read(share)).to(self.device), mask)
-                    if constant_guess:
-                        out = out._replace(values=torch.zeros_like(out.values))
-                    terms = terms + self._loss_terms(out)
-        whole, _ = self._summed(terms)
+        terms: dict[int, Terms] = {}  # by part, as processes would add them up
+
+        def add(part: Part) -> None:
+            with torch.inference_mode():
+                mask = torch.from_numpy(self.validation_mask(part.windows)).to(self.device)
+                out = self._forward(torch.as_tensor(self.val.read(part.windows)).to(self.device), mask)
+                if constant_guess:
+                    out = out._replace(values=torch.zeros_like(out.values))
+                terms[part.number] = terms.get(part.number, self._no_terms()) + self._loss_terms(out)
+
+        for chunk in _chunks(np.arange(len(self.val)), self.config.batch_size):
+            self._parts.map(add, self._parts_of(chunk))
+        whole, _ = self._summed(terms.values())
         self._require_counted(whole, "validation")
         return self._losses(whole)
 
@@ -267,21 +281,26 @@ class Trainer:
                     upcoming = reader.submit(self._load, batches[position + 1])
                 yield batch
 
+    def _parts_of(self, batch: NDArray[np.int64]) -> list[Part]:
+        """What this process computes of a global batch: its parts that are not empty."""
+        parts = self.group.parts(batch, alone=PARTS_ALONE if self.device.type == "cpu" else 1)
+        return [part for part in parts if len(part.windows)]
+
     def _load(self, index: NDArray[np.int64]) -> Batch:
-        share, config = self.group.share(index), self.config
-        if not len(share):
-            return Batch(index, torch.empty(0), torch.empty(0, dtype=torch.bool))
-        crop = None
+        return Batch(index, [self._load_part(part) for part in self._parts_of(index)])
+
+    def _load_part(self, part: Part) -> LoadedPart:
+        config, crop = self.config, None
         if config.random_crop:
             crop = keyed_uniform(
-                seed=config.seed, stream=Stream.CROP, epoch=self.epoch, index=share, count=1
+                seed=config.seed, stream=Stream.CROP, epoch=self.epoch, index=part.windows, count=1
             )[:, 0]
-        windows = torch.as_tensor(self.train.read(share, crop))
-        mask = torch.from_numpy(self._mask(Stream.TRAIN_MASK, self.epoch, share))
+        windows = torch.as_tensor(self.train.read(part.windows, crop))
+        mask = torch.from_numpy(self._mask(Stream.TRAIN_MASK, self.epoch, part.windows))
         if self.device.type == "cuda":
             mask = mask.pin_memory()
             windows = windows if windows.is_cuda else windows.pin_memory()
-        return Batch(index, windows, mask)
+        return LoadedPart(part.number, windows, mask)
 
     def _train_step(self, batch: Batch) -> "_Step":
         config = self.config
@@ -295,18 +314,9 @@ class Trainer:
         for settings in self.optimizer.param_groups:
             settings["lr"] = lr
         self._gradient.zero_()
-        terms = self._no_terms()
-        if len(batch.windows):
-            with self._keyed_dropout():
-                out = self._forward(
-                    batch.windows.to(self.device, non_blocking=True),
-                    batch.mask.to(self.device, non_blocking=True),
-                )
-            terms = self._loss_terms(out)
+        terms = self._parts.map(self._part_terms, batch.parts)
         whole, self.interrupted = self._summed(terms, stop=self.stop())
-        if len(batch.windows):
-            own = terms.counted_as(whole).total(stft_weight=config.stft_weight)
-            torch.autograd.backward(self.scaler.scale(own))
+        self._parts.map(lambda own: self._backward(own, whole), terms)
         self.group.sum(self._gradient)
         self.scaler.unscale_(self.optimizer)
         norm = self._gradient.norm()
@@ -375,15 +385,26 @@ class Trainer:
         return out
 
     @contextmanager
-    def _keyed_dropout(self) -> Iterator[None]:
-        """Dropout that depends on (seed, step, rank) alone; the global generator is put back afterwards."""
+    def _keyed_dropout(self, part: int) -> Iterator[None]:
+        """Dropout that depends on (seed, step, part) alone; the global generator is put back afterwards."""
         if self.model.config.dropout == 0:
             yield
             return
-        key = np.random.SeedSequence([self.config.seed, self.step, self.group.rank])
+        key = np.random.SeedSequence([self.config.seed, self.step, part])
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
             yield
+
+    def _part_terms(self, part: LoadedPart) -> Terms:
+        with self._keyed_dropout(part.number):
+            out = self._forward(
+                part.windows.to(self.device, non_blocking=True), part.mask.to(self.device, non_blocking=True)
+            )
+        return self._loss_terms(out)
+
+    def _backward(self, own: Terms, whole: Terms) -> None:
+        loss = own.counted_as(whole).total(stft_weight=self.config.stft_weight)
+        torch.autograd.backward(self.scaler.scale(loss))
 
     def _loss_terms(self, out: Reconstruction) -> Terms:
         return Terms(
@@ -398,9 +419,9 @@ class Trainer:
             device=self.device,
         )
 
-    def _summed(self, terms: Terms, *, stop: bool = False) -> tuple[Terms, bool]:
-        """The terms of all ranks together, and whether any rank is to stop: one exchange for both."""
-        packed = terms.packed()
+    def _summed(self, terms: Iterable[Terms], *, stop: bool = False) -> tuple[Terms, bool]:
+        """The terms of all parts and ranks, and whether any rank is to stop: one exchange for both."""
+        packed = sum(terms, start=self._no_terms()).packed()
         if self.group.size > 1:
             packed = self.group.sum(torch.cat([packed, packed.new_tensor([float(stop)])]))
             packed, stop = packed[:-1], bool(packed[-1] > 0)

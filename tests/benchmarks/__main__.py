@@ -20,7 +20,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", default=",".join(KEYS), help="rows to measure (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=1, help="threads of rows a to e (default: %(default)s)"
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="threads of rows a to c and f (default: one a core)",
     )
     parser.add_argument(
         "--rounds", type=int, default=7, help="turns of each contender (default: %(default)s)"
@@ -69,7 +72,7 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
     if "e" in only:
         rows += feeding_rows(directory=directory / "feeding", rounds=given.rounds)
     if "f" in only:
-        rows += memory_rows(directory=directory / "memory", precision=precision)
+        rows += memory_rows(directory=directory / "memory", precision=precision, threads=given.threads)
     if "g" in only:
         rows += process_rows(directory=directory / "processes", precision=precision, rounds=3)
     if "gpu" in only:

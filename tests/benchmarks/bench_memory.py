@@ -22,12 +22,12 @@ STEPS = 8
 BATCHES_READ = 300
 
 
-def memory_rows(*, directory: Path, precision: str) -> list[Row]:
+def memory_rows(*, directory: Path, precision: str, threads: int) -> list[Row]:
     """Row f: growth and total of anonymous memory."""
     peaks = []
     for gigabytes in (0.1, 4.0):
         store = large_store(directory / f"{gigabytes:g}GB", gigabytes)
-        peaks.append(in_new_process(peak_of_training, store, precision))
+        peaks.append(in_new_process(peak_of_training, store, precision, threads))
         shutil.rmtree(store)
     small, large = peaks
     growth = large - small
@@ -69,9 +69,9 @@ def large_store(directory: Path, gigabytes: float) -> Path:
     return directory
 
 
-def peak_of_training(directory: Path, precision: str) -> int:
+def peak_of_training(directory: Path, precision: str, threads: int) -> int:
     """The most anonymous memory of a process that trains some steps and reads many batches more."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     with MemoryWatch() as watch:
         store = StoreWindows(directory)
         output = directory / "output"

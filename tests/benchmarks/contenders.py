@@ -214,6 +214,8 @@ class Contender:
     """Of theirs: in our precision, else in fp32."""
     keeps_memory: bool = False
     """Of theirs: the C library keeps what a step frees, as `biofound pretrain` has it do."""
+    threads: int | None = None
+    """Its threads where it has not as many as the others."""
 
     @property
     def steps(self) -> int:
@@ -223,6 +225,7 @@ class Contender:
 
 CONTENDERS = {
     "ours": Contender(),
+    "ours, one thread": Contender(threads=1),
     "ours without STFT": Contender(stft=False),
     "ours in Trainer": Contender(OursInTrainer, our_precision=True),
     "ours in Trainer, memory kept": Contender(OursInTrainer, our_precision=True, keeps_memory=True),
@@ -238,8 +241,8 @@ def contend(name: str, directory: Path, precision: str, threads: int, pause: Pau
     # What is said once about defaults and deprecations of granite and transformers.
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    torch.set_num_threads(threads)
     contender, store, output = CONTENDERS[name], StoreWindows(directory / "store"), directory / name
+    torch.set_num_threads(contender.threads or threads)
     if contender.theirs is None:
         pause()
         for _ in our_loop(store, output, precision=precision, steps=contender.steps, stft=contender.stft):

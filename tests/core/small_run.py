@@ -2,7 +2,8 @@
 
 `start` runs it in new processes of this machine without importing torch anew in each.
 
-Keys: windows, batch_size, epochs, dropout, stop_at (a step), resume (0 or 1), step_seconds (slows it down).
+Keys: windows, batch_size, epochs, dropout, default_model (0 or 1), stop_at (a step), resume (0 or 1),
+step_seconds (slows it down).
 """
 
 import multiprocessing
@@ -20,7 +21,7 @@ from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import LAST, TrainConfig, Trainer
 from biofound.core.verify import probe_windows
 
-from .conftest import SMALL, MemoryWindows
+from .conftest import DEFAULT, SMALL, MemoryWindows
 
 BAND = {"low_hz": 0.5, "high_hz": 8.0, "order": 4}
 
@@ -28,11 +29,13 @@ BAND = {"low_hz": 0.5, "high_hz": 8.0, "order": 4}
 def run(output: Path, **said: float) -> Trainer:
     """Run to the end (or to `stop_at`), from `last_model.pt` with `resume`."""
     given = {"windows": 11, "batch_size": 5, "epochs": 2, "dropout": 0.0, "stop_at": 0, "resume": 0, **said}
-    windows = probe_windows(windows=int(given["windows"]), channels=2, samples=250, sfreq=125.0, seed=0)
+    shape = DEFAULT if given.get("default_model") else SMALL
+    samples = shape["context_length"]
+    windows = probe_windows(windows=int(given["windows"]), channels=2, samples=samples, sfreq=125.0, seed=0)
     with joined_group(torch.device("cpu")) as (group, device):
         trainer = Trainer(
             model=build_model(
-                ModelConfig(channels=("PPG", "ECG"), dropout=given["dropout"], **SMALL), seed=1
+                ModelConfig(channels=("PPG", "ECG"), dropout=given["dropout"], **shape), seed=1
             ),
             train=MemoryWindows(windows),
             val=MemoryWindows(windows[:3]),

@@ -79,8 +79,8 @@ def test_every_epoch_visits_every_window_once_in_an_order_of_its_own(make):
     read = trainer.train.read
     trainer.train.read = lambda index, crop=None: (seen.append(index), read(index, crop))[1]
     list(trainer.run())
-    assert [len(batch) for batch in seen] == [5, 5, 2] * 3
-    orders = [tuple(np.concatenate(seen[first : first + 3])) for first in (0, 3, 6)]
+    assert [len(part) for part in seen] == [3, 2, 3, 2, 1, 1] * 3  # batches of 5, 5 and 2, in two parts each
+    orders = [tuple(np.concatenate(seen[first : first + 6])) for first in (0, 6, 12)]
     assert all(sorted(order) == list(range(12)) for order in orders)
     assert len(set(orders)) == 3
 
@@ -106,7 +106,7 @@ def test_validation_masks_are_fixed_and_validation_windows_are_not_cropped(make)
     vals = [r.val.loss for r in epochs(trainer.run())]
     assert vals == pytest.approx([vals[0]] * 3, rel=1e-6)
     assert not trainer.val.crops
-    assert len(trainer.train.crops) == 9
+    assert len(trainer.train.crops) == 18
 
 
 def test_crops_can_be_turned_off_and_differ_by_epoch(make):
@@ -115,7 +115,7 @@ def test_crops_can_be_turned_off_and_differ_by_epoch(make):
     assert not trainer.train.crops
     trainer = make()
     list(trainer.run())
-    assert len({tuple(c) for c in trainer.train.crops}) == 9
+    assert len({tuple(c) for c in trainer.train.crops}) == 18
 
 
 def test_training_learns(make):

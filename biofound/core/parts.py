@@ -1,0 +1,77 @@
+"""How one process computes the parts of a batch: in threads side by side, or one after the other."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from biofound.core.models import PretrainingModel
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+PARTS_ALONE = 2
+"""The parts in which a process alone on a CPU computes a batch, as two processes would.
+
+With them its losses are those of two processes bit for bit. A difference in one product's rounding would
+grow a thousandfold in ten steps. More than two sums would depend on the order in which they are added.
+"""
+
+
+class PartsInTurn:
+    """One part after the other, each with all the threads of torch."""
+
+    @contextmanager
+    def sharing_threads(self) -> Iterator[None]:
+        """Nothing is shared out."""
+        yield
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """The results, in order."""
+        return [function(item) for item in items]
+
+
+class PartsSideBySide:
+    """Each part in a thread of its own, with its share of the threads that torch may use.
+
+    Threads within a product meet at its end and wait by spinning, hundreds of times a step, which collapses
+    where another program wants the core. These meet twice a step, and sleep.
+    """
+
+    def __init__(self, *, threads: int) -> None:
+        """Share out `threads` of torch."""
+        self.share = max(1, threads // PARTS_ALONE)
+        self._pool = ThreadPoolExecutor(
+            PARTS_ALONE, thread_name_prefix="part", initializer=torch.set_num_threads, initargs=(self.share,)
+        )
+
+    @contextmanager
+    def sharing_threads(self) -> Iterator[None]:
+        """Within it the calling thread has a part's share too: what spins for it would take a part's core."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.share)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """The results, in order; what `function` raises is raised here when all have ended."""
+        futures = [self._pool.submit(function, item) for item in items]
+        return [future.result() for future in futures]
+
+
+def parts_on(
+    device: torch.device, model: PretrainingModel, *, compiled: bool, processes: int
+) -> PartsInTurn | PartsSideBySide:
+    """Side by side where threads can be shared out, and what a part computes depends on nothing shared.
+
+    Dropout draws from the one global generator, and `torch.compile` compiles in the first caller's thread.
+    """
+    threads = torch.get_num_threads()
+    alone = device.type == "cpu" and processes == 1
+    if alone and threads > 1 and model.config.dropout == 0 and not compiled:
+        return PartsSideBySide(threads=threads)
+    return PartsInTurn()

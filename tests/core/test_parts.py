@@ -1,0 +1,60 @@
+"""How the parts of a batch are computed, beside what test_distributed.py shows: the same bits either way."""
+
+import threading
+
+import pytest
+import torch
+
+from biofound.core.models import ModelConfig, build_model
+from biofound.core.parts import PartsInTurn, PartsSideBySide, parts_on
+
+from .conftest import SMALL
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def small_model(dropout=0.0):
+    return build_model(ModelConfig(channels=("PPG", "ECG"), dropout=dropout, **SMALL), seed=1)
+
+
+def test_side_by_side_where_there_are_threads(two_threads):
+    model = small_model()
+    assert isinstance(parts_on(CPU, model, compiled=False, processes=1), PartsSideBySide)
+    assert isinstance(parts_on(CPU, model, compiled=True, processes=1), PartsInTurn)
+    assert isinstance(parts_on(CPU, model, compiled=False, processes=2), PartsInTurn)
+    assert isinstance(parts_on(torch.device("cuda"), model, compiled=False, processes=1), PartsInTurn)
+    # Dropout draws from one generator: which part came first would change its masks.
+    assert isinstance(parts_on(CPU, small_model(dropout=0.1), compiled=False, processes=1), PartsInTurn)
+    torch.set_num_threads(1)
+    assert isinstance(parts_on(CPU, model, compiled=False, processes=1), PartsInTurn)
+
+
+def test_parts_side_by_side_run_at_the_same_time_and_share_the_threads(two_threads):
+    meet = threading.Barrier(2, timeout=20)
+
+    def part(number):
+        meet.wait()  # returns only when both are here
+        return number, torch.get_num_threads()
+
+    parts = PartsSideBySide(threads=8)
+    assert parts.map(part, [0, 1]) == [(0, 4), (1, 4)]
+    with parts.sharing_threads():
+        assert torch.get_num_threads() == 4
+    assert torch.get_num_threads() == 2
+    assert PartsSideBySide(threads=3).map(part, [0, 1]) == [(0, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("parts", [PartsInTurn(), PartsSideBySide(threads=2)])
+def test_results_come_in_order_and_errors_come_through(parts):
+    assert parts.map(lambda x: x + 1, [1, 2]) == [2, 3]
+    assert parts.map(lambda x: x + 1, []) == []
+    with pytest.raises(ZeroDivisionError):
+        parts.map(lambda x: 1 / x, [0, 1])
