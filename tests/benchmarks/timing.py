@@ -192,6 +192,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def busy_cores(seconds: float = 2.0) -> float:
+    """How many cores others keep busy, looked at while this process sleeps."""
+
+    def ticks() -> int:
+        user, nice, system, _, _, irq, softirq, steal = Path("/proc/stat").read_text().split()[1:9]
+        return sum(map(int, (user, nice, system, irq, softirq, steal)))
+
+    before = ticks()
+    time.sleep(seconds)
+    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
+
+
 def machine() -> str:
     """The processor, its cores, and PyTorch's version."""
     names = [
