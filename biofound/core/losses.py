@@ -164,8 +164,7 @@ class MultiResolutionSTFT(nn.Module):
         transform = _by_products if quarters.is_cuda else F.conv1d
         spectrum = transform(quarters.contiguous(), basis)  # (B, n/4, frames + 3) -> (B, 2K, frames)
         real, imaginary = spectrum.chunk(2, dim=1)
-        floored = torch.addcmul(spectrum.new_tensor(self.floor), real, real)
-        return torch.addcmul(floored, imaginary, imaginary).log()
+        return (real.square() + imaginary.square() + self.floor).log()
 
 
 def _by_products(quarters: Tensor, basis: Tensor) -> Tensor:
