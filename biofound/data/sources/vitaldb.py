@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from biofound.data.channels import Channel
 from biofound.data.sources import Case, Recording
 from biofound.data.sources.download import GZIP_MAGIC, Politeness, fetch
+from biofound.data.sources.subjects import find_subjects
 from biofound.data.sources.vital_file import check_whole, contents, find_track, read_recording
 from biofound.errors import DataError, SettingsError
 from biofound.files import sha256_of, write_json
@@ -268,14 +269,15 @@ class VitalFilesSource:
             raise DataError(f"vital source: expected a directory of .vital files at {self.root}, found none")
         self._given_csv = None if subjects_csv is None else Path(subjects_csv).expanduser().absolute()
         self.record_is_subject = record_is_subject
-        in_root = self.root / "subjects.csv"
-        self._csv = self._given_csv or (in_root if in_root.is_file() else None)
-        if record_is_subject and self._csv is not None:
-            raise SettingsError(
-                f"vital source: {self._csv} says who was recorded, so a file cannot be taken for a subject;"
-                " leave out record_is_subject, or move the file away"
-            )
-        self._subjects = {} if self._csv is None else _read_subjects(self._csv)
+        subjects = find_subjects(
+            self.root,
+            self._given_csv,
+            record_is_subject=record_is_subject,
+            source=self.name,
+            columns=("file", "record"),
+            key_of=lambda name: name.removesuffix(".vital").replace("/", "__"),
+        )
+        self._subjects = subjects or {}
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """Plain JSON that opens this source again."""
@@ -415,25 +417,3 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("sha256"), str) else None
-
-
-def _read_subjects(path: Path) -> dict[str, str]:
-    """Subject by case id from a CSV with the columns `file` (or `record`) and `subject`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the table of subjects cannot be read ({error}).") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    fields = reader.fieldnames or []
-    key = next((name for name in ("file", "record") if name in fields), None)
-    if key is None or "subject" not in fields:
-        raise DataError(f"{path}: expected the columns file and subject, got {', '.join(fields) or 'none'}.")
-    subjects: dict[str, str] = {}
-    for line, row in enumerate(reader, start=2):
-        case_id = (row[key] or "").strip().removesuffix(".vital").replace("/", "__")
-        subject = (row["subject"] or "").strip()
-        if not case_id or not subject:
-            raise DataError(f"{path}:{line}: expected a file and its subject, got {dict(row)}.")
-        if subjects.setdefault(case_id, subject) != subject:
-            raise DataError(f"{path}:{line}: {row[key]} has two subjects, {subjects[case_id]} and {subject}.")
-    return subjects

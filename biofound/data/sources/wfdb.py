@@ -5,7 +5,6 @@ The format is described at https://physionet.org/physiotools/wag/header-5.htm; t
 header that promises more than its file holds, a header with signals and samples transposed) is checked here.
 """
 
-import csv
 import hashlib
 import re
 import warnings
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
 from biofound.data.sources import Case, Recording, Signal
+from biofound.data.sources.subjects import find_subjects
 from biofound.data.sources.units import conversion
 from biofound.errors import DataError, SettingsError
 
@@ -84,15 +84,13 @@ class WfdbSource:
         self.subject_pattern = subject_pattern
         self._pattern = _compile(SUBJECT_PATTERN if subject_pattern is None else subject_pattern)
         self.record_is_subject = record_is_subject
-        in_root = self.root / "subjects.csv"
-        found_csv = in_root if subject_pattern is None and in_root.is_file() else None
-        self._csv = self._given_csv or found_csv
-        if record_is_subject and self._csv is not None:
-            raise SettingsError(
-                f"wfdb source: {self._csv} says who was recorded, so a record cannot be taken for a subject; "
-                "leave out record_is_subject, or move the file away"
-            )
-        self._subjects = {} if self._csv is None else _read_subjects(self._csv)
+        self._subjects = find_subjects(
+            self.root if subject_pattern is None else None,
+            self._given_csv,
+            record_is_subject=record_is_subject,
+            source=self.name,
+            columns=("record",),
+        )
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """Plain JSON that opens this directory with the same rule for subjects."""
@@ -213,7 +211,7 @@ class WfdbSource:
     def _subject_of(self, case_id: str, path: Path, header: "_Header") -> str | None:
         if self.record_is_subject:
             return case_id
-        if self._csv is not None:
+        if self._subjects is not None:
             return self._subjects.get(path.relative_to(self.root).as_posix())
         comments = [*_comments_of(path.with_name(f"{path.name}n.hea")), *header.comments]
         found = (self._pattern.search(comment) for comment in comments)
@@ -516,32 +514,6 @@ def _comments_of(header: Path) -> list[str]:
 
 def _lines_of(header: Path) -> list[str]:
     return header.read_text(encoding="ascii", errors="ignore").splitlines()
-
-
-def _read_subjects(path: Path) -> dict[str, str]:
-    """The subject of each record from a CSV with the columns `record` and `subject`."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"subjects file {path}: cannot be read as CSV: {error}") from error
-    subjects: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
-        record, subject = (row.get("record") or "").strip(), (row.get("subject") or "").strip()
-        if not record or not subject:
-            raise DataError(
-                f"{path}:{number}: expected the columns record and subject, both filled in; got "
-                f"{', '.join(str(key) for key in row)}"
-            )
-        if subjects.setdefault(record, subject) != subject:
-            raise DataError(
-                f"{path}:{number}: record {record} is given to {subjects[record]} and to {subject}"
-            )
-    if not subjects:
-        raise DataError(
-            f"subjects file {path}: expected rows below the columns record and subject, found none"
-        )
-    return subjects
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

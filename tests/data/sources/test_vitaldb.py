@@ -368,8 +368,10 @@ def test_a_file_is_a_subject_on_the_users_word_only(directory):
     ("text", "message"),
     [
         ("name,who\nb,anna\n", "expected the columns file and subject, got name, who"),
-        ("file,subject\nb,\n", r"who\.csv:2: expected a file and its subject"),
-        ("file,subject\nb,anna\nb.vital,bert\n", r"who\.csv:3: b\.vital has two subjects, anna and bert"),
+        ("file,subject\nb,\n", r"who\.csv:2: expected the columns file and subject, both filled in; got 'b'"),
+        ("file,subject\nb,anna\nb.vital,bert\n", r"csv:3: file b\.vital is given to anna and to bert"),
+        ("record,subject\nw/a,anna\nw__a,bert\n", "csv:3: record w__a is given to anna and to bert"),
+        ("record,subject\n", "expected rows below the columns record and subject, found none"),
     ],
 )
 def test_a_bad_table_of_subjects_is_refused(directory, tmp_path, text, message):

@@ -236,13 +236,13 @@ def test_a_subjects_csv_is_believed_over_the_comments(tmp_path, given):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("name,who\nr1,ann\n", "subjects.csv:2: expected the columns record and subject"),
+        ("name,who\nr1,ann\n", "subjects.csv: expected the columns record and subject, got name, who"),
         ("record,subject\nr1,\n", "subjects.csv:2: expected the columns record and subject, both filled in"),
         ("record,subject\nr1,ann\nr1,bob\n", "subjects.csv:3: record r1 is given to ann and to bob"),
         ("record,subject\n", "found none"),
     ],
 )
-def test_a_bad_subjects_csv_is_refused_with_its_line(tmp_path, content, message):
+def test_a_bad_subjects_csv_is_refused_with_what_is_wrong(tmp_path, content, message):
     write(tmp_path)
     (tmp_path / "subjects.csv").write_text(content)
     with pytest.raises(DataError, match=message):

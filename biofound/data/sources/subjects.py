@@ -1,0 +1,71 @@
+"""Who was recorded, by a CSV beside the recordings or by the user's word that each is another person?"""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from biofound.errors import DataError, SettingsError
+
+
+def find_subjects(
+    root: Path | None,
+    given: Path | None,
+    *,
+    record_is_subject: bool,
+    source: str,
+    columns: Sequence[str],
+    key_of: Callable[[str], str] = str,
+) -> dict[str, str] | None:
+    """The subject of each recording from `given`, else from `subjects.csv` in the root; None without either.
+
+    Args:
+        root: the directory of the recordings; None where its `subjects.csv` is not to count.
+        given: the CSV that the user names.
+        record_is_subject: the user's word that every recording is another person.
+        source: the name of the source, for messages.
+        columns: what the column of the recordings may be called; the first also says what one is.
+        key_of: the key of a recording, from its name in that column.
+
+    Raises:
+        DataError: when the CSV cannot be read, or does not give each recording it names one subject.
+        SettingsError: when a recording is said to be a subject while a CSV says who was recorded.
+    """
+    in_root = None if root is None else root / "subjects.csv"
+    path = given or (in_root if in_root is not None and in_root.is_file() else None)
+    if path is None:
+        return None
+    if record_is_subject:
+        raise SettingsError(
+            f"{source} source: {path} says who was recorded, so a {columns[0]} cannot be taken for a "
+            "subject; leave out record_is_subject, or move the file away"
+        )
+    return _read(path, columns, key_of)
+
+
+def _read(path: Path, columns: Sequence[str], key_of: Callable[[str], str]) -> dict[str, str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            fields = list(reader.fieldnames or [])
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"subjects file {path}: cannot be read as CSV: {error}") from error
+    column = next((name for name in columns if name in fields), None)
+    expected = f"the columns {column or columns[0]} and subject"
+    if column is None or "subject" not in fields:
+        raise DataError(f"subjects file {path}: expected {expected}, got {', '.join(fields) or 'none'}")
+    subjects: dict[str, str] = {}
+    for line, row in rows:
+        name, subject = (row[column] or "").strip(), (row["subject"] or "").strip()
+        key = key_of(name)
+        if not key or not subject:
+            raise DataError(
+                f"{path}:{line}: expected {expected}, both filled in; got {name!r} and {subject!r}"
+            )
+        if subjects.setdefault(key, subject) != subject:
+            raise DataError(
+                f"{path}:{line}: {column} {name} is given to {subjects[key]} and to {subject}; keep one"
+            )
+    if not subjects:
+        raise DataError(f"subjects file {path}: expected rows below {expected}, found none")
+    return subjects
