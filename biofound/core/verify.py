@@ -367,20 +367,9 @@ def small_error_small_stft(subject: Subject) -> str:
 def checkpoint_round_trip(subject: Subject) -> str:
     """Saved, loaded and rebuilt from the file alone, the model gives the same bits."""
     model = _frozen(subject)
-    original = Checkpoint(
-        model=model.config,
-        encoder=model.encoder.state_dict(),
-        decoder=model.decoder.state_dict(),
-        data=subject.data,
-        settings={},
-        epoch=0,
-        step=0,
-        best_val_loss=None,
-        metrics={},
-    )
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model.pt"
-        save_checkpoint(path, original)
+        save_checkpoint(path, _checkpoint_of(subject))
         size = path.stat().st_size
         rebuilt = load_checkpoint(path).build()
     with torch.no_grad():
@@ -396,18 +385,7 @@ def inflation_is_exact(subject: Subject) -> str:
     model, x = _frozen(subject), subject.x
     names = model.config.channels
     new = tuple(f"VERIFY_{axis}" for axis in "XYZ")
-    source = Checkpoint(
-        model=model.config,
-        encoder=model.encoder.state_dict(),
-        decoder=model.decoder.state_dict(),
-        data=subject.data,
-        settings={},
-        epoch=0,
-        step=0,
-        best_val_loss=None,
-        metrics={},
-    )
-    inflated = inflate(source, channels=(*new, *names)).model
+    inflated = inflate(_checkpoint_of(subject), channels=(*new, *names)).model
     random = torch.Generator().manual_seed(4)
     extra = torch.randn(len(x), len(new), x.shape[-1], generator=random)
     with torch.no_grad():
@@ -562,6 +540,22 @@ def _target(subject: Subject) -> tuple[Tensor, Tensor]:
 
 def _frozen(subject: Subject) -> PretrainingModel:
     return subject.model.eval()
+
+
+def _checkpoint_of(subject: Subject) -> Checkpoint:
+    """The model as it stands, with no history of training."""
+    model = subject.model
+    return Checkpoint(
+        model=model.config,
+        encoder=model.encoder.state_dict(),
+        decoder=model.decoder.state_dict(),
+        data=subject.data,
+        settings={},
+        epoch=0,
+        step=0,
+        best_val_loss=None,
+        metrics={},
+    )
 
 
 def _given(subject: Subject) -> Checkpoint:
