@@ -66,13 +66,7 @@ def draw_reconstructions(
         sfreq: sampling frequency in Hz.
         synthetic: whether the windows are made by the synthetic source, which the title then says.
     """
-    figure, axes = plt.subplots(
-        len(examples),
-        len(channels),
-        figsize=(6.5 * len(channels), 1.9 * len(examples) + 0.6),
-        layout="constrained",
-        squeeze=False,
-    )
+    figure, axes = _grid(len(examples), len(channels), height=1.9 * len(examples) + 0.6)
     for row, example in zip(axes, examples, strict=True):
         seconds = np.arange(len(example.hidden)) / sfreq
         for c, axis in enumerate(row):
@@ -85,10 +79,6 @@ def draw_reconstructions(
             axis.plot(seconds, shown, color=_RECONSTRUCTION, linewidth=1.1, label="reconstruction")
             axis.set_ylabel(f"{channels[c]} ({units.get(channels[c], '?')})", fontsize=8)
             axis.set_title(example.case, fontsize=8, loc="left")
-            axis.tick_params(labelsize=7)
-            axis.margins(x=0)
-    for axis in axes[-1]:
-        axis.set_xlabel("seconds", fontsize=8)
     axes[0][-1].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     kind = "synthetic" if synthetic else "recorded"
     figure.suptitle(f"validation windows ({kind}); shaded: hidden from the encoder", fontsize=10)
@@ -114,21 +104,12 @@ def draw_windows(
         sfreq: sampling frequency in Hz.
         synthetic: whether the windows are made by the synthetic source, which the title then says.
     """
-    figure, axes = plt.subplots(
-        len(windows),
-        len(channels),
-        figsize=(6.5 * len(channels), 1.35 * len(windows) + 0.8),
-        layout="constrained",
-        sharex=True,
-        squeeze=False,
-    )
+    figure, axes = _grid(len(windows), len(channels), height=1.35 * len(windows) + 0.8, sharex=True)
     for row, window in zip(axes, windows, strict=True):
         seconds = np.arange(window.samples.shape[1]) / sfreq
         for c, axis in enumerate(row):
             axis.plot(seconds, window.samples[c], color=_SIGNAL, linewidth=0.8)
             axis.set_title(f"quality {window.quality[c]:.2f}", fontsize=8, loc="right", pad=2)
-            axis.tick_params(labelsize=7)
-            axis.margins(x=0)
             axis.grid(alpha=0.3)
         title = f"{window.split}: {window.case_id} at {window.start_s:g} s"
         row[0].set_title(title, fontsize=8, loc="left", pad=2)
@@ -142,10 +123,22 @@ def draw_windows(
             ha="center",
             fontsize=10,
         )
-        axes[-1][c].set_xlabel("seconds", fontsize=8)
     kind = "synthetic" if synthetic else "recorded"
     figure.suptitle(f"random windows of the store ({kind})", fontsize=10)
     _save(figure, path)
+
+
+def _grid(rows: int, columns: int, *, height: float, sharex: bool = False) -> tuple[Any, Any]:
+    """A figure of that height in inches and its axes over seconds: windows by row, channels by column."""
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(6.5 * columns, height), layout="constrained", sharex=sharex, squeeze=False
+    )
+    for axis in axes.flat:
+        axis.tick_params(labelsize=7)
+        axis.margins(x=0)
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds", fontsize=8)
+    return figure, axes
 
 
 def _save(figure: Any, path: Path) -> None:
