@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,14 @@ def entries_of(source: SyntheticSource) -> list[SplitCase]:
     return [SplitCase(case_id=case.case_id, subject_id=case.subject_id) for case in source.cases(CHANNELS)]
 
 
-def build(
+def building(
     outdir: Path,
     *,
     source: SyntheticSource | None = None,
     entries: Sequence[SplitCase] | None = None,
     **changes: Any,
-) -> list[CaseResult]:
-    """Build the store outdir/train (or another `split`) in this process; all results."""
+) -> Iterator[CaseResult]:
+    """Build the store outdir/train (or another `split`) in this process, result by result."""
     source = source or cohort()
     settings: dict[str, Any] = {
         "split": "train",
@@ -59,7 +59,12 @@ def build(
         "workers": 1,
     }
     entries = entries_of(source) if entries is None else entries
-    return list(build_windows(source=source, entries=entries, outdir=outdir, **{**settings, **changes}))
+    return build_windows(source=source, entries=entries, outdir=outdir, **{**settings, **changes})
+
+
+def build(outdir: Path, **changes: Any) -> list[CaseResult]:
+    """All results of `building`."""
+    return list(building(outdir, **changes))
 
 
 def bytes_of(directory: Path) -> dict[str, bytes]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from biofound.data.build import build_windows
 from biofound.data.integrity import check_store
 from biofound.data.windows import open_windows
 from biofound.errors import DataError, SettingsError
@@ -21,6 +20,7 @@ from tests.data.cohort import (
     FailingSource,
     OnceDeadlySource,
     build,
+    building,
     bytes_of,
     cohort,
     entries_of,
@@ -175,18 +175,7 @@ def test_what_killed_runs_left_is_swept(tmp_path, undisturbed):
 
 def test_the_index_goes_before_anything_changes(tmp_path):
     build(tmp_path)
-    running = build_windows(
-        source=cohort(),
-        entries=entries_of(cohort()),
-        split="train",
-        channels=CHANNELS,
-        sfreq=125.0,
-        window_seconds=10.0,
-        max_gap_seconds=0.5,
-        dtype="float16",
-        outdir=tmp_path,
-        workers=1,
-    )
+    running = building(tmp_path, max_gap_seconds=0.5)
     next(running)
     assert not (tmp_path / "train" / "index.json").exists()
     running.close()
@@ -198,18 +187,7 @@ def test_the_index_goes_before_anything_changes(tmp_path):
 def test_a_build_that_is_stopped_early_goes_on_where_it_stopped(tmp_path, undisturbed):
     for workers in (1, 2):
         outdir = tmp_path / str(workers)
-        running = build_windows(
-            source=cohort(),
-            entries=entries_of(cohort()),
-            split="train",
-            channels=CHANNELS,
-            sfreq=125.0,
-            window_seconds=10.0,
-            max_gap_seconds=1.0,
-            dtype="float16",
-            outdir=outdir,
-            workers=workers,
-        )
+        running = building(outdir, workers=workers)
         first = next(running)
         running.close()
         assert not [name for name in bytes_of(outdir) if name.endswith(".partial")]
@@ -369,18 +347,7 @@ def test_a_disk_that_refuses_ends_the_run(tmp_path):
 
 def test_the_index_goes_before_a_case_that_left_the_split_does(tmp_path):
     build(tmp_path)
-    running = build_windows(
-        source=cohort(),
-        entries=entries_of(cohort())[:2],
-        split="train",
-        channels=CHANNELS,
-        sfreq=125.0,
-        window_seconds=10.0,
-        max_gap_seconds=1.0,
-        dtype="float16",
-        outdir=tmp_path,
-        workers=1,
-    )
+    running = building(tmp_path, entries=entries_of(cohort())[:2])
     assert next(running).status == "unchanged"
     running.close()
     assert not (tmp_path / "train" / "index.json").exists()

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from biofound.data.build import build_windows
 from biofound.data.integrity import QUANTILES, check_store, inspect_store, splits_in
 from biofound.data.npz import write_npz
 from biofound.data.store import fingerprint_of
 from biofound.errors import DataError
 from biofound.files import sha256_of
-from tests.data.cohort import build, cohort, entries_of
+from tests.data.cohort import build, building, cohort, entries_of
 
 
 @pytest.fixture(scope="module")
@@ -217,19 +216,8 @@ def test_a_summary_tells_what_numpy_finds_in_the_files(built):
 
 
 def test_a_summary_of_an_unfinished_store_is_an_error(tmp_path):
-    source = cohort()
-    running = build_windows(
-        source=source,
-        entries=entries_of(source),
-        split="train",
-        channels=(),
-        sfreq=125.0,
-        window_seconds=10.0,
-        max_gap_seconds=1.0,
-        dtype="float16",
-        outdir=tmp_path,
-        workers=1,
-    )
+    running = building(tmp_path)
+    next(running)
     running.close()
     with pytest.raises(DataError, match="no such file; build the store"):
         inspect_store(tmp_path / "train")
