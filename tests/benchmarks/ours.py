@@ -12,22 +12,17 @@ from biofound.core.checkpoint import DataDescription
 from biofound.core.devices import keep_freed_memory, resolve_precision
 from biofound.core.distributed import ALONE, Group
 from biofound.core.losses import MultiResolutionSTFT, SumCount
-from biofound.core.models import ModelConfig, build_model
+from biofound.core.models import build_model
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.store import StoreWindows
+from biofound.runs.common import model_config, train_config
+from biofound.settings import PretrainSettings
 from tests.benchmarks.bench_feeding import make_store
 
-BATCH = 128
-SAMPLES, PATCH, WIDTH = 1250, 125, 192
-MODEL = ModelConfig(
-    channels=("PPG", "ECG"),
-    context_length=SAMPLES,
-    patch_length=PATCH,
-    d_model=WIDTH,
-    num_layers=4,
-    expansion_factor=8,
-    dropout=0.0,
-)
+DEFAULTS = PretrainSettings()
+MODEL = model_config(DEFAULTS)
+BATCH = DEFAULTS.batch_size
+SAMPLES, PATCH, WIDTH = MODEL.context_length, MODEL.patch_length, MODEL.d_model
 DATA = DataDescription(
     sfreq=125.0,
     filters={
@@ -41,29 +36,9 @@ DATA = DataDescription(
 
 
 def default_config(*, precision: str, log_interval: int) -> TrainConfig:
-    """The built-in defaults of `biofound pretrain`."""
-    return TrainConfig(
-        epochs=100,
-        batch_size=BATCH,
-        lr=5e-4,
-        weight_decay=0.01,
-        warmup_epochs=10,
-        gradient_clip=1.0,
-        mask_ratio=0.4,
-        mask_type="random",
-        stft_weight=0.3,
-        stft_windows=(64, 128, 256),
-        stft_floor=1e-3,
-        random_crop=True,
-        shuffle="full",
-        seed=42,
-        precision=cast(Any, precision),
-        compile=False,
-        log_interval=log_interval,
-        save_interval=10,
-        checkpoint_minutes=0.0,
-        on_write_error="stop",
-    )
+    """The built-in defaults of `biofound pretrain`, without checkpoints within an epoch."""
+    config = train_config(DEFAULTS, precision=cast(Any, precision))
+    return replace(config, log_interval=log_interval, checkpoint_minutes=0.0)
 
 
 def machine_precision() -> str:
