@@ -17,6 +17,28 @@ DEFAULT = {
     "expansion_factor": 8,
 }
 SMALL = {"context_length": 250, "patch_length": 25, "d_model": 16, "num_layers": 2, "expansion_factor": 2}
+TRAINING = TrainConfig(
+    epochs=3,
+    batch_size=5,
+    lr=1e-3,
+    weight_decay=0.01,
+    warmup_epochs=1,
+    gradient_clip=1.0,
+    mask_ratio=0.4,
+    mask_type="random",
+    stft_weight=0.3,
+    stft_windows=(32, 64, 128),
+    stft_floor=1e-3,
+    random_crop=True,
+    shuffle="full",
+    seed=7,
+    precision="fp32",
+    compile=False,
+    log_interval=1,
+    save_interval=2,
+    checkpoint_minutes=0.0,
+    on_write_error="stop",
+)
 
 
 class MemoryWindows:
@@ -81,25 +103,4 @@ def data():
 
 @pytest.fixture
 def train_config():
-    return TrainConfig(
-        epochs=3,
-        batch_size=5,
-        lr=1e-3,
-        weight_decay=0.01,
-        warmup_epochs=1,
-        gradient_clip=1.0,
-        mask_ratio=0.4,
-        mask_type="random",
-        stft_weight=0.3,
-        stft_windows=(32, 64, 128),
-        stft_floor=1e-3,
-        random_crop=True,
-        shuffle="full",
-        seed=7,
-        precision="fp32",
-        compile=False,
-        log_interval=1,
-        save_interval=2,
-        checkpoint_minutes=0.0,
-        on_write_error="stop",
-    )
+    return TRAINING

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,10 +19,10 @@ import torch
 from biofound.core.checkpoint import DataDescription, load_checkpoint
 from biofound.core.distributed import joined_group
 from biofound.core.models import ModelConfig, build_model
-from biofound.core.trainer import LAST, TrainConfig, Trainer
+from biofound.core.trainer import LAST, Trainer
 from biofound.core.verify import probe_windows
 
-from .conftest import DEFAULT, SMALL, MemoryWindows
+from .conftest import DEFAULT, SMALL, TRAINING, MemoryWindows
 
 BAND = {"low_hz": 0.5, "high_hz": 8.0, "order": 4}
 
@@ -46,27 +47,12 @@ def run(output: Path, **said: float) -> Trainer:
                 fingerprint="0" * 64,
                 synthetic=True,
             ),
-            config=TrainConfig(
+            config=replace(
+                TRAINING,
                 epochs=int(given["epochs"]),
                 batch_size=int(given["batch_size"]),
-                lr=1e-3,
-                weight_decay=0.01,
-                warmup_epochs=1,
-                gradient_clip=1.0,
-                mask_ratio=0.4,
-                mask_type="random",
-                stft_weight=0.3,
-                stft_windows=(32, 64, 128),
-                stft_floor=1e-3,
-                random_crop=True,
-                shuffle="full",
-                seed=7,
-                precision="fp32",
-                compile=False,
-                log_interval=1,
                 save_interval=1,
                 checkpoint_minutes=given.get("step_seconds", 0.0) / 60,
-                on_write_error="stop",
             ),
             settings={},
             output_dir=output,
