@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
 
-from biofound.data.channels import Channel, PassBand
+from biofound.data.channels import FINETUNE_CHANNELS, PRETRAIN_CHANNELS, Channel, PassBand
 from biofound.settings.base import CHANNEL_NAME, REQUIRED, Conflict, Derived, Settings, setting
 
 
@@ -81,23 +81,28 @@ def _channel(*tracks: str, unit: str, band: tuple[float, float]) -> dict[str, An
     }
 
 
-PPG = _channel("SNUADC/PLETH", "PLETH", "PPG", unit="NU", band=(0.5, 8.0))
-ECG = _channel("SNUADC/ECG_II", "II", "MLII", "ECG", unit="mV", band=(0.5, 40.0))
-PRETRAIN_CHANNELS = {"PPG": PPG, "ECG": ECG}
-FINETUNE_CHANNELS = {
+_BUILT_IN = {
+    "PPG": _channel("SNUADC/PLETH", "PLETH", "PPG", unit="NU", band=(0.5, 8.0)),
+    "ECG": _channel("SNUADC/ECG_II", "II", "MLII", "ECG", unit="mV", band=(0.5, 40.0)),
     **{f"ACC_{axis}": _channel(f"ACC_{axis}", unit="g", band=(0.5, 10.0)) for axis in "XYZ"},
-    **PRETRAIN_CHANNELS,
 }
+"""Every channel that a built-in section names; which those are, and their order, the data package says."""
 
 
 class ChannelsSettings(Settings):
     """The channel tables of `channels.yaml`, in the order in which windows hold the channels."""
 
     pretrain: dict[ChannelName, ChannelSettings] = setting(
-        PRETRAIN_CHANNELS, "Channels of the windows for pretraining.", min_length=1, validate_default=True
+        {name: _BUILT_IN[name] for name in PRETRAIN_CHANNELS},
+        "Channels of the windows for pretraining.",
+        min_length=1,
+        validate_default=True,
     )
     finetune: dict[ChannelName, ChannelSettings] = setting(
-        FINETUNE_CHANNELS, "Channels of the windows for fine-tuning.", min_length=1, validate_default=True
+        {name: _BUILT_IN[name] for name in FINETUNE_CHANNELS},
+        "Channels of the windows for fine-tuning.",
+        min_length=1,
+        validate_default=True,
     )
 
     def section(self, name: Section) -> list[Channel]:
@@ -358,7 +363,7 @@ class PretrainSettings(Settings):
         panel=_DATA,
     )
     channels: ChannelNames = setting(
-        tuple(PRETRAIN_CHANNELS), "Channels to train on, separated by commas.", panel=_DATA, min_length=1
+        PRETRAIN_CHANNELS, "Channels to train on, separated by commas.", panel=_DATA, min_length=1
     )
     channels_yaml: Path | None = setting(None, _CHANNELS_YAML, panel=_DATA)
     random_crop: bool = setting(
