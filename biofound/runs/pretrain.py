@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CONFIG_NAME = "training_config.json"
 RUN_FILES = ("*.pt", "training_history.json", "metrics.jsonl", CONFIG_NAME, "*.png", "tensorboard")
 """What a run leaves in its output directory."""
+LONG_EPOCH = 10.0
+"""Seconds. Fetching returned memory again costs about 0.1."""
 EXAMPLES = 4
 LOOKED_AT = 64
 """Windows that are looked at before the first step, to see that there is signal."""
@@ -255,9 +257,22 @@ def reports_of(run: Pretraining, settings: PretrainSettings) -> Iterator["Report
     """The run itself, as an iterator of its reports."""
     trainer = run.trainer
     reports = trainer.run()
+    if trainer.device.type == "cpu":
+        reports = _returning_memory(reports)
     if settings.tensorboard and trainer.group.rank == 0:
         return with_tensorboard(reports, settings.output_dir / "tensorboard", begin=trainer.step)
     return reports
+
+
+def _returning_memory(reports: Iterator["Report"]) -> Iterator["Report"]:
+    """The reports; after a long epoch, of which the next step's fetching costs little, memory is returned."""
+    from biofound.core.devices import return_freed_memory
+    from biofound.core.history import EpochReport
+
+    for report in reports:
+        if isinstance(report, EpochReport) and report.seconds > LONG_EPOCH:
+            return_freed_memory()
+        yield report
 
 
 def draw_figures(run: Pretraining) -> None:

@@ -53,6 +53,29 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert faults[True] < 0.1 * faults[False]
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_kept_memory_can_be_returned():
+    code = """
+from pathlib import Path
+from biofound.core.devices import keep_freed_memory, return_freed_memory
+def held():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+assert keep_freed_memory()
+before = held()
+blocks, last = [bytearray(40_000_000) for _ in range(5)], bytearray(100)
+del blocks
+kept = held() - before
+assert return_freed_memory()
+print(kept, held() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, returned = map(float, done.stdout.split())
+    assert kept > 150
+    assert returned < 20
+
+
 def test_where_the_library_has_no_such_setting_nothing_happens(monkeypatch):
     monkeypatch.setattr(devices.sys, "platform", "darwin")
     assert devices.keep_freed_memory() is False
+    assert devices.return_freed_memory() is False
