@@ -187,6 +187,7 @@ def test_without_the_extra_tensorboard_is_refused_before_anything_is_written(pre
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch's own inductor
 def test_a_compiled_model_gives_nearly_the_same_losses(pretrain, tmp_path):
     pretrain()
     plain = history(tmp_path / "run")[1]["loss"]
