@@ -5,6 +5,7 @@ Bodies import what they need themselves: `biofound --help` must answer at once, 
 """
 
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from biofound import console, report
 from biofound.data.channels import Channel
 from biofound.errors import DataError, SettingsError
 from biofound.files import refused_as_data_error
-from biofound.options import INTERRUPTED, Run, add_command
+from biofound.options import INTERRUPTED, Run, Terminated, add_command, ending_on_sigterm
 from biofound.settings import (
     InflateSettings,
     PrepareSettings,
@@ -141,9 +142,15 @@ def _build_stores(settings: WindowsSettings) -> list[Path]:
             skip_failed=settings.skip_failed,
         )
         try:
-            report.follow_cases(split, results, total=len(splits.of(split)), skip_failed=settings.skip_failed)
+            with ending_on_sigterm(), closing(results):
+                report.follow_cases(
+                    split, results, total=len(splits.of(split)), skip_failed=settings.skip_failed
+                )
         except DataError as failure:
             failures.append(str(failure))
+        except (KeyboardInterrupt, Terminated):
+            console.note("cases that were done are kept: the same command goes on from here")
+            raise
     if failures:
         raise DataError("\n".join(failures))
     return [settings.outdir / split for split in chosen]
@@ -227,8 +234,9 @@ def _build_embedded_cohort(settings: PretrainSettings, directory: Path) -> None:
         f"no --data-dir was given and {DEFAULT_STORE} holds nothing: training on the embedded SYNTHETIC "
         f"cohort, made into {directory}. What comes of it is for trying out, not for recordings of people."
     )
-    for split, cases, results in build_embedded_cohort(settings):
-        report.follow_cases(split, results, total=cases)
+    with ending_on_sigterm():
+        for split, cases, results in build_embedded_cohort(settings):
+            report.follow_cases(split, results, total=cases)
 
 
 @add_command(app, VerifySettings)

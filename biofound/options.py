@@ -1,9 +1,12 @@
 """How a settings model becomes the options of a command, and a command line becomes a resolved run."""
 
 import inspect
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Generic, TypeVar
 
 import typer
@@ -19,6 +22,8 @@ S = TypeVar("S", bound=Settings)
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 + SIGINT."""
+TERMINATED = 143
+"""The exit code after SIGTERM where there was no run to save: 128 + SIGTERM."""
 
 _THIS_RUN = "This run"
 
@@ -72,6 +77,29 @@ def add_command(app: typer.Typer, model: type[S]) -> Callable[[Callable[[Run[S]]
     return register
 
 
+class Terminated(BaseException):
+    """SIGTERM came, while `ending_on_sigterm`."""
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Within it SIGTERM raises `Terminated`: what was started is ended too, as after Ctrl-C.
+
+    By itself SIGTERM ends this process alone; idle worker processes then stay for minutes, and whoever reads
+    their standard error waits for them.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def guarded(call: Callable[[], None], *, debug: bool) -> None:
     """Call, and turn what goes wrong into one message and an exit code; with `debug` into a traceback."""
     try:
@@ -81,6 +109,9 @@ def guarded(call: Callable[[], None], *, debug: bool) -> None:
     except KeyboardInterrupt:
         console.error("interrupted", exit_code=INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from None
+    except Terminated:
+        console.error("stopped by SIGTERM", exit_code=TERMINATED)
+        raise typer.Exit(TERMINATED) from None
     except Exception as problem:
         if debug:
             raise

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -314,3 +316,26 @@ def test_history_grows_while_a_process_runs_which_a_signal_then_ends(all_done: C
     assert text.splitlines()[-1].startswith("stopped by SIGTERM after step ")
     assert "Traceback" not in text and "\x1b" not in text
     load_checkpoint(output / "last_model.pt").build()
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_a_build_with_its_workers_and_says_that_it_can_go_on(
+    tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    done("prepare", "--source", "synthetic", "--subjects", 40, "--minutes", 60, "--output", tmp_path)
+    outdir = tmp_path / "windows"
+    command = ["windows", "--split-file", tmp_path / "splits_fasttrack.json", "--outdir", outdir]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "biofound", *map(str, command), "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(outdir.rglob("*.npz")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    # The workers hold standard error open too: it ends when they have ended.
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == exit_code, said
+    assert "the same command goes on from here" in said
+    assert "Traceback" not in said

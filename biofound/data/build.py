@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -127,7 +127,7 @@ def build_windows(
     workers: int | None = None,
     scheduler: str | None = None,
     skip_failed: bool = False,
-) -> Iterator[CaseResult]:
+) -> Generator[CaseResult, None, None]:
     """Build the store `outdir/split`, or what is missing or out of date of it.
 
     Gives each case's result as it is done, in any order; the index is written when the last result has
@@ -193,7 +193,7 @@ def _build(
     workers: int,
     scheduler: str | None,
     skip_failed: bool,
-) -> Iterator[CaseResult]:
+) -> Generator[CaseResult, None, None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
