@@ -402,7 +402,10 @@ def _check_and_record(path: Path, record: Path, *, what: str) -> None:
 def _is_recorded(path: Path, record: Path) -> bool:
     """Whether these very bytes have been checked."""
     known = _read_record(record)
-    return known is not None and path.exists() and known.items() >= _stamp_of(path).items()
+    try:  # not `exists` first: another process may be replacing the file just now
+        return known is not None and known.items() >= _stamp_of(path).items()
+    except FileNotFoundError:
+        return False
 
 
 def _stamp_of(path: Path) -> dict[str, int]:

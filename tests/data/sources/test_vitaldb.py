@@ -234,6 +234,30 @@ def test_many_who_find_one_damaged_file_download_it_once(server, tmp_path):
     assert server.asked[f"/1.0.1/{BIS[0]}.vital"] == 2
 
 
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_file_that_another_process_takes_away_after_any_look_is_downloaded_again(
+    server, tmp_path, monkeypatch, look
+):
+    opened = source(server, tmp_path)
+    path = opened.fetch(str(BIS[0]))
+    whole = path.read_bytes()
+    stat = Path.stat
+
+    def gone(self, **how):
+        status = stat(self, **how)
+        if self == path:
+            looks.append(path)
+            if len(looks) == look:
+                path.unlink()  # just after it was seen
+        return status
+
+    looks = []
+    path.write_bytes(whole[:-100])
+    monkeypatch.setattr(Path, "stat", gone)
+    assert opened.fingerprint(str(BIS[0])) == hashlib.sha256(whole).hexdigest()
+    assert len(looks) >= look
+
+
 def test_the_version_follows_the_tables_not_how_they_are_sent(server, tmp_path):
     one = source(server, tmp_path / "a").version()
     server.encodings.clear()
