@@ -7,8 +7,6 @@ from typing import TypeVar
 
 import torch
 
-from biofound.core.models import PretrainingModel
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -64,7 +62,7 @@ class PartsSideBySide:
 
 
 def parts_on(
-    device: torch.device, model: PretrainingModel, *, compiled: bool, processes: int
+    device: torch.device, *, dropout: float, compiled: bool, processes: int
 ) -> PartsInTurn | PartsSideBySide:
     """Side by side where threads can be shared out, and what a part computes depends on nothing shared.
 
@@ -72,6 +70,6 @@ def parts_on(
     """
     threads = torch.get_num_threads()
     alone = device.type == "cpu" and processes == 1
-    if alone and threads > 1 and model.config.dropout == 0 and not compiled:
+    if alone and threads > 1 and dropout == 0 and not compiled:
         return PartsSideBySide(threads=threads)
     return PartsInTurn()

@@ -170,7 +170,9 @@ class Trainer:
         self.reports: list[EpochReport] = []
         self.interrupted = False
         self._forward_model = torch.compile(model) if config.compile else model
-        self._parts = parts_on(device, model, compiled=config.compile, processes=group.size)
+        self._parts = parts_on(
+            device, dropout=model.config.dropout, compiled=config.compile, processes=group.size
+        )
         self._gradient = flat_gradient(model)
         self._terms = self._no_terms()
         self._seconds_before = 0.0
