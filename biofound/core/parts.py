@@ -48,12 +48,12 @@ class PartsSideBySide:
     @contextmanager
     def sharing_threads(self) -> Iterator[None]:
         """Within it the calling thread has a part's share too: what spins for it would take a part's core."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.share)
+        before, set_threads = torch.get_num_threads(), torch.set_num_threads
+        set_threads(self.share)
         try:
             yield
         finally:
-            torch.set_num_threads(before)
+            set_threads(before)  # by a name of its own: a run that nobody ended ends when torch is gone
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """The results, in order; what `function` raises is raised here when all have ended."""

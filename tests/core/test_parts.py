@@ -1,5 +1,7 @@
 """How the parts of a batch are computed, beside what test_distributed.py shows: the same bits either way."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -42,6 +44,21 @@ def test_parts_side_by_side_run_at_the_same_time_and_share_the_threads(two_threa
         assert torch.get_num_threads() == 4
     assert torch.get_num_threads() == 2
     assert PartsSideBySide(threads=3).map(part, [0, 1]) == [(0, 1), (1, 1)]
+
+
+def test_a_script_that_leaves_a_run_unfinished_ends_quietly():
+    code = """
+import torch
+torch.set_num_threads(2)
+from biofound.core.parts import PartsSideBySide
+def run():
+    with PartsSideBySide(threads=2).sharing_threads():
+        yield
+unfinished = run()
+next(unfinished)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("parts", [PartsInTurn(), PartsSideBySide(threads=2)])
