@@ -47,10 +47,9 @@ class Group:
         Each process has one. A process alone has so many as `alone` says: with two it computes the very
         numbers that two processes do.
         """
-        cut = [
-            Part(number, index) for number, index in enumerate(np.array_split(batch, max(self.size, alone)))
-        ]
-        return cut if self.size == 1 else [cut[self.rank]]
+        cut = np.array_split(batch, alone if self.size == 1 else self.size)
+        parts = [Part(number, windows) for number, windows in enumerate(cut)]
+        return parts if self.size == 1 else [parts[self.rank]]
 
     def wait(self) -> None:
         """Go on when every process has come here."""

@@ -56,9 +56,9 @@ def alone(tmp_path_factory):
 
 def test_parts_cover_a_batch_once_and_may_be_empty():
     batch = np.arange(11)
-    for size in (1, 2, 4, 16):
-        parts = [part for rank in range(size) for part in Group(rank, size).parts(batch)]
-        assert [part.number for part in parts] == list(range(size))
+    for size, alone in ((1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 2), (16, 2)):
+        parts = [part for rank in range(size) for part in Group(rank, size).parts(batch, alone=alone)]
+        assert [part.number for part in parts] == list(range(alone if size == 1 else size))
         assert np.array_equal(np.concatenate([part.windows for part in parts]), batch)
         lengths = [len(part.windows) for part in parts]
         assert max(lengths) - min(lengths) <= 1
