@@ -160,9 +160,9 @@ class MultiResolutionSTFT(nn.Module):
         return SumCount(torch.stack(totals), torch.stack(counts))
 
     def _log_power(self, quarters: Tensor, basis: Tensor) -> Tensor:
-        # On CUDA convolutions, not products, are rounded to TF32 by default.
-        transform = _by_products if quarters.is_cuda else F.conv1d
-        spectrum = transform(quarters.contiguous(), basis)  # (B, n/4, frames + 3) -> (B, 2K, frames)
+        # (B, n/4, frames + 3) -> (B, 2K, frames). On CUDA convolutions, not products, are rounded to TF32.
+        on_cuda = quarters.is_cuda
+        spectrum = _by_products(quarters, basis) if on_cuda else F.conv1d(quarters.contiguous(), basis)
         real, imaginary = spectrum.chunk(2, dim=1)
         return (real.square() + imaginary.square() + self.floor).log()
 
