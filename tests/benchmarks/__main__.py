@@ -12,6 +12,8 @@ import time
 import warnings
 from pathlib import Path
 
+from tests.benchmarks.timing import cores
+
 KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "w")
 COLUMNS = ("", "what", "value", "quartiles", "measured", "target", "anonymous memory, MB")
 
@@ -22,7 +24,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--threads",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=cores(),
         help="threads of rows a to c and f (default: one a core)",
     )
     parser.add_argument(
