@@ -17,6 +17,16 @@ DEFAULT = {
     "expansion_factor": 8,
 }
 SMALL = {"context_length": 250, "patch_length": 25, "d_model": 16, "num_layers": 2, "expansion_factor": 2}
+DATA = DataDescription(
+    sfreq=125.0,
+    filters={
+        "PPG": {"low_hz": 0.5, "high_hz": 8.0, "order": 4},
+        "ECG": {"low_hz": 0.5, "high_hz": 40.0, "order": 4},
+    },
+    units={"PPG": "NU", "ECG": "mV"},
+    fingerprint="0" * 64,
+    synthetic=True,
+)
 TRAINING = TrainConfig(
     epochs=3,
     batch_size=5,
@@ -89,16 +99,15 @@ def x(windows):
 
 @pytest.fixture
 def data():
-    return DataDescription(
-        sfreq=125.0,
-        filters={
-            "PPG": {"low_hz": 0.5, "high_hz": 8.0, "order": 4},
-            "ECG": {"low_hz": 0.5, "high_hz": 40.0, "order": 4},
-        },
-        units={"PPG": "NU", "ECG": "mV"},
-        fingerprint="0" * 64,
-        synthetic=True,
-    )
+    return DATA
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -16,15 +16,13 @@ from pathlib import Path
 
 import torch
 
-from biofound.core.checkpoint import DataDescription, load_checkpoint
+from biofound.core.checkpoint import load_checkpoint
 from biofound.core.distributed import joined_group
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import LAST, Trainer
 from biofound.core.verify import probe_windows
 
-from .conftest import DEFAULT, SMALL, TRAINING, MemoryWindows
-
-BAND = {"low_hz": 0.5, "high_hz": 8.0, "order": 4}
+from .conftest import DATA, DEFAULT, SMALL, TRAINING, MemoryWindows
 
 
 def run(output: Path, **said: float) -> Trainer:
@@ -40,13 +38,7 @@ def run(output: Path, **said: float) -> Trainer:
             ),
             train=MemoryWindows(windows),
             val=MemoryWindows(windows[:3]),
-            data=DataDescription(
-                sfreq=125.0,
-                filters={"PPG": BAND, "ECG": BAND},
-                units={"PPG": "NU", "ECG": "mV"},
-                fingerprint="0" * 64,
-                synthetic=True,
-            ),
+            data=DATA,
             config=replace(
                 TRAINING,
                 epochs=int(given["epochs"]),

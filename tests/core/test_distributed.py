@@ -86,13 +86,8 @@ def test_two_processes_are_one_bit_for_bit_with_dropout_too(tmp_path):
     require_same(tmp_path / "two", tmp_path / "one")
 
 
-def test_two_threads_are_one_bit_for_bit(alone, tmp_path):
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        trainer = run(tmp_path)
-    finally:
-        torch.set_num_threads(before)
+def test_two_threads_are_one_bit_for_bit(alone, two_threads, tmp_path):
+    trainer = run(tmp_path)
     assert isinstance(trainer._parts, PartsSideBySide)
     require_same(tmp_path, alone)
 

@@ -12,14 +12,6 @@ from biofound.core.parts import PartsInTurn, PartsSideBySide, parts_on
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_side_by_side_where_there_are_threads(two_threads):
     assert isinstance(parts_on(CPU, dropout=0.0, compiled=False, processes=1), PartsSideBySide)
     assert isinstance(parts_on(CPU, dropout=0.0, compiled=True, processes=1), PartsInTurn)
