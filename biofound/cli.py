@@ -16,7 +16,7 @@ from biofound import console, report
 from biofound.data.channels import Channel
 from biofound.errors import DataError, SettingsError
 from biofound.files import refused_as_data_error
-from biofound.options import INTERRUPTED, Run, Terminated, add_command, ending_on_sigterm
+from biofound.options import INTERRUPTED, Invocation, Terminated, add_command, ending_on_sigterm
 from biofound.settings import (
     InflateSettings,
     PrepareSettings,
@@ -66,7 +66,7 @@ def _before_every_command(
 
 
 @add_command(app, PrepareSettings)
-def prepare(run: Run[PrepareSettings]) -> None:
+def prepare(run: Invocation[PrepareSettings]) -> None:
     """List the cases of a source and split them by patient."""
     from biofound.data.sources import SelectiveSource
     from biofound.data.sources.registry import open_source
@@ -93,7 +93,7 @@ def prepare(run: Run[PrepareSettings]) -> None:
 
 
 @add_command(app, WindowsSettings)
-def windows(run: Run[WindowsSettings]) -> None:
+def windows(run: Invocation[WindowsSettings]) -> None:
     """Cut recordings into windows, or look into a window store."""
     from biofound.data.integrity import inspect_store, splits_in
     from biofound.data.store import INDEX_NAME
@@ -107,7 +107,7 @@ def windows(run: Run[WindowsSettings]) -> None:
         directories = _build_stores(settings)
     report.show_stores([inspect_store(directory) for directory in directories], json=run.json)
     if settings.picture is not None:
-        from biofound.runs.picture import draw_stores
+        from biofound.commands.picture import draw_stores
 
         draw_stores(settings.picture, directories, seed=settings.picture_seed)
         console.note(f"written: {settings.picture}")
@@ -189,13 +189,13 @@ def _open_source_of(splits: "Splits", settings: WindowsSettings) -> "Source":
 
 
 @add_command(app, PretrainSettings)
-def pretrain(run: Run[PretrainSettings]) -> None:
+def pretrain(run: Invocation[PretrainSettings]) -> None:
     """Pretrain an encoder on windows by reconstructing hidden patches."""
+    from biofound.commands.cohort import EMBEDDED, wants_embedded_cohort
+    from biofound.commands.pretrain import draw_figures, open_pretraining, reports_of, stop_on_signals
     from biofound.core.devices import resolve_device
     from biofound.core.distributed import joined_group
     from biofound.core.trainer import LAST
-    from biofound.runs.cohort import EMBEDDED, wants_embedded_cohort
-    from biofound.runs.pretrain import draw_figures, open_pretraining, reports_of, stop_on_signals
 
     settings = run.settings
     data_dir = settings.data_dir or DEFAULT_STORE
@@ -213,11 +213,11 @@ def pretrain(run: Run[PretrainSettings]) -> None:
             report.show_facts(pretraining)
             report.follow_training(pretraining, reports_of(pretraining, settings))
         # Who stopped the run may give it seconds only: they are for the checkpoint, which is written.
-        guess = None if trainer.interrupted else trainer.evaluate(constant_guess=True)
+        baseline = None if trainer.interrupted else trainer.evaluate(constant_guess=True)
         if group.rank == 0:
             draw_figures(pretraining)
-    if guess is not None:
-        report.show_training(pretraining, guess, json=run.json)
+    if baseline is not None:
+        report.show_training(pretraining, baseline, json=run.json)
         return
     by = received[0] if received else signal.SIGTERM  # on another rank
     console.note(
@@ -228,7 +228,7 @@ def pretrain(run: Run[PretrainSettings]) -> None:
 
 
 def _build_embedded_cohort(settings: PretrainSettings, directory: Path) -> None:
-    from biofound.runs.cohort import build_embedded_cohort
+    from biofound.commands.cohort import build_embedded_cohort
 
     console.warning(
         f"no --data-dir was given and {DEFAULT_STORE} holds nothing: training on the embedded SYNTHETIC "
@@ -240,9 +240,9 @@ def _build_embedded_cohort(settings: PretrainSettings, directory: Path) -> None:
 
 
 @add_command(app, VerifySettings)
-def verify(run: Run[VerifySettings]) -> None:
+def verify(run: Invocation[VerifySettings]) -> None:
     """Measure that the parts, a checkpoint and a window store do what they claim."""
-    from biofound.runs.verify import run_checks
+    from biofound.commands.verify import run_checks
 
     found = list(run_checks(run.settings))
     report.show_checks(found, json=run.json)
@@ -251,8 +251,8 @@ def verify(run: Run[VerifySettings]) -> None:
 
 
 @add_command(app, InflateSettings)
-def inflate(run: Run[InflateSettings]) -> None:
+def inflate(run: Invocation[InflateSettings]) -> None:
     """Give a pretrained encoder more input channels."""
-    from biofound.runs.inflate import run_inflation
+    from biofound.commands.inflate import run_inflation
 
     report.show_inflation(run_inflation(run.settings), json=run.json)

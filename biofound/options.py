@@ -29,7 +29,7 @@ _THIS_RUN = "This run"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Generic[S]):
+class Invocation(Generic[S]):
     """What a command's body gets: its settings, where they came from, and whether to answer in JSON."""
 
     settings: S
@@ -57,13 +57,13 @@ class GroupedCommand(TyperCommand):
                 formatter.write_dl(records)
 
 
-def add_command(app: typer.Typer, model: type[S]) -> Callable[[Callable[[Run[S]], None]], None]:
+def add_command(app: typer.Typer, model: type[S]) -> Callable[[Callable[[Invocation[S]], None]], None]:
     """Register a body as the command of `model`: its options are the model's fields, its help its docstring.
 
     Every command also gets `--dry-run`, `--json` and `--debug`.
     """
 
-    def register(body: Callable[[Run[S]], None]) -> None:
+    def register(body: Callable[[Invocation[S]], None]) -> None:
         def command(ctx: typer.Context, dry_run: bool, json: bool, debug: bool, **said: Any) -> None:
             with_debug = debug or bool((ctx.obj or {}).get("debug"))
             guarded(lambda: _answer(model, body, said, dry_run=dry_run, json=json), debug=with_debug)
@@ -131,7 +131,7 @@ def _told(problem: Exception) -> str:
 
 def _answer(
     model: type[S],
-    body: Callable[[Run[S]], None],
+    body: Callable[[Invocation[S]], None],
     said: dict[str, Any],
     *,
     dry_run: bool,
@@ -139,7 +139,7 @@ def _answer(
 ) -> None:
     resolved = resolve(model, options=said)
     if not dry_run:
-        body(Run(settings=resolved.settings, resolved=resolved, json=json))
+        body(Invocation(settings=resolved.settings, resolved=resolved, json=json))
     elif json:
         console.print_json({"command": model.command, "settings": resolved.as_json()})
     else:

@@ -10,13 +10,13 @@ from biofound import console
 
 if TYPE_CHECKING:
     from biofound.checks import Check
-    from biofound.core.history import EpochReport, Losses, Report
+    from biofound.commands.inflate import Inflated
+    from biofound.commands.pretrain import Pretraining
+    from biofound.core.history import EpochMetrics, Losses, TrainingEvent
     from biofound.data.build import CaseResult
     from biofound.data.integrity import StoreSummary
     from biofound.data.sources import Case
     from biofound.data.splits import Splits
-    from biofound.runs.inflate import Inflated
-    from biofound.runs.pretrain import Pretraining
 
 _SECONDS_AN_HOUR = 3600
 _NAMED = 5
@@ -180,19 +180,19 @@ def _show_quality(summaries: Sequence["StoreSummary"]) -> None:
 
 def show_facts(run: "Pretraining") -> None:
     """What the run is about to do, before its first step."""
-    console.table("pretraining", ("what", "value"), list(run.facts.items()))
+    console.table("pretraining", ("what", "value"), list(run.summary.items()))
 
 
-def follow_training(run: "Pretraining", reports: Iterable["Report"]) -> None:
+def follow_training(run: "Pretraining", reports: Iterable["TrainingEvent"]) -> None:
     """Progress over the steps, and a line an epoch."""
-    from biofound.core.history import StepReport, WriteFailure
+    from biofound.core.history import StepMetrics, WriteFailure
 
     trainer = run.trainer
     done = trainer.step
     with console.progress("training", total=trainer.total_steps, unit="steps") as progress:
         progress.advance(done)
         for report in reports:
-            if isinstance(report, StepReport):
+            if isinstance(report, StepMetrics):
                 text = f"loss {report.loss:.4f}  {report.windows_per_second:.0f} windows/s"
                 progress.advance(report.step - done, text=f"epoch {report.epoch}  {text}")
                 done = report.step
@@ -202,7 +202,7 @@ def follow_training(run: "Pretraining", reports: Iterable["Report"]) -> None:
                 progress.line(_epoch_line(report, trainer.config.epochs))
 
 
-def _epoch_line(report: "EpochReport", epochs: int) -> str:
+def _epoch_line(report: "EpochMetrics", epochs: int) -> str:
     parts = [
         f"{name} {losses.loss:.4f} (MSM {losses.msm:.4f}, STFT {losses.stft:.4f})"
         for name, losses in (("train", report.train), ("val", report.val))
@@ -211,7 +211,7 @@ def _epoch_line(report: "EpochReport", epochs: int) -> str:
     return f"{text}  {report.seconds:.0f} s{'  * best' if report.best else ''}"
 
 
-def show_training(run: "Pretraining", guess: "Losses", *, json: bool) -> None:
+def show_training(run: "Pretraining", baseline: "Losses", *, json: bool) -> None:
     """How the run ended: its best epoch beside a constant guess, and the files it left."""
     trainer = run.trainer
     reports = trainer.reports
@@ -226,13 +226,13 @@ def show_training(run: "Pretraining", guess: "Losses", *, json: bool) -> None:
             "best_epoch": best.epoch,
             "train": asdict(best.train),
             "val": asdict(best.val),
-            "constant_guess": asdict(guess),
+            "constant_guess": asdict(baseline),
             "seconds": sum(report.seconds for report in reports),
             "files": files,
         }
         console.print_json(result)
         return
-    shown = {"train": best.train, "validation": best.val, "validation, constant guess": guess}
+    shown = {"train": best.train, "validation": best.val, "validation, constant guess": baseline}
     rows = [
         (
             name,
@@ -263,36 +263,38 @@ def show_checks(found: Sequence["Check"], *, json: bool) -> None:
 
 
 def show_inflation(result: "Inflated", *, json: bool) -> None:
-    """The fate of every tensor; equal fates of one part in one row."""
-    fates = result.inflation.fates
+    """The status of every tensor; those copied in one row."""
+    transfers = result.inflation.transfers
     if json:
         console.print_json(
             {
                 "output": str(result.path),
                 "channels": {"before": list(result.before), "after": list(result.after)},
                 "synthetic": result.synthetic,
-                "tensors": [_plain(asdict(item)) for item in fates],
+                "tensors": [_plain(asdict(item)) for item in transfers],
             }
         )
         return
-    copied = [item for item in fates if item.fate == "copied"]
+    copied = [item for item in transfers if item.status == "copied"]
     rows = [("copied", f"{len(copied)} tensors of the encoder", _numbers(copied))]
     rows += [
-        (item.fate, item.name, _change(item.before, item.after)) for item in fates if item.fate != "copied"
+        (item.status, item.name, _change(item.before, item.after))
+        for item in transfers
+        if item.status != "copied"
     ]
     title = f"inflated from {', '.join(result.before)} to {', '.join(result.after)}"
-    console.table(title, ("fate", "tensor", "shape"), rows)
+    console.table(title, ("status", "tensor", "shape"), rows)
     counts = ", ".join(
-        f"{sum(item.fate == fate for item in fates)} {fate}"
-        for fate in ("copied", "inflated", "new", "dropped")
+        f"{sum(item.status == status for item in transfers)} {status}"
+        for status in ("copied", "inflated", "new", "dropped")
     )
     kind = "synthetic" if result.synthetic else "recorded"
     console.note(f"{counts}; pretrained on {kind} data")
     console.note(f"written: {result.path}")
 
 
-def _numbers(fates: Sequence[Any]) -> str:
-    return f"{sum(math.prod(item.after) for item in fates):,} numbers"
+def _numbers(transfers: Sequence[Any]) -> str:
+    return f"{sum(math.prod(item.after) for item in transfers):,} numbers"
 
 
 def _change(before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> str:

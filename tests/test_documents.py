@@ -11,8 +11,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from biofound.cli import app
+from biofound.commands.common import model_config
 from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
-from biofound.core.history import EpochReport, Losses, history_json
+from biofound.core.history import EpochMetrics, Losses, history_json
 from biofound.core.inflate import inflate, inflated_checkpoint
 from biofound.core.models import ModelConfig, PretrainingModel, build_model, parameter_count
 from biofound.data.build import build_windows
@@ -20,7 +21,6 @@ from biofound.data.channels import FINETUNE_CHANNELS
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.splits import SPLITS, make_splits
 from biofound.files import write_json
-from biofound.runs.common import model_config
 from biofound.settings import PretrainSettings, resolve_channels
 from tests.generated import ROOT
 
@@ -103,7 +103,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, model: PretrainingModel)
 
 def write_run(directory: Path, model: PretrainingModel, channels: list) -> None:
     losses = Losses(loss=1.3, msm=1.0, stft=1.0, msm_by_channel=dict.fromkeys(model.config.channels, 1.0))
-    report = EpochReport(
+    report = EpochMetrics(
         epoch=1, train=losses, val=losses, lr=1e-4, seconds=1.0, windows_per_second=1.0, best=True
     )
     data = DataDescription(

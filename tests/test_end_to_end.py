@@ -29,7 +29,7 @@ def all_done(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 @pytest.fixture(autouse=True)
 def _cheap_runs(all_done: Chain, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """After the one run that is looked at, no pictures, which take most of the time; threads as before."""
-    monkeypatch.setattr("biofound.runs.pretrain.draw_figures", lambda run: None)
+    monkeypatch.setattr("biofound.commands.pretrain.draw_figures", lambda run: None)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

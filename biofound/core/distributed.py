@@ -21,7 +21,7 @@ PATIENCE = timedelta(hours=2)
 """How long a process waits for the others, such as while rank 0 builds windows."""
 
 
-class Part(NamedTuple):
+class MicroBatch(NamedTuple):
     """Some windows of a global batch, and which of its parts they are."""
 
     number: int
@@ -41,14 +41,14 @@ class Group:
             dist.all_reduce(values)
         return values
 
-    def parts(self, batch: NDArray[np.int64], *, alone: int = 1) -> list[Part]:
+    def parts(self, batch: NDArray[np.int64], *, alone: int = 1) -> list[MicroBatch]:
         """This process's parts of a global batch; parts differ by at most one window and may be empty.
 
         Each process has one. A process alone has so many as `alone` says: with two it computes the very
         numbers that two processes do.
         """
         cut = np.array_split(batch, alone if self.size == 1 else self.size)
-        parts = [Part(number, windows) for number, windows in enumerate(cut)]
+        parts = [MicroBatch(number, windows) for number, windows in enumerate(cut)]
         return parts if self.size == 1 else [parts[self.rank]]
 
     def wait(self) -> None:

@@ -16,7 +16,7 @@ class Losses:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepReport:
+class StepMetrics:
     """One optimizer step: `step` counts from 1 over the run, the losses are of its global batch.
 
     `windows_per_second` and `data_wait`, the share of the time spent waiting for windows, are over the
@@ -35,7 +35,7 @@ class StepReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochReport:
+class EpochMetrics:
     """One epoch done: `epoch` counts from 1, `seconds` include validation, `lr` is of its last step."""
 
     epoch: int
@@ -55,11 +55,11 @@ class WriteFailure:
     error: str
 
 
-Report = StepReport | EpochReport | WriteFailure
+TrainingEvent = StepMetrics | EpochMetrics | WriteFailure
 """What the trainer yields."""
 
 
-def history_json(reports: Sequence[EpochReport], *, synthetic: bool) -> dict[str, Any]:
+def history_json(reports: Sequence[EpochMetrics], *, synthetic: bool) -> dict[str, Any]:
     """The history of a run: lists with one entry an epoch, so that each can be plotted as it is."""
 
     def part(name: Literal["train", "val"]) -> dict[str, Any]:
@@ -84,13 +84,13 @@ def history_json(reports: Sequence[EpochReport], *, synthetic: bool) -> dict[str
     }
 
 
-def reports_to_json(reports: Sequence[EpochReport]) -> list[dict[str, Any]]:
+def epochs_to_json(reports: Sequence[EpochMetrics]) -> list[dict[str, Any]]:
     """Every report as plain JSON, for a checkpoint."""
     return [asdict(report) for report in reports]
 
 
-def reports_from_json(rows: Sequence[dict[str, Any]]) -> list[EpochReport]:
-    """The inverse of `reports_to_json`."""
+def epochs_from_json(rows: Sequence[dict[str, Any]]) -> list[EpochMetrics]:
+    """The inverse of `epochs_to_json`."""
     return [
-        EpochReport(**{**row, "train": Losses(**row["train"]), "val": Losses(**row["val"])}) for row in rows
+        EpochMetrics(**{**row, "train": Losses(**row["train"]), "val": Losses(**row["val"])}) for row in rows
     ]

@@ -14,33 +14,33 @@ from biofound.data.channels import FINETUNE_CHANNELS
 from biofound.errors import CheckpointError, SettingsError
 from biofound.files import sha256_of
 
-Fate = Literal["copied", "inflated", "new", "dropped"]
+TransferStatus = Literal["copied", "inflated", "new", "dropped"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorFate:
+class TensorTransfer:
     """What became of one tensor: its shape before (None if new) and after (None if dropped)."""
 
     name: str
-    fate: Fate
+    status: TransferStatus
     before: tuple[int, ...] | None
     after: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inflation:
-    """An inflated model and the fate of every tensor of the checkpoint and of the new model."""
+    """An inflated model and the transfer of every tensor of the checkpoint and of the new model."""
 
     model: PretrainingModel
-    fates: tuple[TensorFate, ...]
+    transfers: tuple[TensorTransfer, ...]
 
-    def named(self, fate: Fate, *, part: Literal["encoder", "decoder"]) -> frozenset[str]:
-        """The tensors of one part with this fate, as that part's own `state_dict` names them."""
+    def named(self, status: TransferStatus, *, part: Literal["encoder", "decoder"]) -> frozenset[str]:
+        """The tensors of one part with this status, as that part's own `state_dict` names them."""
         prefix = f"{part}."
         return frozenset(
             item.name.removeprefix(prefix)
-            for item in self.fates
-            if item.fate == fate and item.name.startswith(prefix)
+            for item in self.transfers
+            if item.status == status and item.name.startswith(prefix)
         )
 
 
@@ -78,16 +78,16 @@ def inflate(checkpoint: Checkpoint, *, channels: Sequence[str], seed: int = 0) -
         raise SettingsError(str(error)) from error
     checkpoint.build()  # a checkpoint whose tensors are not its model's is refused before any is copied
     model = build_model(config, seed=seed)
-    fates: list[TensorFate] = []
+    transfers: list[TensorTransfer] = []
     with torch.no_grad():
         for name in config.channels:
             if name not in old.channels:
                 model.encoder.fusion[name].zero_()
-        fates += _fill("encoder", checkpoint.encoder, model.encoder.state_dict(), old, config)
-        fates += _fill("decoder", checkpoint.decoder, model.decoder.state_dict(), old, config)
+        transfers += _fill("encoder", checkpoint.encoder, model.encoder.state_dict(), old, config)
+        transfers += _fill("decoder", checkpoint.decoder, model.decoder.state_dict(), old, config)
     if checkpoint.optimizer is not None:
-        fates.append(TensorFate(name="optimizer state", fate="dropped", before=None, after=None))
-    return Inflation(model=model.eval(), fates=tuple(fates))
+        transfers.append(TensorTransfer(name="optimizer state", status="dropped", before=None, after=None))
+    return Inflation(model=model.eval(), transfers=tuple(transfers))
 
 
 def inflated_checkpoint(
@@ -193,18 +193,18 @@ def _require_agreement(stated: Mapping[str, Any], model: ModelConfig) -> None:
 
 def _fill(
     part: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor], before: ModelConfig, after: ModelConfig
-) -> list[TensorFate]:
+) -> list[TensorTransfer]:
     """Copy `old` into `new` in place, and say what became of each tensor."""
-    fates = []
+    transfers = []
     for name, target in new.items():
         source = old.get(name)
         if source is None:
-            fate: Fate = "new"
+            status: TransferStatus = "new"
         elif source.shape == target.shape:
-            fate = "copied"
+            status = "copied"
             target.copy_(source)
         elif part == "decoder" and source.shape[1:] == target.shape[1:]:
-            fate = "inflated"
+            status = "inflated"
             for channel in before.channels:
                 rows = channel_rows(after.channels, channel, patch_length=after.patch_length)
                 target[rows] = source[
@@ -215,12 +215,12 @@ def _fill(
                 f"{part}.{name}: the checkpoint's tensor of shape {tuple(source.shape)} has no place in the "
                 f"inflated model, which expects {tuple(target.shape)}"
             )
-        fates.append(
-            TensorFate(
+        transfers.append(
+            TensorTransfer(
                 name=f"{part}.{name}",
-                fate=fate,
+                status=status,
                 before=None if source is None else tuple(source.shape),
                 after=tuple(target.shape),
             )
         )
-    return fates
+    return transfers

@@ -31,19 +31,19 @@ def mean_of(terms: SumCount) -> Tensor:
     return terms.total / terms.count.clamp(min=1)
 
 
-def masked_squared_error(reconstruction: Tensor, target: Tensor, counted: Tensor) -> SumCount:
+def masked_squared_error(reconstruction: Tensor, target: Tensor, loss_mask: Tensor) -> SumCount:
     """Masked signal modelling (MSM): the squared error over the counted samples, by channel.
 
     Args:
         reconstruction: (B, C, T), in normalised units.
         target: (B, C, T), in normalised units.
-        counted: (B, C, T) bool, True where a sample was hidden and is real.
+        loss_mask: (B, C, T) bool, True where a sample was hidden and is real.
 
     Returns:
         Sums and counts (C,), float32. MSM is `sum of totals / sum of counts`.
     """
-    error = torch.where(counted, reconstruction.float() - target, 0.0)
-    return SumCount(error.square().sum((0, 2)), counted.sum((0, 2)).float())
+    error = torch.where(loss_mask, reconstruction.float() - target, 0.0)
+    return SumCount(error.square().sum((0, 2)), loss_mask.sum((0, 2)).float())
 
 
 def msm_loss(terms: SumCount) -> Tensor:
@@ -116,13 +116,13 @@ class MultiResolutionSTFT(nn.Module):
                 basis = basis.T.reshape(-1, 4, n // 4).transpose(1, 2).contiguous()  # (2K, n/4, 4)
                 self.register_buffer(f"basis_{n}_{c}", basis.float(), persistent=False)
 
-    def forward(self, reconstruction: Tensor, target: Tensor, counted: Tensor) -> SumCount:
+    def forward(self, reconstruction: Tensor, target: Tensor, loss_mask: Tensor) -> SumCount:
         """The distance as sums and counts.
 
         Args:
             reconstruction: (B, C, T), in normalised units.
             target: (B, C, T), in normalised units, 0 in gaps.
-            counted: (B, C, T) bool, True where a sample was hidden and is real.
+            loss_mask: (B, C, T) bool, True where a sample was hidden and is real.
 
         Returns:
             Sums and counts (R, C), for R resolutions.
@@ -137,17 +137,17 @@ class MultiResolutionSTFT(nn.Module):
                 f"{samples} samples; use shorter STFT windows"
             )
         with torch.autocast(target.device.type, enabled=False):
-            composite = torch.where(counted, reconstruction.float(), target)
+            composite = torch.where(loss_mask, reconstruction.float(), target)
             # Padded once, for the longest window: a shorter one's frames lie further inside.
             padding = max(self.window_lengths) // 2
             ours, theirs = _reflect(composite, padding), _reflect(target, padding)
-            hidden = _reflect(counted.float(), padding)
+            hidden = _reflect(loss_mask.float(), padding)
             pairs = [self._resolution(ours, theirs, hidden, n) for n in self.window_lengths]
         return SumCount(torch.stack([p.total for p in pairs]), torch.stack([p.count for p in pairs]))
 
-    def _resolution(self, composite: Tensor, target: Tensor, counted: Tensor, n: int) -> SumCount:
+    def _resolution(self, composite: Tensor, target: Tensor, loss_mask: Tensor, n: int) -> SumCount:
         skip = (max(self.window_lengths) - n) // 2
-        ours, theirs, hidden = (_quarters(x, n, skip) for x in (composite, target, counted))
+        ours, theirs, hidden = (_quarters(x, n, skip) for x in (composite, target, loss_mask))
         touched = F.max_pool1d(hidden.amax(2), 4, 1)  # (B, C, frames)
         totals, counts = [], []
         for c in range(self.channels):

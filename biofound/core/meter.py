@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Meter:
+class ThroughputMeter:
     """Windows a second, and the share of the time spent waiting for them, since the last report."""
 
     def __init__(self) -> None:
@@ -32,6 +32,6 @@ class Meter:
         """Windows a second."""
         return self._windows / max(time.perf_counter() - self._started, 1e-9)
 
-    def waited_share(self) -> float:
+    def data_wait_fraction(self) -> float:
         """The share of the time that was spent waiting, 0 to 1."""
         return self._waited / max(time.perf_counter() - self._started, 1e-9)

@@ -114,7 +114,7 @@ class Encoded(NamedTuple):
     latents: Tensor
     """(B, P, D)."""
     normalised: Normalised
-    counted: Tensor
+    loss_mask: Tensor
     """(B, C, T) bool, True where a sample was hidden by the mask and is real: where the loss counts."""
 
 
@@ -262,7 +262,7 @@ class Reconstruction(NamedTuple):
     """(B, C, T)."""
     target: Tensor
     """(B, C, T), 0 in gaps."""
-    counted: Tensor
+    loss_mask: Tensor
     """(B, C, T) bool."""
     mean: Tensor
     """(B, C, 1)."""
@@ -288,7 +288,7 @@ class PretrainingModel(nn.Module):
         encoded = self.encoder.encode(x, mask=mask, observed=observed)
         scaled = encoded.normalised
         values = self.decoder(encoded.latents)
-        return Reconstruction(values, scaled.values, encoded.counted, scaled.mean, scaled.std)
+        return Reconstruction(values, scaled.values, encoded.loss_mask, scaled.mean, scaled.std)
 
 
 def parameter_count(module: nn.Module) -> int:

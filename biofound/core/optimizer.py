@@ -17,7 +17,7 @@ def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), fused=True)
 
 
-def flat_gradient(model: nn.Module) -> Tensor:
+def flat_grad_buffer(model: nn.Module) -> Tensor:
     """One vector of which every trainable parameter's `.grad` is a part.
 
     Backward passes add into it, so it is zeroed, summed over processes, measured and scaled as a whole.

@@ -22,24 +22,24 @@ from torch import Tensor, nn
 
 from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
 from biofound.core.devices import AUTOCAST_DTYPE
-from biofound.core.distributed import ALONE, Group, Part
+from biofound.core.distributed import ALONE, Group, MicroBatch
 from biofound.core.history import (
-    EpochReport,
+    EpochMetrics,
     Losses,
-    Report,
-    StepReport,
+    StepMetrics,
+    TrainingEvent,
     WriteFailure,
+    epochs_from_json,
+    epochs_to_json,
     history_json,
-    reports_from_json,
-    reports_to_json,
 )
 from biofound.core.losses import MultiResolutionSTFT, masked_squared_error
 from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
-from biofound.core.meter import Meter
+from biofound.core.meter import ThroughputMeter
+from biofound.core.micro_batches import MICRO_BATCHES, micro_batches_on
 from biofound.core.models import PretrainingModel, Reconstruction
-from biofound.core.optimizer import flat_gradient, make_optimizer
-from biofound.core.order import Shuffle, epoch_order
-from biofound.core.parts import PARTS_ALONE, parts_on
+from biofound.core.optimizer import flat_grad_buffer, make_optimizer
+from biofound.core.sampler import Shuffle, epoch_order
 from biofound.core.schedule import learning_rate
 from biofound.core.terms import Terms
 from biofound.errors import CheckpointError, TrainingError
@@ -98,7 +98,7 @@ class TrainConfig:
     on_write_error: Literal["stop", "continue"]
 
 
-class LoadedPart(NamedTuple):
+class LoadedMicroBatch(NamedTuple):
     """A part of a global batch: its place among the parts, windows (B, C, T) and masks (B, P)."""
 
     number: int
@@ -111,7 +111,7 @@ class Batch:
     """A global batch, and the parts of it that this process computes; there may be none."""
 
     index: NDArray[np.int64]
-    parts: list[LoadedPart]
+    parts: list[LoadedMicroBatch]
 
 
 class Trainer:
@@ -167,13 +167,13 @@ class Trainer:
         self.epoch = 0
         self.step = 0
         self.best_val_loss: float | None = None
-        self.reports: list[EpochReport] = []
+        self.reports: list[EpochMetrics] = []
         self.interrupted = False
         self._forward_model = torch.compile(model) if config.compile else model
-        self._parts = parts_on(
+        self._parts = micro_batches_on(
             device, dropout=model.config.dropout, compiled=config.compile, processes=group.size
         )
-        self._gradient = flat_gradient(model)
+        self._gradient = flat_grad_buffer(model)
         self._terms = self._no_terms()
         self._seconds_before = 0.0
         self._saved_at = time.monotonic()
@@ -181,7 +181,7 @@ class Trainer:
     # -----------------------------------------------------------------------------------------------------
     # The run
 
-    def run(self) -> Iterator[Report]:
+    def run(self) -> Iterator[TrainingEvent]:
         """Train to the end, or until `stop` says so; then `interrupted` is True.
 
         Yields:
@@ -195,7 +195,7 @@ class Trainer:
         with self._parts.sharing_threads():
             yield from self._run()
 
-    def _run(self) -> Iterator[Report]:
+    def _run(self) -> Iterator[TrainingEvent]:
         if self.step == 0:
             yield from self._save(LAST)  # so that whatever is killed can be resumed
         while self.epoch < self.config.epochs:
@@ -220,7 +220,7 @@ class Trainer:
         self.model.eval()
         terms: dict[int, Terms] = {}  # by part, as processes would add them up
 
-        def add(part: Part) -> None:
+        def add(part: MicroBatch) -> None:
             with torch.inference_mode():
                 mask = torch.from_numpy(self.validation_mask(part.windows)).to(self.device)
                 out = self._forward(torch.as_tensor(self.val.read(part.windows)).to(self.device), mask)
@@ -245,7 +245,7 @@ class Trainer:
     # -----------------------------------------------------------------------------------------------------
     # An epoch
 
-    def _train_epoch(self) -> Iterator[StepReport]:
+    def _train_epoch(self) -> Iterator[StepMetrics]:
         """Steps to the end of the epoch, or until the run is to stop or a checkpoint is due."""
         order = epoch_order(
             windows=len(self.train),
@@ -256,7 +256,7 @@ class Trainer:
         batches = list(_chunks(order, self.config.batch_size))[
             self.step - self.epoch * self.steps_per_epoch :
         ]
-        meter = Meter()
+        meter = ThroughputMeter()
         for batch in self._prefetched(batches, meter):
             step = self._train_step(batch)
             meter.count(len(batch.index))
@@ -269,7 +269,7 @@ class Trainer:
     def _epoch_is_done(self) -> bool:
         return self.step == (self.epoch + 1) * self.steps_per_epoch
 
-    def _prefetched(self, batches: list[NDArray[np.int64]], meter: Meter) -> Iterator[Batch]:
+    def _prefetched(self, batches: list[NDArray[np.int64]], meter: ThroughputMeter) -> Iterator[Batch]:
         """The batches in order, each read while the one before it is computed."""
         with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as reader:
             upcoming: Future[Batch] | None = None
@@ -283,15 +283,15 @@ class Trainer:
                     upcoming = reader.submit(self._load, batches[position + 1])
                 yield batch
 
-    def _parts_of(self, batch: NDArray[np.int64]) -> list[Part]:
+    def _parts_of(self, batch: NDArray[np.int64]) -> list[MicroBatch]:
         """What this process computes of a global batch: its parts that are not empty."""
-        parts = self.group.parts(batch, alone=PARTS_ALONE if self.device.type == "cpu" else 1)
+        parts = self.group.parts(batch, alone=MICRO_BATCHES if self.device.type == "cpu" else 1)
         return [part for part in parts if len(part.windows)]
 
     def _load(self, index: NDArray[np.int64]) -> Batch:
         return Batch(index, [self._load_part(part) for part in self._parts_of(index)])
 
-    def _load_part(self, part: Part) -> LoadedPart:
+    def _load_part(self, part: MicroBatch) -> LoadedMicroBatch:
         config, crop = self.config, None
         if config.random_crop:
             crop = keyed_uniform(
@@ -302,7 +302,7 @@ class Trainer:
         if self.device.type == "cuda":
             mask = mask.pin_memory()
             windows = windows if windows.is_cuda else windows.pin_memory()
-        return LoadedPart(part.number, windows, mask)
+        return LoadedMicroBatch(part.number, windows, mask)
 
     def _train_step(self, batch: Batch) -> "_Step":
         config = self.config
@@ -331,9 +331,9 @@ class Trainer:
         self._terms = self._terms + whole
         return step
 
-    def _report(self, step: "_Step", meter: Meter) -> StepReport:
+    def _report(self, step: "_Step", meter: ThroughputMeter) -> StepMetrics:
         losses = self._losses(step.terms)
-        return StepReport(
+        return StepMetrics(
             step=self.step,
             epoch=self.epoch + 1,
             loss=losses.loss,
@@ -342,10 +342,10 @@ class Trainer:
             lr=step.lr,
             gradient_norm=step.gradient_norm.item(),
             windows_per_second=meter.rate(),
-            data_wait=meter.waited_share(),
+            data_wait=meter.data_wait_fraction(),
         )
 
-    def _end_epoch(self, started: float) -> Iterator[EpochReport | WriteFailure]:
+    def _end_epoch(self, started: float) -> Iterator[EpochMetrics | WriteFailure]:
         trained = time.perf_counter() - started
         val = self.evaluate()
         if not math.isfinite(val.loss):
@@ -355,7 +355,7 @@ class Trainer:
             )
         best = self.best_val_loss is None or val.loss < self.best_val_loss
         self._require_counted(self._terms, "training")
-        report = EpochReport(
+        report = EpochMetrics(
             epoch=self.epoch + 1,
             train=self._losses(self._terms),
             val=val,
@@ -397,7 +397,7 @@ class Trainer:
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
             yield
 
-    def _part_terms(self, part: LoadedPart) -> Terms:
+    def _part_terms(self, part: LoadedMicroBatch) -> Terms:
         with self._keyed_dropout(part.number):
             out = self._forward(
                 part.windows.to(self.device, non_blocking=True), part.mask.to(self.device, non_blocking=True)
@@ -410,8 +410,8 @@ class Trainer:
 
     def _loss_terms(self, out: Reconstruction) -> Terms:
         return Terms(
-            masked_squared_error(out.values, out.target, out.counted),
-            self.stft(out.values, out.target, out.counted),
+            masked_squared_error(out.values, out.target, out.loss_mask),
+            self.stft(out.values, out.target, out.loss_mask),
         )
 
     def _no_terms(self) -> Terms:
@@ -495,7 +495,7 @@ class Trainer:
             resume={
                 "epoch_terms": self._terms.packed().cpu(),
                 "seconds": self._seconds_before,
-                "reports": reports_to_json(self.reports),
+                "reports": epochs_to_json(self.reports),
                 "scaler": self.scaler.state_dict(),
                 "fingerprints": {"train": self.data.fingerprint},
                 "world_size": self.group.size,
@@ -518,7 +518,7 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint.resume["scaler"])
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.best_val_loss = checkpoint.best_val_loss
-        self.reports = reports_from_json(checkpoint.resume["reports"])
+        self.reports = epochs_from_json(checkpoint.resume["reports"])
         self._terms = Terms.unpacked(
             checkpoint.resume["epoch_terms"].to(self.device),
             channels=len(self.model.config.channels),
@@ -553,7 +553,7 @@ class Trainer:
                 ) from error
             yield WriteFailure(path=str(path), error=error.strerror or str(error))
 
-    def _log(self, report: StepReport) -> Iterator[StepReport | WriteFailure]:
+    def _log(self, report: StepMetrics) -> Iterator[StepMetrics | WriteFailure]:
         def append(path: Path) -> None:
             with path.open("a") as file:
                 file.write(json.dumps(vars(report)) + "\n")

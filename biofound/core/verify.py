@@ -20,7 +20,7 @@ from torch import Tensor
 from biofound.checks import Check
 from biofound.core import checkpoint as checkpoints
 from biofound.core.checkpoint import Checkpoint, DataDescription, load_checkpoint, save_checkpoint
-from biofound.core.history import EpochReport, Report, StepReport
+from biofound.core.history import EpochMetrics, StepMetrics, TrainingEvent
 from biofound.core.inflate import inflate
 from biofound.core.losses import MultiResolutionSTFT, masked_squared_error, msm_loss, stft_loss
 from biofound.core.masking import Stream, draw_masks, hidden_patches
@@ -38,7 +38,7 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class VerificationTarget:
     """What is verified: a model, how it is trained, and windows (B, C, T) to try it on."""
 
     model: PretrainingModel
@@ -96,17 +96,17 @@ def probe_windows(
     return (sum(waves) + 0.05 * random.standard_normal((windows, channels, samples))).astype(np.float32)
 
 
-def verify(subject: Subject) -> Iterator[Check]:
+def verify(target: VerificationTarget) -> Iterator[Check]:
     """Run every check that applies, in the order of the table."""
     for name, check in CHECKS.items():
-        if subject.checkpoint is not None or check not in (checkpoint_is_complete, checkpoint_learned):
-            yield run_check(name, subject)
+        if target.checkpoint is not None or check not in (checkpoint_is_complete, checkpoint_learned):
+            yield run_check(name, target)
 
 
-def run_check(name: str, subject: Subject) -> Check:
+def run_check(name: str, target: VerificationTarget) -> Check:
     """Run the check of that name; whatever it raises is a failed check."""
     try:
-        return Check(name=name, passed=True, measured=CHECKS[name](subject))
+        return Check(name=name, passed=True, measured=CHECKS[name](target))
     except Failed as failure:
         return Check(name=name, passed=False, measured=str(failure))
     except Exception as error:
@@ -117,45 +117,45 @@ def run_check(name: str, subject: Subject) -> Check:
 # The parts
 
 
-def imports(subject: Subject) -> str:
+def imports(target: VerificationTarget) -> str:
     """The encoder's blocks come from granite-tsfm itself, not from a stand-in."""
-    origin = type(subject.model.encoder.backbone).__module__
+    origin = type(target.model.encoder.backbone).__module__
     text = f"granite-tsfm {version('granite-tsfm')}, torch {torch.__version__}, blocks from {origin}"
     _require(origin.startswith("tsfm_public.models.tinytimemixer"), text)
     return text
 
 
-def encoder_shape(subject: Subject) -> str:
+def encoder_shape(target: VerificationTarget) -> str:
     """(B, C, T) -> (B, P, D), finite."""
-    config = subject.model.config
+    config = target.model.config
     with torch.no_grad():
-        latents = _frozen(subject).encoder(subject.x)
+        latents = _frozen(target).encoder(target.x)
     text = (
-        f"{_shape(subject.x)} -> {_shape(latents)}, {parameter_count(subject.model.encoder):,} parameters "
-        f"({parameter_count(subject.model.encoder.backbone):,} in the mixer)"
+        f"{_shape(target.x)} -> {_shape(latents)}, {parameter_count(target.model.encoder):,} parameters "
+        f"({parameter_count(target.model.encoder.backbone):,} in the mixer)"
     )
-    _require(latents.shape == (len(subject.x), config.patches, config.d_model), text)
+    _require(latents.shape == (len(target.x), config.patches, config.d_model), text)
     _require(bool(torch.isfinite(latents).all()), text + ", not all finite")
     return text
 
 
-def decoder_shape(subject: Subject) -> str:
+def decoder_shape(target: VerificationTarget) -> str:
     """(B, P, D) -> (B, C, T), one linear map."""
-    config = subject.model.config
+    config = target.model.config
     latents = torch.zeros(2, config.patches, config.d_model)
     with torch.no_grad():
-        out = subject.model.decoder(latents)
-    count = parameter_count(subject.model.decoder)
+        out = target.model.decoder(latents)
+    count = parameter_count(target.model.decoder)
     text = f"{_shape(latents)} -> {_shape(out)}, {count:,} parameters"
     _require(out.shape == (2, len(config.channels), config.context_length), text)
     _require(count == (config.d_model + 1) * len(config.channels) * config.patch_length, text)
     return text
 
 
-def losses_are_finite(subject: Subject) -> str:
+def losses_are_finite(target: VerificationTarget) -> str:
     """Both losses are finite and their gradient reaches every parameter."""
-    model = copy.deepcopy(subject.model).requires_grad_(True)
-    loss, msm, stft = _loss(model, subject)
+    model = copy.deepcopy(target.model).requires_grad_(True)
+    loss, msm, stft = _loss(model, target)
     torch.autograd.backward(loss)
     silent = [
         name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()
@@ -166,17 +166,17 @@ def losses_are_finite(subject: Subject) -> str:
     return text + f"; gradient in all {len(list(model.parameters()))} tensors"
 
 
-def masking(subject: Subject) -> str:
+def masking(target: VerificationTarget) -> str:
     """Masks hide exactly what they promise, everywhere equally often, and repeat."""
-    config, patches = subject.config, subject.model.config.patches
+    config, patches = target.config, target.model.config.patches
     draws = 20_000
     hidden = hidden_patches(ratio=config.mask_ratio, patches=patches)
-    masks = subject.draw(np.arange(draws))
+    masks = target.draw(np.arange(draws))
     counts = masks.sum(1)
     text = f"{hidden} of {patches} patches hidden in each of {draws:,} {config.mask_type} masks"
     _require(bool((counts == hidden).all()), f"{counts.min()} to {counts.max()} hidden instead of {hidden}")
-    _require(bool((subject.draw(np.arange(draws)) == masks).all()), "the same key gave another mask")
-    _require(bool((subject.draw(np.arange(draws), epoch=1) != masks).any()), "masks repeat in every epoch")
+    _require(bool((target.draw(np.arange(draws)) == masks).all()), "the same key gave another mask")
+    _require(bool((target.draw(np.arange(draws), epoch=1) != masks).any()), "masks repeat in every epoch")
     if config.mask_type == "block":
         places = patches - hidden + 1
         edges = np.diff(np.pad(masks, ((0, 0), (1, 1))).astype(int), axis=1)
@@ -191,26 +191,26 @@ def masking(subject: Subject) -> str:
     return f"{text}; every place within {worst:.4f} of its share {expected:.3f}"
 
 
-def forward_pass(subject: Subject) -> str:
+def forward_pass(target: VerificationTarget) -> str:
     """Windows and mask to a reconstruction of the windows' shape, counted where hidden."""
-    mask = subject.mask()
+    mask = target.mask()
     with torch.no_grad():
-        out = _frozen(subject)(subject.x, mask)
-    share = out.counted.float().mean().item()
+        out = _frozen(target)(target.x, mask)
+    share = out.loss_mask.float().mean().item()
     text = (
-        f"{_shape(subject.x)} -> {_shape(out.values)}, {share:.1%} counted, "
-        f"{parameter_count(subject.model):,} parameters in all"
+        f"{_shape(target.x)} -> {_shape(out.values)}, {share:.1%} counted, "
+        f"{parameter_count(target.model):,} parameters in all"
     )
-    _require(out.values.shape == subject.x.shape and out.target.shape == subject.x.shape, text)
-    hidden = mask.repeat_interleave(subject.model.config.patch_length, dim=1)[:, None, :]
-    _require(bool((out.counted == (hidden & torch.isfinite(subject.x))).all()), text + ": not where hidden")
+    _require(out.values.shape == target.x.shape and out.target.shape == target.x.shape, text)
+    hidden = mask.repeat_interleave(target.model.config.patch_length, dim=1)[:, None, :]
+    _require(bool((out.loss_mask == (hidden & torch.isfinite(target.x))).all()), text + ": not where hidden")
     return text
 
 
-def optimizer_and_schedule(subject: Subject) -> str:
+def optimizer_and_schedule(target: VerificationTarget) -> str:
     """Weight decay spares vectors; the learning rate rises to its peak and falls to almost 0."""
-    config = subject.config
-    optimizer = make_optimizer(subject.model, lr=config.lr, weight_decay=config.weight_decay)
+    config = target.config
+    optimizer = make_optimizer(target.model, lr=config.lr, weight_decay=config.weight_decay)
     for group in optimizer.param_groups:
         wrong = [p for p in group["params"] if (p.ndim >= 2) != (group["weight_decay"] > 0)]
         _require(not wrong or config.weight_decay == 0, "weight decay on a vector, or none on a matrix")
@@ -225,27 +225,27 @@ def optimizer_and_schedule(subject: Subject) -> str:
     return text
 
 
-def trainer_learns(subject: Subject) -> str:
+def trainer_learns(target: VerificationTarget) -> str:
     """A new model of this kind, trained for a few steps by the real trainer, gets better."""
-    reports, _, _ = _train_briefly(subject, epochs=20)
-    epochs = [report for report in reports if isinstance(report, EpochReport)]
+    reports, _, _ = _train_briefly(target, epochs=20)
+    epochs = [report for report in reports if isinstance(report, EpochMetrics)]
     first, last = epochs[0].val.loss, epochs[-1].val.loss
     text = f"loss {first:.3f} -> {last:.3f} in {len(epochs)} steps, under the same masks"
     _require(last < 0.97 * first, text)
     return text
 
 
-def one_training_step(subject: Subject) -> str:
+def one_training_step(target: VerificationTarget) -> str:
     """One optimizer step changes every trainable tensor."""
-    model = copy.deepcopy(subject.model).requires_grad_(True)
+    model = copy.deepcopy(target.model).requires_grad_(True)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.0)
-    loss, _, _ = _loss(model, subject)
+    loss, _, _ = _loss(model, target)
     torch.autograd.backward(loss)
     optimizer.step()
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     # A channel's embedding behind an all-zero fusion block moves one step after that block does.
-    blocks = subject.model.encoder.fusion
+    blocks = target.model.encoder.fusion
     excused = {f"encoder.channel_embedding.{name}" for name in blocks if not blocks[name].any()}
     text = f"{len(before) - len(still)} of {len(before)} tensors changed"
     _require(set(still) <= excused, f"{text}; not {', '.join(sorted(set(still) - excused)[:3])}")
@@ -256,11 +256,11 @@ def one_training_step(subject: Subject) -> str:
 # What usually breaks
 
 
-def learning_rate_is_applied(subject: Subject) -> str:
+def learning_rate_is_applied(target: VerificationTarget) -> str:
     """In a real run the optimizer used the curve's learning rate, and the weights moved."""
-    reports, before, after = _train_briefly(subject, epochs=4)
-    steps = [report for report in reports if isinstance(report, StepReport)]
-    config = _brief(subject, epochs=4)
+    reports, before, after = _train_briefly(target, epochs=4)
+    steps = [report for report in reports if isinstance(report, StepMetrics)]
+    config = _brief(target, epochs=4)
     wanted = [
         learning_rate(
             s.step - 1, base=config.lr, warmup_steps=config.warmup_epochs, total_steps=config.epochs
@@ -275,9 +275,9 @@ def learning_rate_is_applied(subject: Subject) -> str:
     return text
 
 
-def masked_samples_are_hidden(subject: Subject) -> str:
+def masked_samples_are_hidden(target: VerificationTarget) -> str:
     """Whatever is changed in hidden samples, the latents stay the same to the last bit."""
-    model, x, mask = _frozen(subject), subject.x, subject.mask()
+    model, x, mask = _frozen(target), target.x, target.mask()
     hidden = mask.repeat_interleave(model.config.patch_length, dim=1)[:, None, :].expand_as(x)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     variants = {"noise": noise, "times 1000": x * 1000, "zeros": torch.zeros_like(x), "1e30": x * 0 + 1e30}
@@ -293,24 +293,24 @@ def masked_samples_are_hidden(subject: Subject) -> str:
     return f"bit-identical latents for {', '.join(variants)} in {share:.0%} of the samples"
 
 
-def channels_are_told_apart(subject: Subject) -> str:
+def channels_are_told_apart(target: VerificationTarget) -> str:
     """Signals in each other's place give other latents."""
-    names = subject.model.config.channels
+    names = target.model.config.channels
     if len(names) == 1:
         return f"does not apply: {names[0]} is the only channel"
-    model = _frozen(subject)
+    model = _frozen(target)
     with torch.no_grad():
-        latents = model.encoder(subject.x)
-        swapped = model.encoder(subject.x.roll(1, dims=1))
+        latents = model.encoder(target.x)
+        swapped = model.encoder(target.x.roll(1, dims=1))
     change = ((swapped - latents).norm() / latents.norm()).item()
     text = f"{' <-> '.join(names)} changes the latents by {change:.1%}"
     _require(change > 0.01, text)
     return text
 
 
-def scale_does_not_matter(subject: Subject) -> str:
+def scale_does_not_matter(target: VerificationTarget) -> str:
     """Scaling x to 10x + 3 changes neither latents nor, in physical units, the reconstruction."""
-    model, x, mask = _frozen(subject), subject.x, subject.mask()
+    model, x, mask = _frozen(target), target.x, target.mask()
     with torch.no_grad():
         plain, scaled = model.encoder(x, mask), model.encoder(10 * x + 3, mask)
         wanted = 10 * model(x, mask).in_physical_units() + 3
@@ -322,70 +322,70 @@ def scale_does_not_matter(subject: Subject) -> str:
     return text
 
 
-def msm_closed_form(subject: Subject) -> str:
+def msm_closed_form(target: VerificationTarget) -> str:
     """An error of 0.5 everywhere costs 0.25, counted over hidden samples only."""
-    target, counted = _target(subject)
-    off = torch.where(counted, target + 0.5, target + 100.0)
-    value = msm_loss(masked_squared_error(off, target, counted)).item()
+    wanted, loss_mask = _normalised(target)
+    off = torch.where(loss_mask, wanted + 0.5, wanted + 100.0)
+    value = msm_loss(masked_squared_error(off, wanted, loss_mask)).item()
     text = f"error 0.5 -> MSM {value:.6f} (0.25 expected); errors of visible samples count nothing"
     _require(math.isclose(value, 0.25, rel_tol=1e-5), text)
     return text
 
 
-def stft_closed_form(subject: Subject) -> str:
+def stft_closed_form(target: VerificationTarget) -> str:
     """Doubling a signal whose power is far above the floor costs log 4 in every bin."""
-    stft, channels = subject.stft(), len(subject.model.config.channels)
-    samples = subject.model.config.context_length
+    stft, channels = target.stft(), len(target.model.config.channels)
+    samples = target.model.config.context_length
     noise = 1e3 * torch.randn(4, channels, samples, generator=torch.Generator().manual_seed(2))
-    counted = torch.ones_like(noise, dtype=torch.bool)
-    same = stft_loss(stft(noise, noise, counted)).item()
-    doubled = stft_loss(stft(2 * noise, noise, counted)).item()
+    loss_mask = torch.ones_like(noise, dtype=torch.bool)
+    same = stft_loss(stft(noise, noise, loss_mask)).item()
+    doubled = stft_loss(stft(2 * noise, noise, loss_mask)).item()
     text = f"x against x: {same:.6f} (0 expected); 2x against x: {doubled:.4f} (log 4 = {math.log(4):.4f})"
     _require(same == 0 and math.isclose(doubled, math.log(4), rel_tol=1e-3), text)
     return text
 
 
-def small_error_small_stft(subject: Subject) -> str:
+def small_error_small_stft(target: VerificationTarget) -> str:
     """Of a clean tone, a reconstruction with an MSE of 1e-4 scores far less than one with an MSE of 1.
 
     A tone leaves most bins empty, so a loss that compares the noise there is found out.
     """
-    samples, names = subject.model.config.context_length, subject.model.config.channels
-    lows = torch.tensor([subject.data.filters[name]["low_hz"] for name in names])
-    t = torch.arange(samples) / subject.data.sfreq
-    target = (math.sqrt(2) * torch.sin(2 * math.pi * 2 * lows[:, None] * t)).expand(4, -1, -1)
-    counted = torch.ones_like(target, dtype=torch.bool)
-    stft = subject.stft()
-    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(3))
-    small = stft_loss(stft(target + 0.01 * noise, target, counted)).item()
-    large = stft_loss(stft(target + noise, target, counted)).item()
+    samples, names = target.model.config.context_length, target.model.config.channels
+    lows = torch.tensor([target.data.filters[name]["low_hz"] for name in names])
+    t = torch.arange(samples) / target.data.sfreq
+    tone = (math.sqrt(2) * torch.sin(2 * math.pi * 2 * lows[:, None] * t)).expand(4, -1, -1)
+    loss_mask = torch.ones_like(tone, dtype=torch.bool)
+    stft = target.stft()
+    noise = torch.randn(tone.shape, generator=torch.Generator().manual_seed(3))
+    small = stft_loss(stft(tone + 0.01 * noise, tone, loss_mask)).item()
+    large = stft_loss(stft(tone + noise, tone, loss_mask)).item()
     text = f"MSE 1e-4: {small:.3f}, MSE 1: {large:.3f}"
     _require(small < 0.3 and small < 0.2 * large, text)
     return text
 
 
-def checkpoint_round_trip(subject: Subject) -> str:
+def checkpoint_round_trip(target: VerificationTarget) -> str:
     """Saved, loaded and rebuilt from the file alone, the model gives the same bits."""
-    model = _frozen(subject)
+    model = _frozen(target)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model.pt"
-        save_checkpoint(path, _checkpoint_of(subject))
+        save_checkpoint(path, _checkpoint_of(target))
         size = path.stat().st_size
         rebuilt = load_checkpoint(path).build()
     with torch.no_grad():
-        ours, theirs = model(subject.x, subject.mask()).values, rebuilt(subject.x, subject.mask()).values
+        ours, theirs = model(target.x, target.mask()).values, rebuilt(target.x, target.mask()).values
     text = f"{size / 1e6:.1f} MB, rebuilt over {', '.join(rebuilt.config.channels)}"
     _require(rebuilt.config == model.config, f"{text}: another model is described")
     _require(torch.equal(ours, theirs), f"{text}: output differs by {(ours - theirs).abs().max().item():.1e}")
     return text + ", output bit-equal"
 
 
-def inflation_is_exact(subject: Subject) -> str:
+def inflation_is_exact(target: VerificationTarget) -> str:
     """With three more channels: same latents, nothing of the new in them, and gradient that reaches it."""
-    model, x = _frozen(subject), subject.x
+    model, x = _frozen(target), target.x
     names = model.config.channels
     new = tuple(f"VERIFY_{axis}" for axis in "XYZ")
-    inflated = inflate(_checkpoint_of(subject), channels=(*new, *names)).model
+    inflated = inflate(_checkpoint_of(target), channels=(*new, *names)).model
     random = torch.Generator().manual_seed(4)
     extra = torch.randn(len(x), len(new), x.shape[-1], generator=random)
     with torch.no_grad():
@@ -412,9 +412,9 @@ def inflation_is_exact(subject: Subject) -> str:
 # A checkpoint of its own
 
 
-def checkpoint_is_complete(subject: Subject) -> str:
+def checkpoint_is_complete(target: VerificationTarget) -> str:
     """The file names its model, channels, sampling rate, filters, data and versions."""
-    checkpoint = _given(subject)
+    checkpoint = _given(target)
     names = checkpoint.model.channels
     missing = [name for name in names if name not in checkpoint.data.filters]
     data = checkpoint.data
@@ -429,12 +429,12 @@ def checkpoint_is_complete(subject: Subject) -> str:
     return text
 
 
-def checkpoint_learned(subject: Subject) -> str:
+def checkpoint_learned(target: VerificationTarget) -> str:
     """The weights are not those that the run began with."""
-    checkpoint = _given(subject)
+    checkpoint = _given(target)
     if checkpoint.inflated_from is not None:
         return f"does not apply: inflated from {', '.join(checkpoint.inflated_from['channels'])}"
-    fresh = build_model(checkpoint.model, seed=subject.config.seed).encoder.state_dict()
+    fresh = build_model(checkpoint.model, seed=target.config.seed).encoder.state_dict()
     still = [name for name, tensor in checkpoint.encoder.items() if torch.equal(tensor, fresh[name])]
     moved = _norm_of_difference(checkpoint.encoder, fresh)
     text = f"{len(fresh) - len(still)} of {len(fresh)} tensors moved, by {moved:.2f} of their norm"
@@ -442,7 +442,7 @@ def checkpoint_learned(subject: Subject) -> str:
     return f"{text} in {checkpoint.step} steps"
 
 
-CHECKS: dict[str, Callable[[Subject], str]] = {
+CHECKS: dict[str, Callable[[VerificationTarget], str]] = {
     "imports": imports,
     "encoder": encoder_shape,
     "decoder": decoder_shape,
@@ -487,11 +487,11 @@ class _Memory:
         return f"probe window {index}"
 
 
-def _brief(subject: Subject, *, epochs: int) -> TrainConfig:
+def _brief(target: VerificationTarget, *, epochs: int) -> TrainConfig:
     return replace(
-        subject.config,
+        target.config,
         epochs=epochs,
-        batch_size=len(subject.windows),
+        batch_size=len(target.windows),
         lr=3e-3,
         warmup_epochs=1,
         precision="fp32",
@@ -504,19 +504,19 @@ def _brief(subject: Subject, *, epochs: int) -> TrainConfig:
 
 
 def _train_briefly(
-    subject: Subject, *, epochs: int
-) -> tuple[list[Report], dict[str, Tensor], dict[str, Tensor]]:
+    target: VerificationTarget, *, epochs: int
+) -> tuple[list[TrainingEvent], dict[str, Tensor], dict[str, Tensor]]:
     """A run of the real trainer on a new model: its reports, and the weights before and after."""
-    model = build_model(subject.model.config, seed=subject.config.seed)
+    model = build_model(target.model.config, seed=target.config.seed)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    memory = _Memory(subject.windows, model.config.channels)
+    memory = _Memory(target.windows, model.config.channels)
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(
             model=model,
             train=memory,
             val=memory,
-            data=subject.data,
-            config=_brief(subject, epochs=epochs),
+            data=target.data,
+            config=_brief(target, epochs=epochs),
             settings={},
             output_dir=Path(directory),
             device=torch.device("cpu"),
@@ -525,31 +525,31 @@ def _train_briefly(
     return reports, before, model.state_dict()
 
 
-def _loss(model: PretrainingModel, subject: Subject) -> tuple[Tensor, float, float]:
-    out = model(subject.x, subject.mask())
-    msm = msm_loss(masked_squared_error(out.values, out.target, out.counted))
-    stft = stft_loss(subject.stft()(out.values, out.target, out.counted))
-    return msm + subject.config.stft_weight * stft, msm.item(), stft.item()
+def _loss(model: PretrainingModel, target: VerificationTarget) -> tuple[Tensor, float, float]:
+    out = model(target.x, target.mask())
+    msm = msm_loss(masked_squared_error(out.values, out.target, out.loss_mask))
+    stft = stft_loss(target.stft()(out.values, out.target, out.loss_mask))
+    return msm + target.config.stft_weight * stft, msm.item(), stft.item()
 
 
-def _target(subject: Subject) -> tuple[Tensor, Tensor]:
-    observed = torch.isfinite(subject.x)
-    hidden = subject.mask().repeat_interleave(subject.model.config.patch_length, dim=1)[:, None, :]
-    return normalise(subject.x, visible=observed & ~hidden, observed=observed).values, observed & hidden
+def _normalised(target: VerificationTarget) -> tuple[Tensor, Tensor]:
+    observed = torch.isfinite(target.x)
+    hidden = target.mask().repeat_interleave(target.model.config.patch_length, dim=1)[:, None, :]
+    return normalise(target.x, visible=observed & ~hidden, observed=observed).values, observed & hidden
 
 
-def _frozen(subject: Subject) -> PretrainingModel:
-    return subject.model.eval()
+def _frozen(target: VerificationTarget) -> PretrainingModel:
+    return target.model.eval()
 
 
-def _checkpoint_of(subject: Subject) -> Checkpoint:
+def _checkpoint_of(target: VerificationTarget) -> Checkpoint:
     """The model as it stands, with no history of training."""
-    model = subject.model
+    model = target.model
     return Checkpoint(
         model=model.config,
         encoder=model.encoder.state_dict(),
         decoder=model.decoder.state_dict(),
-        data=subject.data,
+        data=target.data,
         settings={},
         epoch=0,
         step=0,
@@ -558,10 +558,10 @@ def _checkpoint_of(subject: Subject) -> Checkpoint:
     )
 
 
-def _given(subject: Subject) -> Checkpoint:
-    if subject.checkpoint is None:
+def _given(target: VerificationTarget) -> Checkpoint:
+    if target.checkpoint is None:
         raise Failed("no checkpoint was given")
-    return subject.checkpoint
+    return target.checkpoint
 
 
 def _norm_of_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:

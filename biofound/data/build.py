@@ -17,11 +17,11 @@ from typing import Any, Literal, Protocol
 from joblib import cpu_count
 
 from biofound import __version__
-from biofound.data.ahead import fetching_ahead
 from biofound.data.channels import Channel
-from biofound.data.cut import DTYPES, CutCase, Tally, cut
+from biofound.data.extract import DTYPES, CaseWindows, Counts, extract_windows
 from biofound.data.npz import member_names, write_npz
 from biofound.data.pool import WorkerLostError, run_pool
+from biofound.data.prefetch import prefetch_cases
 from biofound.data.sources import Source
 from biofound.data.store import (
     FORMAT_VERSION,
@@ -55,7 +55,7 @@ class Entry(Protocol):
 class CaseResult:
     """What became of one case; `status` says whether its windows were built now or were there already.
 
-    `hours` are hours of kept signal; `dropped` and `rejected` are counted as in `cut.CutCase`;
+    `hours` are hours of kept signal; `dropped` and `rejected` are counted as in `cut.CaseWindows`;
     `error` says why a `failed` case has no windows.
     """
 
@@ -65,14 +65,14 @@ class CaseResult:
     candidates: int = 0
     windows: int = 0
     hours: float = 0.0
-    dropped: Tally = field(default_factory=dict)
-    rejected: Tally = field(default_factory=dict)
+    dropped: Counts = field(default_factory=dict)
+    rejected: Counts = field(default_factory=dict)
     npz_sha256: str = ""
     error: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Recipe:
+class BuildConfig:
     """All that decides what a case's windows hold, besides its recording."""
 
     channels: tuple[Channel, ...]
@@ -108,7 +108,7 @@ class _Task:
     case_id: str
     subject_id: str
     directory: Path
-    recipe: _Recipe
+    config: BuildConfig
     builder_pid: int | None
     """The process whose child the worker must be to go on; None where it is no child (Dask)."""
 
@@ -162,7 +162,7 @@ def build_windows(
             f"window_seconds: {window_seconds:g} s at {sfreq:g} Hz are {window_seconds * sfreq:g} samples; "
             "expected a whole number"
         )
-    recipe = _Recipe(
+    config = BuildConfig(
         channels=tuple(channels),
         sfreq=float(sfreq),
         window_samples=window_samples,
@@ -170,7 +170,7 @@ def build_windows(
         dtype=dtype,
     )
     _refuse_bad_entries(entries, split)
-    return _build(source, entries, split, recipe, outdir / split, workers, scheduler, skip_failed)
+    return _build(source, entries, split, config, outdir / split, workers, scheduler, skip_failed)
 
 
 def _refuse_bad_entries(entries: Sequence[Entry], split: str) -> None:
@@ -188,7 +188,7 @@ def _build(
     source: Source,
     entries: Sequence[Entry],
     split: str,
-    recipe: _Recipe,
+    config: BuildConfig,
     directory: Path,
     workers: int,
     scheduler: str | None,
@@ -203,7 +203,7 @@ def _build(
             case_id=entry.case_id,
             subject_id=entry.subject_id,
             directory=directory,
-            recipe=recipe,
+            config=config,
             builder_pid=None if scheduler else os.getpid(),
         )
         for entry in entries
@@ -213,7 +213,7 @@ def _build(
         _remove_departed(directory, {file_stem(case_id) for case_id in tasks})
         wanted = [case_id for case_id, task in tasks.items() if not _seems_built(task, source.name)]
         outcomes = run_pool(_build_case, source, tasks, workers=workers, scheduler=scheduler, marks=directory)
-        with fetching_ahead(source, wanted), closing(outcomes):
+        with prefetch_cases(source, wanted), closing(outcomes):
             for case_id, outcome in outcomes:
                 result = _lost(tasks[case_id], outcome) if isinstance(outcome, WorkerLostError) else outcome
                 results.append(result)
@@ -223,7 +223,7 @@ def _build(
         for result in results:
             if result.status == "failed":
                 _remove_case(directory, file_stem(result.case_id))
-        _write_index(directory, split, source, recipe, results)
+        _write_index(directory, split, source, config, results)
 
 
 @contextmanager
@@ -257,19 +257,19 @@ def _build_case(source: Source, task: _Task) -> CaseResult:
     """Build one case, or see that it is there already. Failures in the data are its result."""
     stem = file_stem(task.case_id)
     npz, sidecar_path = task.directory / f"{stem}.npz", task.directory / f"{stem}.json"
-    recipe = task.recipe
+    config = task.config
     try:
         header = _sidecar_header(task, source.name, source.fingerprint(task.case_id))
         present = _up_to_date(npz, sidecar_path, header)
         if present is not None:
             return _result(task, "unchanged", present)
-        windows = cut(
-            source.read(task.case_id, recipe.channels),
-            recipe.channels,
-            sfreq=recipe.sfreq,
-            window_samples=recipe.window_samples,
-            max_gap_seconds=recipe.max_gap_seconds,
-            dtype=recipe.dtype,
+        windows = extract_windows(
+            source.read(task.case_id, config.channels),
+            config.channels,
+            sfreq=config.sfreq,
+            window_samples=config.window_samples,
+            max_gap_seconds=config.max_gap_seconds,
+            dtype=config.dtype,
         )
     except DataError as error:
         return _failed(task, str(error))
@@ -301,8 +301,8 @@ def _sidecar_header(task: _Task, source_name: str, source_fingerprint: str) -> d
         "subject_id": task.subject_id,
         "source": source_name,
         "source_fingerprint": source_fingerprint,
-        "settings_sha256": task.recipe.digest(),
-        **task.recipe.header(),
+        "settings_sha256": task.config.digest(),
+        **task.config.header(),
     }
 
 
@@ -331,7 +331,9 @@ def _up_to_date(npz: Path, sidecar_path: Path, header: Mapping[str, Any]) -> dic
     return sidecar if whole else None
 
 
-def _write_case(npz: Path, sidecar_path: Path, case: CutCase, header: Mapping[str, Any]) -> dict[str, Any]:
+def _write_case(
+    npz: Path, sidecar_path: Path, case: CaseWindows, header: Mapping[str, Any]
+) -> dict[str, Any]:
     (npz.parent / INDEX_NAME).unlink(missing_ok=True)
     sidecar_path.unlink(missing_ok=True)
     arrays = {name: getattr(case, name) for name in MEMBERS}
@@ -433,7 +435,7 @@ def _refuse_failures(results: Sequence[CaseResult], split: str, skip_failed: boo
 
 
 def _why(results: Sequence[CaseResult]) -> str:
-    dropped = _sum_tallies([result.dropped for result in results])
+    dropped = _sum_counts([result.dropped for result in results])
     if not dropped:
         return "the recordings are shorter than one window, or every case failed"
     parts = [
@@ -443,10 +445,10 @@ def _why(results: Sequence[CaseResult]) -> str:
     return "dropped for: " + "; ".join(parts)
 
 
-def _sum_tallies(tallies: Sequence[Mapping[str, Mapping[str, int]]]) -> Tally:
-    total: Tally = {}
-    for tally in tallies:
-        for outer, counts in tally.items():
+def _sum_counts(cases: Sequence[Mapping[str, Mapping[str, int]]]) -> Counts:
+    total: Counts = {}
+    for case in cases:
+        for outer, counts in case.items():
             row = total.setdefault(outer, {})
             for inner, count in counts.items():
                 row[inner] = row.get(inner, 0) + count
@@ -454,7 +456,7 @@ def _sum_tallies(tallies: Sequence[Mapping[str, Mapping[str, int]]]) -> Tally:
 
 
 def _write_index(
-    directory: Path, split: str, source: Source, recipe: _Recipe, results: Sequence[CaseResult]
+    directory: Path, split: str, source: Source, config: BuildConfig, results: Sequence[CaseResult]
 ) -> None:
     done = [result for result in results if result.status != "failed"]
     cases = [
@@ -474,8 +476,8 @@ def _write_index(
         "synthetic": source.name == "synthetic",
         "source": source.describe(),
         "dataset_version": source.version(),
-        **recipe.header(),
-        "settings_sha256": recipe.digest(),
+        **config.header(),
+        "settings_sha256": config.digest(),
         "cases": cases,
         "failed_cases": [result.case_id for result in results if result.status == "failed"],
         "totals": {
@@ -483,10 +485,10 @@ def _write_index(
             "subjects": len({result.subject_id for result in done}),
             "candidates": sum(result.candidates for result in done),
             "windows": sum(result.windows for result in done),
-            "hours": sum(result.windows for result in done) * recipe.window_samples / recipe.sfreq / 3600,
+            "hours": sum(result.windows for result in done) * config.window_samples / config.sfreq / 3600,
         },
-        "dropped": _sum_tallies([result.dropped for result in done]),
-        "rejected": _sum_tallies([result.rejected for result in done]),
+        "dropped": _sum_counts([result.dropped for result in done]),
+        "rejected": _sum_counts([result.rejected for result in done]),
         "fingerprint": fingerprint_of(cases),
     }
     try:

@@ -41,15 +41,15 @@ class Conditioned:
     Attributes:
         channels: the C channel names, in the order of the rows.
         sfreq: sampling rate in Hz; sample k of every row lies k / sfreq seconds after the recording's start.
-        samples: (C, T) float32 in each channel's physical unit; finite, and 0 wherever `void`.
-        void: (C, T) bool, True where a sample must not be used: nothing was recorded there for longer
+        samples: (C, T) float32 in each channel's physical unit; finite, and 0 wherever `invalid`.
+        invalid: (C, T) bool, True where a sample must not be used: nothing was recorded there for longer
             than the gaps that are bridged, or the stretch between two such gaps is too short to filter.
     """
 
     channels: tuple[str, ...]
     sfreq: float
     samples: NDArray[np.float32]
-    void: NDArray[np.bool_]
+    invalid: NDArray[np.bool_]
 
 
 def condition(
@@ -77,20 +77,20 @@ def condition(
     filters = [design(channel.band, sfreq=sfreq) for channel in channels]
     length = max((_length_at(signal, sfreq) for signal in signals), default=0)
     samples = np.zeros((len(channels), length), dtype=np.float32)
-    void = np.ones((len(channels), length), dtype=np.bool_)
+    invalid = np.ones((len(channels), length), dtype=np.bool_)
     for row, (channel, signal, sos) in enumerate(zip(channels, signals, filters, strict=True)):
         bridged, gaps = bridge_gaps(signal.samples, longest=math.floor(max_gap_seconds * signal.sfreq + 1e-9))
         resampled = resample(bridged, signal.sfreq, sfreq)
-        usable = list(_stretches(gaps, len(resampled), sfreq / signal.sfreq))
+        usable = list(_segments(gaps, len(resampled), sfreq / signal.sfreq))
         margin = math.ceil(FILTER_MARGIN_CYCLES / channel.band.low_hz * sfreq)
         shortest = math.ceil(sfreq / channel.band.low_hz)
         for start, stop in usable:
             if stop - start < shortest:
                 continue
             samples[row, start:stop] = filter_zero_phase(resampled[start:stop], sos, margin=margin)
-            void[row, start:stop] = False
+            invalid[row, start:stop] = False
     return Conditioned(
-        channels=tuple(channel.name for channel in channels), sfreq=sfreq, samples=samples, void=void
+        channels=tuple(channel.name for channel in channels), sfreq=sfreq, samples=samples, invalid=invalid
     )
 
 
@@ -215,7 +215,7 @@ def _runs(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.stack([np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)], axis=1)
 
 
-def _stretches(gaps: NDArray[np.int64], length: int, ratio: float) -> Iterator[tuple[int, int]]:
+def _segments(gaps: NDArray[np.int64], length: int, ratio: float) -> Iterator[tuple[int, int]]:
     """Start and stop, in resampled samples, of what lies between native gaps and has real data on both sides.
 
     A resampled sample is real when its time lies between two real native neighbours, so that bridging

@@ -12,7 +12,7 @@ from biofound.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glimpse:
+class WindowSample:
     """One window of a store: `samples` (C, T) in physical units and `quality` (C,); where it was cut from."""
 
     samples: NDArray[np.float32]
@@ -22,7 +22,7 @@ class Glimpse:
     start_s: float
 
 
-def random_windows(directory: Path, *, count: int, seed: int) -> list[Glimpse]:
+def random_windows(directory: Path, *, count: int, seed: int) -> list[WindowSample]:
     """Draw `count` different windows of the store of one split (all, if there are fewer), in its order.
 
     Raises:
@@ -43,7 +43,7 @@ def random_windows(directory: Path, *, count: int, seed: int) -> list[Glimpse]:
         except OSError as error:
             raise DataError(f"{path}: case {cases[place]['case_id']} cannot be read ({error})") from error
         found.append(
-            Glimpse(
+            WindowSample(
                 samples=arrays["x"][row].astype(np.float32),
                 quality=arrays["quality"][row].copy(),
                 split=str(index["split"]),

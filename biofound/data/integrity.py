@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.checks import Check
-from biofound.data.cut import Tally
+from biofound.data.extract import Counts
 from biofound.data.npz import find_members, map_members
-from biofound.data.plain import PlainWindows, plain_file
+from biofound.data.npz_windows import NpzWindows, npz_file
 from biofound.data.store import (
     INDEX_NAME,
     MEMBERS,
@@ -53,8 +53,8 @@ class StoreSummary:
     windows: int
     hours: float
     quality: Mapping[str, tuple[float, ...]]
-    dropped: Tally
-    rejected: Tally
+    dropped: Counts
+    rejected: Counts
 
 
 def splits_in(data_dir: Path) -> list[str]:
@@ -66,7 +66,7 @@ def splits_in(data_dir: Path) -> list[str]:
     found = [
         split
         for split in SPLITS
-        if (data_dir / split / INDEX_NAME).is_file() or plain_file(data_dir, split).is_file()
+        if (data_dir / split / INDEX_NAME).is_file() or npz_file(data_dir, split).is_file()
     ]
     if not found:
         open_windows(data_dir, SPLITS[0])  # says what was looked for
@@ -222,8 +222,8 @@ def _check_counts(index: Mapping[str, Any], sidecars: Sequence[Mapping[str, Any]
     return _verdict("counts", bad, measured, "does not add up")
 
 
-def _count(tally: Mapping[str, Mapping[str, int]]) -> int:
-    return sum(sum(counts.values()) for counts in tally.values())
+def _count(counts: Mapping[str, Mapping[str, int]]) -> int:
+    return sum(sum(counts.values()) for counts in counts.values())
 
 
 def _check_fingerprint(index: Mapping[str, Any]) -> Check:
@@ -292,7 +292,7 @@ def _faults(arrays: Mapping[str, NDArray[Any]], index: Mapping[str, Any]) -> dic
 
 
 def _check_plain(windows: Windows) -> Iterator[Check]:
-    assert isinstance(windows, PlainWindows)
+    assert isinstance(windows, NpzWindows)
     said = "not said by the file, taken to be" if windows.sfreq_is_assumed else "said to be"
     yield Check(name="sampling rate", passed=True, measured=f"{said} {windows.sfreq:g} Hz")
     infinite = []

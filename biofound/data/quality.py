@@ -66,10 +66,10 @@ NEIGHBOURHOOD = 64
 """Each beat is compared with the others of a group of this many (about a minute)."""
 
 LIKENESS_RAMP = (0.75, 0.95)
-"""A beat's likeness below which it counts nothing, and above which it counts in full."""
+"""A beat's similarity below which it counts nothing, and above which it counts in full."""
 
-FRIENDS = 3
-"""A beat's likeness is the mean over this many of the beats that are most like it."""
+K_NEAREST = 3
+"""A beat's similarity is the mean over this many of the beats that are most like it."""
 
 
 class Reason(IntEnum):
@@ -80,7 +80,7 @@ class Reason(IntEnum):
     FLAT = 2
     CLIPPED = 3
     AMPLITUDE = 4
-    NO_BEATS = 5
+    HEART_RATE_RANGE = 5
     TEMPLATE = 6
 
 
@@ -123,7 +123,7 @@ _SHAPES = {
 def assess(
     signal: Signal,
     samples: Floats,
-    void: Flags,
+    invalid: Flags,
     *,
     channel: Channel,
     sfreq: float,
@@ -136,7 +136,7 @@ def assess(
     Args:
         signal: the channel as the source gave it: native rate, NaN gaps; rails and flat lines show there.
         samples: (T,) the same channel conditioned (`Conditioned.samples[row]`).
-        void: (T,) where it must not be used (`Conditioned.void[row]`).
+        invalid: (T,) where it must not be used (`Conditioned.invalid[row]`).
         channel: its modality decides the method, its `quality_threshold` what is kept.
         sfreq: rate of `samples` in Hz.
         window_samples: window length in samples of `samples`.
@@ -150,7 +150,9 @@ def assess(
             f" got modality {channel.modality}. Rename the channel or leave it out."
         )
     grid = _Grid(count=len(samples) // window_samples, seconds=window_samples / sfreq)
-    touched: Flags = np.any(void[: grid.count * window_samples].reshape(grid.count, window_samples), axis=1)
+    touched: Flags = np.any(
+        invalid[: grid.count * window_samples].reshape(grid.count, window_samples), axis=1
+    )
     failed = {
         Reason.GAP: touched,
         **_stuck(signal, channel.modality, grid),
@@ -158,11 +160,11 @@ def assess(
     quality = np.ones(grid.count)
     shape = _SHAPES.get(channel.modality)
     if shape is not None and grid.count:
-        failed[Reason.AMPLITUDE] = _implausible_swings(samples, void, shape, sfreq, grid)
-        beats = find_beats(samples, void, channel.modality, sfreq=sfreq)
-        failed[Reason.NO_BEATS] = _implausible_rate(beats / sfreq, grid)
-        trust = _trust(_likeness(samples, beats, shape, sfreq))
-        quality = _worst_match(beats / sfreq, trust, grid)
+        failed[Reason.AMPLITUDE] = _implausible_swings(samples, invalid, shape, sfreq, grid)
+        beats = find_beats(samples, invalid, channel.modality, sfreq=sfreq)
+        failed[Reason.HEART_RATE_RANGE] = _implausible_rate(beats / sfreq, grid)
+        confidence = _trust(_likeness(samples, beats, shape, sfreq))
+        quality = _worst_match(beats / sfreq, confidence, grid)
     return _verdict(quality, failed, threshold=channel.quality_threshold)
 
 
@@ -197,17 +199,17 @@ class _Grid:
         within = np.linspace(0.0, room, 1 + round(4 * room), dtype=np.float64)
         return np.asarray(np.arange(self.count)[:, None] * self.seconds + within)
 
-    def of_windows(self, spent: "_Spent") -> NDArray[np.float64]:
+    def of_windows(self, spent: "_Coverage") -> NDArray[np.float64]:
         """(N,) the share of each window that `spent` covers."""
         edges = np.arange(self.count + 1) * self.seconds
         return np.asarray(np.diff(spent.before(edges)) / self.seconds)
 
-    def of_spots(self, spent: "_Spent") -> NDArray[np.float64]:
+    def of_spots(self, spent: "_Coverage") -> NDArray[np.float64]:
         """(N, S) the share of each spot that `spent` covers."""
         return (spent.before(self.spots + self.spot_seconds) - spent.before(self.spots)) / self.spot_seconds
 
 
-class _Spent:
+class _Coverage:
     """Weighted time covered by disjoint intervals [start, stop) in s, as a function of time."""
 
     def __init__(
@@ -234,8 +236,8 @@ def _stuck(signal: Signal, modality: str, grid: _Grid) -> dict[Reason, Flags]:
     if modality == "ACC" and lengths[~flat].sum() > COARSE_SHARE * len(signal.samples):
         flat = lengths >= grid.seconds * signal.sfreq
     at_rail = _has_corners(signal, start, stop) & ~flat
-    share_flat = grid.of_windows(_Spent(start[flat] / signal.sfreq, stop[flat] / signal.sfreq))
-    share_clipped = grid.of_spots(_Spent(start[at_rail] / signal.sfreq, stop[at_rail] / signal.sfreq))
+    share_flat = grid.of_windows(_Coverage(start[flat] / signal.sfreq, stop[flat] / signal.sfreq))
+    share_clipped = grid.of_spots(_Coverage(start[at_rail] / signal.sfreq, stop[at_rail] / signal.sfreq))
     return {
         Reason.FLAT: share_flat > FLAT_SHARE,
         Reason.CLIPPED: share_clipped.max(axis=1, initial=0.0) > CLIPPED_SHARE,
@@ -280,7 +282,7 @@ def _quantum(samples: Floats) -> float:
 # ---------------------------------------------------------------- amplitude
 
 
-def _implausible_swings(samples: Floats, void: Flags, shape: _Shape, sfreq: float, grid: _Grid) -> Flags:
+def _implausible_swings(samples: Floats, invalid: Flags, shape: _Shape, sfreq: float, grid: _Grid) -> Flags:
     """(N,) windows with a half second that swings too wide, or three seconds that hardly move."""
     cell = max(1, round(0.5 * sfreq))
     starts = np.arange(0, len(samples), cell)
@@ -288,12 +290,12 @@ def _implausible_swings(samples: Floats, void: Flags, shape: _Shape, sfreq: floa
     swing = top - bottom
     # Two seconds hold a beat, however slow the heart.
     wide = ndimage.maximum_filter1d(top, size=4) - ndimage.minimum_filter1d(bottom, size=4)
-    valid = ~np.logical_or.reduceat(void, starts)
+    valid = ~np.logical_or.reduceat(invalid, starts)
     usual = _usual(wide, valid, seconds_each=cell / sfreq)
     wild = swing > shape.outlier * usual
     faint = ndimage.maximum_filter1d(wide, size=3) < FAINT_RATIO * usual
     start_s = starts[wild | faint] / sfreq
-    return grid.of_windows(_Spent(start_s, start_s + cell / sfreq)) > 1e-6
+    return grid.of_windows(_Coverage(start_s, start_s + cell / sfreq)) > 1e-6
 
 
 def _usual(sizes: Floats, valid: Flags, *, seconds_each: float) -> Floats:
@@ -309,7 +311,7 @@ def _usual(sizes: Floats, valid: Flags, *, seconds_each: float) -> Floats:
 # ---------------------------------------------------------------- beats
 
 
-def find_beats(samples: Floats, void: Flags, modality: str, *, sfreq: float) -> NDArray[np.int64]:
+def find_beats(samples: Floats, invalid: Flags, modality: str, *, sfreq: float) -> NDArray[np.int64]:
     """Where the beats of a conditioned (T,) PPG or ECG are: the pulse's steepest rise, or the QRS.
 
     A beat is a maximum of the activity (PPG: slope upward; ECG: size of the 5 to 20 Hz part, smoothed)
@@ -323,7 +325,7 @@ def find_beats(samples: Floats, void: Flags, modality: str, *, sfreq: float) -> 
         return np.empty(0, dtype=np.int64)
     starts = np.arange(count) * cell
     largest = np.maximum.reduceat(activity, starts)
-    valid = ~np.logical_or.reduceat(void, starts)
+    valid = ~np.logical_or.reduceat(invalid, starts)
     usual = _usual(largest, valid, seconds_each=cell / sfreq)
     heights = activity[peaks]
     high = heights > np.maximum(_SHAPES[modality].least * usual[peaks // cell], 0.0)
@@ -381,14 +383,14 @@ def _implausible_rate(beats: NDArray[np.float64], grid: _Grid) -> Flags:
 def _likeness(samples: Floats, beats: NDArray[np.int64], shape: _Shape, sfreq: float) -> Floats:
     """(K,) how much each beat is like its best friends, 0 to 1, in form and in size.
 
-    The likeness of beats a and b is 2 a.b / (a.a + b.b) = r * 2q / (1 + q^2), with their correlation r
+    The similarity of beats a and b is 2 a.b / (a.a + b.b) = r * 2q / (1 + q^2), with their correlation r
     and the ratio q of their sizes.
     """
     offsets = np.round(np.arange(-shape.before, shape.after, 1 / shape.points_hz) * sfreq).astype(np.int64)
     forms = samples[np.clip(beats[:, None] + offsets, 0, len(samples) - 1)]  # (K, points)
     forms -= forms.mean(axis=1, keepdims=True)
     group = min(NEIGHBOURHOOD, len(beats))
-    if group <= FRIENDS:
+    if group <= K_NEAREST:
         return np.zeros(len(beats), dtype=np.float32)
     # Every group is full: the last one reaches back into the one before.
     first = np.minimum(np.arange(0, len(beats), group), len(beats) - group)
@@ -398,26 +400,28 @@ def _likeness(samples: Floats, beats: NDArray[np.int64], shape: _Shape, sfreq: f
     energy = np.einsum("gii->gi", products)
     pairs = products / np.maximum(0.5 * (energy[:, :, None] + energy[:, None, :]), np.finfo(np.float32).tiny)
     pairs[:, np.arange(group), np.arange(group)] = -1.0  # nobody is his own friend
-    best = np.partition(pairs, group - FRIENDS, axis=2)[:, :, group - FRIENDS :].mean(axis=2)
-    likeness = np.empty(len(beats), dtype=np.float32)
-    likeness[members] = best
-    return np.maximum(likeness, 0.0)
+    best = np.partition(pairs, group - K_NEAREST, axis=2)[:, :, group - K_NEAREST :].mean(axis=2)
+    similarity = np.empty(len(beats), dtype=np.float32)
+    similarity[members] = best
+    return np.maximum(similarity, 0.0)
 
 
-def _trust(likeness: Floats) -> NDArray[np.float64]:
-    """(K,) from likeness to trust in a beat, 0 to 1; one odd beat between two trusted ones counts half.
+def _trust(similarity: Floats) -> NDArray[np.float64]:
+    """(K,) from similarity to trust in a beat, 0 to 1; one odd beat between two trusted ones counts half.
 
     Noise finds likenesses of 0.5 to 0.8 by chance, so only what exceeds that counts. A single odd beat among
     good ones is a rare ectopic beat, which has no friends near; noise that matters lasts longer.
     """
     low, high = LIKENESS_RAMP
-    trust = np.clip((likeness.astype(np.float64) - low) / (high - low), 0.0, 1.0)
-    between = 0.5 * np.minimum(trust[:-2], trust[2:])
-    trust[1:-1] = np.maximum(trust[1:-1], between)
-    return trust
+    confidence = np.clip((similarity.astype(np.float64) - low) / (high - low), 0.0, 1.0)
+    between = 0.5 * np.minimum(confidence[:-2], confidence[2:])
+    confidence[1:-1] = np.maximum(confidence[1:-1], between)
+    return confidence
 
 
-def _worst_match(beats: NDArray[np.float64], trust: NDArray[np.float64], grid: _Grid) -> NDArray[np.float64]:
+def _worst_match(
+    beats: NDArray[np.float64], confidence: NDArray[np.float64], grid: _Grid
+) -> NDArray[np.float64]:
     """(N,) the mean trust over a window's worst two seconds; time without a beat near counts as 0.
 
     A beat at `beats` (K,) s answers for the time half-way to its neighbours, at most a second each way.
@@ -426,5 +430,5 @@ def _worst_match(beats: NDArray[np.float64], trust: NDArray[np.float64], grid: _
     half = np.minimum(np.diff(beats) / 2, reach)
     start = beats - np.concatenate([np.full(min(1, len(beats)), reach), half])
     stop = beats + np.concatenate([half, np.full(min(1, len(beats)), reach)])
-    matched = grid.of_spots(_Spent(start, stop, trust))
+    matched = grid.of_spots(_Coverage(start, stop, confidence))
     return np.asarray(matched.min(axis=1))

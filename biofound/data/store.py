@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.npz import Member, find_members, map_members
-from biofound.data.stretches import Stretches, find_stretches, gather
+from biofound.data.segments import Segments, find_segments, gather
 from biofound.errors import DataError
 
 FORMAT_VERSION = 1
@@ -84,7 +84,7 @@ class _OpenCase:
     """One mapped case: its windows (N, C, T) and their stretches."""
 
     x: NDArray[Any]
-    stretches: Stretches
+    segments: Segments
 
 
 class StoreWindows:
@@ -163,14 +163,14 @@ class StoreWindows:
             number = int(case[into[0]])
             opened = self._case(number)
             rows = index[into] - self._starts[number]
-            gather(opened.x, rows, out, into, opened.stretches, None if crop is None else crop[into])
+            gather(opened.x, rows, out, into, opened.segments, None if crop is None else crop[into])
         return out
 
-    def stretches(self) -> Stretches:
+    def segments(self) -> Segments:
         """Which of the N windows adjoin."""
-        parts = [self._case(number).stretches for number in range(len(self._files))]
+        parts = [self._case(number).segments for number in range(len(self._files))]
         firsts = [part.first + start for part, start in zip(parts, self._starts, strict=True)]
-        return Stretches(first=np.concatenate(firsts), length=np.concatenate([part.length for part in parts]))
+        return Segments(first=np.concatenate(firsts), length=np.concatenate([part.length for part in parts]))
 
     def _open_case(self, number: int) -> _OpenCase:
         path = self.directory / self._files[number]
@@ -181,8 +181,8 @@ class StoreWindows:
             raise DataError(
                 f"{path}: case {self._case_ids[number]} has gone since the store was opened"
             ) from error
-        stretches = find_stretches(arrays["start_s"], sfreq=self.sfreq, window_samples=self.window_samples)
-        return _OpenCase(x=arrays["x"], stretches=stretches)
+        segments = find_segments(arrays["start_s"], sfreq=self.sfreq, window_samples=self.window_samples)
+        return _OpenCase(x=arrays["x"], segments=segments)
 
     def _find_layout(self, number: int, path: Path) -> dict[str, Member]:
         layout = find_members(path, ["x", "start_s"])

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from biofound.data.plain import ARRAY_KEYS, PlainWindows, plain_file
+from biofound.data.npz_windows import ARRAY_KEYS, NpzWindows, npz_file
+from biofound.data.segments import Segments
 from biofound.data.store import INDEX_NAME, StoreWindows
-from biofound.data.stretches import Stretches
 from biofound.errors import DataError
 
 
@@ -81,7 +81,7 @@ class Windows(Protocol):
         """Where window `index` comes from, for messages."""
         ...
 
-    def stretches(self) -> Stretches:
+    def segments(self) -> Segments:
         """Which of the N windows adjoin."""
         ...
 
@@ -99,8 +99,8 @@ def open_windows(path: Path, split: str, *, sfreq_if_unsaid: float | None = None
     """
     if (path / split / INDEX_NAME).is_file():
         return StoreWindows(path / split)
-    if plain_file(path, split).is_file():
-        return PlainWindows(plain_file(path, split), sfreq_if_unsaid=sfreq_if_unsaid)
+    if npz_file(path, split).is_file():
+        return NpzWindows(npz_file(path, split), sfreq_if_unsaid=sfreq_if_unsaid)
     raise DataError(_nothing_found(path, split))
 
 
@@ -117,7 +117,7 @@ def _nothing_found(path: Path, split: str) -> str:
         )
     return (
         f"{path}: no windows for split '{split}'. Expected a store {split}/{INDEX_NAME} (from `biofound "
-        f"windows`), or {plain_file(path, split).name} with an array {' or '.join(ARRAY_KEYS)} of shape "
+        f"windows`), or {npz_file(path, split).name} with an array {' or '.join(ARRAY_KEYS)} of shape "
         "(windows, channels, samples) or (windows, samples, channels), and `channels` with their names"
     )
 
@@ -166,6 +166,6 @@ class _SomeChannels:
         """Where window `index` comes from."""
         return self._windows.case_of(index)
 
-    def stretches(self) -> Stretches:
+    def segments(self) -> Segments:
         """Which of the windows adjoin."""
-        return self._windows.stretches()
+        return self._windows.segments()

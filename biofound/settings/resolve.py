@@ -14,8 +14,8 @@ from pydantic_core import ErrorDetails
 from biofound.data.channels import Channel
 from biofound.errors import SettingsError
 from biofound.settings.base import Conflict, Settings, expectation, extra_of, kind_of
-from biofound.settings.located import LocatedFile, read_located
 from biofound.settings.models import ChannelsSettings, Section
+from biofound.settings.yaml_source import YamlSource, read_yaml
 
 S = TypeVar("S", bound=Settings)
 
@@ -68,7 +68,7 @@ class _Given:
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
-    file: LocatedFile | None = None
+    file: YamlSource | None = None
     problems: list[str] = field(default_factory=list)
 
     def where(self, key: tuple[str | int, ...]) -> str:
@@ -114,7 +114,7 @@ def resolve_channels(path: Path | None, section: Section) -> ResolvedChannels:
     if path is None:
         channels = ChannelsSettings().section(section)
         return ResolvedChannels(channels=channels, origin=f"the built-in channel table, section {section}")
-    file = read_located(path)
+    file = read_yaml(path)
     given = _Given(values=dict(file.values), file=file)
     given.origins = {name: file.where((name,)) for name in file.values}
     table, problems = _validate(ChannelsSettings, given)
@@ -212,9 +212,9 @@ def _from_environment(
     return values, origins, problems
 
 
-def _read_file(model: type[Settings], path: Path, problems: list[str]) -> LocatedFile | None:
+def _read_file(model: type[Settings], path: Path, problems: list[str]) -> YamlSource | None:
     try:
-        file = read_located(path)
+        file = read_yaml(path)
     except SettingsError as problem:
         problems.append(str(problem))
         return None

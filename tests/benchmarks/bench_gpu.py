@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from biofound.core.devices import resolve_precision
-from biofound.core.resident import ResidentWindows
+from biofound.core.gpu_cache import GpuWindowCache
 from tests.benchmarks.bench_feeding import make_store
 from tests.benchmarks.ours import our_trainer
 from tests.benchmarks.timing import GB, Row
@@ -40,7 +40,7 @@ def _epoch(directory: Path, batch: int) -> Row:
         device="cuda",
         batch_size=batch,
     )
-    resident = ResidentWindows(store, device)
+    resident = GpuWindowCache(store, device)
     trainer.train, trainer.val = resident, _First(resident, batch)
     held = torch.cuda.memory_allocated(device)
     seconds, waiting = [], []
@@ -72,7 +72,7 @@ def _epoch(directory: Path, batch: int) -> Row:
 class _First:
     """The first windows of a reader."""
 
-    def __init__(self, windows: ResidentWindows, count: int) -> None:
+    def __init__(self, windows: GpuWindowCache, count: int) -> None:
         self.windows, self.count, self.channels = windows, count, windows.channels
         self.read, self.case_of = windows.read, windows.case_of
 

@@ -150,7 +150,7 @@ def step_flops() -> int:
     model = build_model(MODEL, seed=0)
     with FlopCounterMode(display=False) as counter:
         out = model(torch.randn(BATCH, len(MODEL.channels), SAMPLES), hidden_samples(BATCH))
-        torch.autograd.backward(msm_loss(masked_squared_error(out.values, out.target, out.counted)))
+        torch.autograd.backward(msm_loss(masked_squared_error(out.values, out.target, out.loss_mask)))
     return counter.get_total_flops()
 
 

@@ -86,8 +86,8 @@ class OursInTrainer(nn.Module):
         """The loss of windows (B, T, C)."""
         x = past_values.transpose(1, 2)
         out = self.model(x, hidden_samples(len(x)))
-        msm = msm_loss(masked_squared_error(out.values, out.target, out.counted))
-        return {"loss": msm + 0.3 * stft_loss(self.stft(out.values, out.target, out.counted))}
+        msm = msm_loss(masked_squared_error(out.values, out.target, out.loss_mask))
+        return {"loss": msm + 0.3 * stft_loss(self.stft(out.values, out.target, out.loss_mask))}
 
 
 def granite_default() -> nn.Module:

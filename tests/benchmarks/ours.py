@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from biofound.commands.common import model_config, train_config
 from biofound.core.checkpoint import DataDescription
 from biofound.core.devices import keep_freed_memory, resolve_precision
 from biofound.core.distributed import ALONE, Group
@@ -15,7 +16,6 @@ from biofound.core.losses import MultiResolutionSTFT, SumCount
 from biofound.core.models import build_model
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.store import StoreWindows
-from biofound.runs.common import model_config, train_config
 from biofound.settings import PretrainSettings
 from tests.benchmarks.bench_feeding import make_store
 
@@ -59,7 +59,7 @@ def long_store(directory: Path) -> StoreWindows:
 class NoSTFT(nn.Module):
     """In the place of the STFT term: nothing, at no cost."""
 
-    def forward(self, reconstruction: Tensor, target: Tensor, counted: Tensor) -> SumCount:
+    def forward(self, reconstruction: Tensor, target: Tensor, loss_mask: Tensor) -> SumCount:
         nothing = torch.zeros(3, reconstruction.shape[1], device=reconstruction.device)
         return SumCount(nothing, nothing)
 

@@ -73,7 +73,7 @@ def judge(recording: Recording, channels: Sequence[Channel]) -> list[WindowQuali
         assess(
             recording.signals[channel.name],
             conditioned.samples[row],
-            conditioned.void[row],
+            conditioned.invalid[row],
             channel=channel,
             sfreq=SFREQ,
             window_samples=WINDOW,
@@ -308,7 +308,7 @@ def cost_table(hours: float) -> Table:
             assess(
                 recording.signals[channel.name],
                 conditioned.samples[row],
-                conditioned.void[row],
+                conditioned.invalid[row],
                 channel=channel,
                 sfreq=SFREQ,
                 window_samples=WINDOW,

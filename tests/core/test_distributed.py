@@ -12,7 +12,7 @@ import torch
 
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.distributed import ALONE, Group
-from biofound.core.parts import PartsSideBySide
+from biofound.core.micro_batches import ThreadedMicroBatches
 from biofound.core.trainer import LAST
 
 from .small_run import finish, run, start
@@ -88,7 +88,7 @@ def test_two_processes_are_one_bit_for_bit_with_dropout_too(tmp_path):
 
 def test_two_threads_are_one_bit_for_bit(alone, two_threads, tmp_path):
     trainer = run(tmp_path)
-    assert isinstance(trainer._parts, PartsSideBySide)
+    assert isinstance(trainer._parts, ThreadedMicroBatches)
     require_same(tmp_path, alone)
 
 

@@ -99,13 +99,13 @@ def test_every_tensor_of_both_models_is_accounted_for(checkpoint):
     after = {f"encoder.{n}" for n in inflation.model.encoder.state_dict()}
     after |= {f"decoder.{n}" for n in inflation.model.decoder.state_dict()}
     by_fate = {}
-    for item in inflation.fates:
-        by_fate.setdefault(item.fate, set()).add(item.name)
+    for item in inflation.transfers:
+        by_fate.setdefault(item.status, set()).add(item.name)
     assert by_fate["copied"] | by_fate["inflated"] | by_fate["new"] == after
     assert by_fate["copied"] == {f"encoder.{n}" for n in checkpoint.encoder}
     assert by_fate["inflated"] == {"decoder.proj.weight", "decoder.proj.bias"}
     assert by_fate["dropped"] == {"optimizer state"}
-    assert len(inflation.fates) == len(after) + 1
+    assert len(inflation.transfers) == len(after) + 1
 
 
 def test_copied_tensors_are_equal_and_decoder_rows_stand_by_name(checkpoint, config):

@@ -25,25 +25,25 @@ def signals(seed=0, windows=3, channels=2, samples=1250):
 
 
 def patches_hidden(x, *hidden, length=125):
-    counted = torch.zeros_like(x, dtype=torch.bool)
+    loss_mask = torch.zeros_like(x, dtype=torch.bool)
     for p in hidden:
-        counted[..., p * length : (p + 1) * length] = True
-    return counted
+        loss_mask[..., p * length : (p + 1) * length] = True
+    return loss_mask
 
 
 def test_msm_of_a_constant_error_is_its_square_and_visible_samples_count_nothing():
     target = signals()
-    counted = patches_hidden(target, 2, 7)
-    wrong = torch.where(counted, target + 0.5, target - 9.0)
-    assert msm_loss(masked_squared_error(wrong, target, counted)).item() == pytest.approx(0.25, rel=1e-6)
+    loss_mask = patches_hidden(target, 2, 7)
+    wrong = torch.where(loss_mask, target + 0.5, target - 9.0)
+    assert msm_loss(masked_squared_error(wrong, target, loss_mask)).item() == pytest.approx(0.25, rel=1e-6)
 
 
 def test_msm_by_channel_and_in_all_weighs_every_hidden_sample_alike():
     target = torch.zeros(1, 2, 100)
-    counted = torch.zeros_like(target, dtype=torch.bool)
-    counted[0, 0, :10] = True  # 10 samples with error 1
-    counted[0, 1, :90] = True  # 90 samples with error 2
-    terms = masked_squared_error(torch.tensor([1.0, 2.0])[None, :, None].expand(1, 2, 100), target, counted)
+    loss_mask = torch.zeros_like(target, dtype=torch.bool)
+    loss_mask[0, 0, :10] = True  # 10 samples with error 1
+    loss_mask[0, 1, :90] = True  # 90 samples with error 2
+    terms = masked_squared_error(torch.tensor([1.0, 2.0])[None, :, None].expand(1, 2, 100), target, loss_mask)
     assert mean_of(terms).tolist() == [1.0, 4.0]
     assert msm_loss(terms).item() == pytest.approx((10 * 1 + 90 * 4) / 100)
 
@@ -63,12 +63,12 @@ def test_the_loss_of_an_empty_mask_is_zero_with_a_zero_gradient():
 @pytest.mark.parametrize("cut", [1, 2])
 def test_sums_of_parts_are_the_loss_of_the_whole(cut):
     ours, target = signals(1), signals(2)
-    counted = patches_hidden(target, 1, 2, 6)
-    counted[0, :, :400] = False  # unequal shares, so that a mean of means would differ
+    loss_mask = patches_hidden(target, 1, 2, 6)
+    loss_mask[0, :, :400] = False  # unequal shares, so that a mean of means would differ
     stft = make_stft()
-    whole = masked_squared_error(ours, target, counted), stft(ours, target, counted)
+    whole = masked_squared_error(ours, target, loss_mask), stft(ours, target, loss_mask)
     parts = [
-        (masked_squared_error(ours[p], target[p], counted[p]), stft(ours[p], target[p], counted[p]))
+        (masked_squared_error(ours[p], target[p], loss_mask[p]), stft(ours[p], target[p], loss_mask[p]))
         for p in (slice(0, cut), slice(cut, None))
     ]
     msm, spectral = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
@@ -80,8 +80,8 @@ def test_sums_of_parts_are_the_loss_of_the_whole(cut):
 
 def test_stft_loss_equals_an_independent_reference_in_float64():
     ours, target = signals(1), signals(2)
-    counted = patches_hidden(target, 0, 4, 5)
-    composite = torch.where(counted, ours, target).double()
+    loss_mask = patches_hidden(target, 0, 4, 5)
+    composite = torch.where(loss_mask, ours, target).double()
     resolutions = []
     for n in (64, 128, 256):
         window = torch.hann_window(n, dtype=torch.float64)
@@ -92,7 +92,7 @@ def test_stft_loss_equals_an_independent_reference_in_float64():
             return (flat.abs().square() + 1e-3).log().reshape(3, 2, n // 2 + 1, -1)  # (B, C, bins, frames)
 
         # A frame counts when its span, reflected at the ends, holds a hidden sample.
-        padded = torch.nn.functional.pad(counted.double(), (n // 2, n // 2), mode="reflect")
+        padded = torch.nn.functional.pad(loss_mask.double(), (n // 2, n // 2), mode="reflect")
         touched = padded.unfold(-1, n, n // 4).any(-1)[:, :, None, :]
         distance = (spectrum(composite) - spectrum(target.double())).abs()
         frequencies = torch.arange(n // 2 + 1) * 125.0 / n
@@ -101,7 +101,7 @@ def test_stft_loss_equals_an_independent_reference_in_float64():
             inside = distance[:, c, bins][touched[:, c].expand(-1, int(bins.sum()), -1)]
             resolutions.append(inside.mean())
     reference = torch.stack(resolutions).mean().item()
-    assert stft_loss(make_stft()(ours, target, counted)).item() == pytest.approx(reference, rel=1e-4)
+    assert stft_loss(make_stft()(ours, target, loss_mask)).item() == pytest.approx(reference, rel=1e-4)
 
 
 def test_doubling_a_signal_far_above_the_floor_costs_log_4():
@@ -136,19 +136,19 @@ def test_a_small_error_scores_small_where_an_absolute_floor_would_not():
 
 def test_gradient_comes_from_hidden_samples_only():
     ours, target = signals(1).requires_grad_(), signals(2)
-    counted = patches_hidden(target, 3)
-    stft_loss(make_stft()(ours, target, counted)).backward()
-    assert not ours.grad[~counted].any()
-    assert ours.grad[counted].abs().min() > 0
+    loss_mask = patches_hidden(target, 3)
+    stft_loss(make_stft()(ours, target, loss_mask)).backward()
+    assert not ours.grad[~loss_mask].any()
+    assert ours.grad[loss_mask].abs().min() > 0
 
 
 def test_the_weighted_stft_gradient_is_of_the_size_of_the_msm_gradient():
     ours, target = (0.5 * signals(1)).requires_grad_(), signals(2)
-    counted = patches_hidden(target, 1, 4, 6, 8)
+    loss_mask = patches_hidden(target, 1, 4, 6, 8)
     norms = []
     for loss in (
-        msm_loss(masked_squared_error(ours, target, counted)),
-        0.3 * stft_loss(make_stft()(ours, target, counted)),
+        msm_loss(masked_squared_error(ours, target, loss_mask)),
+        0.3 * stft_loss(make_stft()(ours, target, loss_mask)),
     ):
         (gradient,) = torch.autograd.grad(loss, ours)
         norms.append(gradient.norm().item())
@@ -157,10 +157,10 @@ def test_the_weighted_stft_gradient_is_of_the_size_of_the_msm_gradient():
 
 def test_stft_is_computed_in_float32_under_autocast():
     ours, target = signals(1), signals(2)
-    counted = patches_hidden(target, 3)
-    plain = stft_loss(make_stft()(ours, target, counted))
+    loss_mask = patches_hidden(target, 3)
+    plain = stft_loss(make_stft()(ours, target, loss_mask))
     with torch.autocast("cpu", torch.bfloat16):
-        cast = stft_loss(make_stft()(ours, target, counted))
+        cast = stft_loss(make_stft()(ours, target, loss_mask))
     assert cast.dtype == torch.float32
     assert torch.equal(plain, cast)
 

@@ -109,8 +109,8 @@ def test_what_stands_in_gaps_leaves_the_latents_bit_identical_and_gradients_fini
     assert torch.equal(latents, model.encoder(with_nan, observed=observed))
     assert torch.equal(latents, model.encoder(with_nan))  # NaN is a gap where nothing else is said
     out = model(with_nan, patch_mask(len(x), 0, 5))
-    assert not out.counted[:, 0, 30:90].any()
-    out.values[out.counted].square().sum().backward()
+    assert not out.loss_mask[:, 0, 30:90].any()
+    out.values[out.loss_mask].square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
@@ -121,7 +121,7 @@ def test_counted_samples_are_the_hidden_real_ones(model, x):
     expected = torch.zeros_like(x, dtype=torch.bool)
     expected[..., 100:125] = True
     expected[:, 1, 100:120] = False
-    assert torch.equal(out.counted, expected)
+    assert torch.equal(out.loss_mask, expected)
 
 
 def test_a_hidden_patch_is_the_mask_token_not_a_flat_line(model, x):

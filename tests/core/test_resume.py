@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from biofound.core.checkpoint import load_checkpoint
-from biofound.core.history import EpochReport, StepReport, WriteFailure
+from biofound.core.history import EpochMetrics, StepMetrics, WriteFailure
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import LAST, Trainer
 from biofound.errors import CheckpointError, TrainingError
@@ -87,7 +87,7 @@ def test_killed_between_checkpoints_it_takes_the_lost_steps_again(make, tmp_path
     list(reference.run())
     run = make(tmp_path / "run").run()
     for report in run:
-        if isinstance(report, StepReport) and report.step == step:
+        if isinstance(report, StepMetrics) and report.step == step:
             run.close()  # killed: nothing more is written
             break
     second = resumed(make(tmp_path / "run"))
@@ -99,11 +99,11 @@ def test_dropout_is_on_keyed_by_step_and_leaves_the_global_generator_alone(make,
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    first = [r.loss for r in make(tmp_path / "a").run() if isinstance(r, StepReport)]
+    first = [r.loss for r in make(tmp_path / "a").run() if isinstance(r, StepMetrics)]
     assert torch.equal(torch.rand(2), expected)
     torch.manual_seed(4)
-    again = [r.loss for r in make(tmp_path / "b").run() if isinstance(r, StepReport)]
-    without = [r.loss for r in make(tmp_path / "c", dropout=0.0).run() if isinstance(r, StepReport)]
+    again = [r.loss for r in make(tmp_path / "b").run() if isinstance(r, StepMetrics)]
+    without = [r.loss for r in make(tmp_path / "c", dropout=0.0).run() if isinstance(r, StepMetrics)]
     assert first == again
     assert first != without
 
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_written_within_an_epoch_when_time_has_passed(make, tmp_
     trainer = make(tmp_path, checkpoint_minutes=1e-9)
     steps = []
     for report in trainer.run():
-        if isinstance(report, StepReport):
+        if isinstance(report, StepMetrics):
             steps.append(report.step)
         saved = load_checkpoint(tmp_path / LAST)
         assert trainer.step - saved.step <= 1
@@ -166,7 +166,7 @@ def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, t
     trainer = make(tmp_path)
     with pytest.raises(TrainingError, match=r"last_model\.pt|best_model\.pt: No space left"):
         for report in trainer.run():
-            if isinstance(report, EpochReport):
+            if isinstance(report, EpochMetrics):
                 full_disk.append(True)
     assert load_checkpoint(tmp_path / LAST).epoch == 1
     assert not list(tmp_path.glob(".*"))
@@ -182,7 +182,7 @@ def test_on_a_full_disk_the_run_goes_on_when_told_to_and_says_so(make, tmp_path,
     trainer = make(tmp_path, on_write_error="continue")
     failures = []
     for report in trainer.run():
-        if isinstance(report, EpochReport):
+        if isinstance(report, EpochMetrics):
             full_disk[:] = [True] if report.epoch < 3 else []
         if isinstance(report, WriteFailure):
             failures.append(report)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from biofound.core.checkpoint import load_checkpoint
-from biofound.core.history import EpochReport, StepReport
+from biofound.core.history import EpochMetrics, StepMetrics
 from biofound.core.models import build_model
 from biofound.core.optimizer import make_optimizer
 from biofound.core.schedule import learning_rate
@@ -41,11 +41,11 @@ def make(config, data, train_config, windows, tmp_path):
 
 
 def steps(reports):
-    return [r for r in reports if isinstance(r, StepReport)]
+    return [r for r in reports if isinstance(r, StepMetrics)]
 
 
 def epochs(reports):
-    return [r for r in reports if isinstance(r, EpochReport)]
+    return [r for r in reports if isinstance(r, EpochMetrics)]
 
 
 def test_losses_per_step_are_the_golden_ones(make):
@@ -126,7 +126,7 @@ def test_training_learns(make):
 def test_history_is_written_while_the_run_goes_on(make):
     trainer = make()
     for report in trainer.run():
-        if not isinstance(report, EpochReport):
+        if not isinstance(report, EpochMetrics):
             continue
         history = json.loads((trainer.output_dir / "training_history.json").read_text())
         assert history["epoch"] == list(range(1, report.epoch + 1))
@@ -216,7 +216,7 @@ def test_a_constant_guess_scores_the_squared_target_whatever_the_model(make, x):
     got = trainer.evaluate(constant_guess=True)
     mask = torch.from_numpy(trainer.validation_mask(np.arange(4)))
     out = trainer.model(x[:4], mask)
-    expected = out.target[out.counted].square().mean().item()
+    expected = out.target[out.loss_mask].square().mean().item()
     assert got.msm == pytest.approx(expected, rel=1e-5)
 
 

@@ -13,16 +13,16 @@ from biofound.core.models import build_model
 
 
 @pytest.fixture
-def subject(model, data, train_config, windows):
-    return verify.Subject(model=model, data=data, config=train_config, windows=windows)
+def target(model, data, train_config, windows):
+    return verify.VerificationTarget(model=model, data=data, config=train_config, windows=windows)
 
 
 @pytest.fixture
-def with_checkpoint(subject, tmp_path, data, train_config):
+def with_checkpoint(target, tmp_path, data, train_config):
     run = trainer.Trainer(
-        model=build_model(subject.model.config, seed=train_config.seed),
-        train=verify._Memory(subject.windows, subject.model.config.channels),
-        val=verify._Memory(subject.windows, subject.model.config.channels),
+        model=build_model(target.model.config, seed=train_config.seed),
+        train=verify._Memory(target.windows, target.model.config.channels),
+        val=verify._Memory(target.windows, target.model.config.channels),
         data=data,
         config=replace(train_config, epochs=1),
         settings={},
@@ -30,15 +30,15 @@ def with_checkpoint(subject, tmp_path, data, train_config):
         device=torch.device("cpu"),
     )
     list(run.run())
-    return replace(subject, model=run.checkpoint().build(), checkpoint=run.checkpoint())
+    return replace(target, model=run.checkpoint().build(), checkpoint=run.checkpoint())
 
 
-def outcome(subject, name):
-    return verify.run_check(name, subject)
+def outcome(target, name):
+    return verify.run_check(name, target)
 
 
-def test_every_check_passes_on_a_sound_model_and_says_what_it_measured(subject):
-    checks = list(verify.verify(subject))
+def test_every_check_passes_on_a_sound_model_and_says_what_it_measured(target):
+    checks = list(verify.verify(target))
     assert [c.name for c in checks if not c.passed] == []
     assert len(checks) == len(verify.CHECKS) - 2
     assert all(any(character.isdigit() for character in c.measured) for c in checks)
@@ -51,7 +51,7 @@ def test_every_check_passes_on_a_checkpoint_and_on_what_is_inflated_from_it(with
     source = with_checkpoint.checkpoint
     wide = inflation.inflate(source, channels=("ACC_X", "PPG", "ECG")).model
     bands = {**source.data.filters, "ACC_X": {"low_hz": 0.5, "high_hz": 10.0, "order": 4}}
-    subject = replace(
+    target = replace(
         with_checkpoint,
         model=wide,
         data=replace(source.data, filters=bands),
@@ -65,17 +65,17 @@ def test_every_check_passes_on_a_checkpoint_and_on_what_is_inflated_from_it(with
             inflated_from={"channels": ["PPG", "ECG"], "sha256": "0"},
         ),
     )
-    assert [c for c in verify.verify(subject) if not c.passed] == []
+    assert [c for c in verify.verify(target) if not c.passed] == []
 
 
 def test_the_default_configuration_passes(default_config, data, train_config):
-    subject = verify.Subject(
+    target = verify.VerificationTarget(
         model=build_model(default_config, seed=0),
         data=data,
         config=replace(train_config, stft_windows=(64, 128, 256)),
         windows=verify.probe_windows(windows=8, channels=2, samples=1250, sfreq=125.0, seed=0),
     )
-    assert [c for c in verify.verify(subject) if not c.passed] == []
+    assert [c for c in verify.verify(target) if not c.passed] == []
 
 
 def leak_masked_samples(monkeypatch):
@@ -155,8 +155,8 @@ def mask_alike_every_epoch(monkeypatch):
 
 
 def count_visible_samples(monkeypatch):
-    def everywhere(reconstruction, target, counted):
-        return losses.masked_squared_error(reconstruction, target, torch.ones_like(counted))
+    def everywhere(reconstruction, target, loss_mask):
+        return losses.masked_squared_error(reconstruction, target, torch.ones_like(loss_mask))
 
     monkeypatch.setattr(verify, "masked_squared_error", everywhere)
 
@@ -166,7 +166,7 @@ def count_the_wrong_samples(monkeypatch):
 
     def inverted(self, x, mask, observed=None):
         out = sound(self, x, mask, observed)
-        return out._replace(counted=~out.counted)
+        return out._replace(loss_mask=~out.loss_mask)
 
     monkeypatch.setattr(models.PretrainingModel, "forward", inverted)
 
@@ -205,7 +205,7 @@ def forget_a_tensor(monkeypatch):
 def transfer_nothing(monkeypatch):
     def fresh(checkpoint, *, channels, seed=0):
         config = replace(checkpoint.model, channels=channels)
-        return inflation.Inflation(model=build_model(config, seed=99), fates=())
+        return inflation.Inflation(model=build_model(config, seed=99), transfers=())
 
     monkeypatch.setattr(verify, "inflate", fresh)
 
@@ -276,10 +276,10 @@ def wrong_length(monkeypatch):
         ("inflation is exact", cut_new_channels_off),
     ],
 )
-def test_a_check_fails_when_its_property_is_broken(subject, monkeypatch, name, damage):
-    assert outcome(subject, name).passed
+def test_a_check_fails_when_its_property_is_broken(target, monkeypatch, name, damage):
+    assert outcome(target, name).passed
     damage(monkeypatch)
-    assert not outcome(subject, name).passed
+    assert not outcome(target, name).passed
 
 
 def test_every_check_has_a_test_that_breaks_it():
@@ -288,18 +288,18 @@ def test_every_check_has_a_test_that_breaks_it():
     assert {name for name, _ in mark.args[1]} | elsewhere == set(verify.CHECKS)
 
 
-def test_a_stand_in_for_granite_is_noticed(subject):
+def test_a_stand_in_for_granite_is_noticed(target):
     class StandIn(torch.nn.Module):
         pass
 
-    subject.model.encoder.backbone = StandIn()
-    check = outcome(subject, "imports")
+    target.model.encoder.backbone = StandIn()
+    check = outcome(target, "imports")
     assert not check.passed
     assert "test_verify" in check.measured
 
 
-def test_block_masks_that_are_not_one_run_are_noticed(subject, monkeypatch):
-    block = replace(subject, config=replace(subject.config, mask_type="block"))
+def test_block_masks_that_are_not_one_run_are_noticed(target, monkeypatch):
+    block = replace(target, config=replace(target.config, mask_type="block"))
     assert outcome(block, "masking").passed
     sound = verify.draw_masks
     monkeypatch.setattr(verify, "draw_masks", lambda **kw: sound(**{**kw, "kind": "random"}))
@@ -331,12 +331,12 @@ def test_a_checkpoint_that_never_learned_is_noticed(with_checkpoint, train_confi
     assert not outcome(replace(with_checkpoint, checkpoint=damaged), "checkpoint learned").passed
 
 
-def test_an_error_inside_a_check_fails_that_check_alone(subject, monkeypatch):
+def test_an_error_inside_a_check_fails_that_check_alone(target, monkeypatch):
     def broken(**_):
         raise RuntimeError("no masks today")
 
     monkeypatch.setattr(verify, "draw_masks", broken)
-    check = outcome(subject, "masking")
+    check = outcome(target, "masking")
     assert not check.passed
     assert check.measured == "RuntimeError: no masks today"
-    assert outcome(subject, "encoder").passed
+    assert outcome(target, "encoder").passed

@@ -193,8 +193,8 @@ def test_samples_are_void_exactly_between_the_last_and_the_next_real_one() -> No
     x[10_002:12_003] = np.nan  # real up to 20.002 s, and again from 24.006 s
     result = condition(recording(PPG=(x, 500.0)), [PPG], sfreq=125.0, max_gap_seconds=1.0)
     time = np.arange(60 * 125) / 125.0
-    np.testing.assert_array_equal(result.void[0], (time > 20.002) & (time < 24.006))
-    assert not result.samples[0, result.void[0]].any()
+    np.testing.assert_array_equal(result.invalid[0], (time > 20.002) & (time < 24.006))
+    assert not result.samples[0, result.invalid[0]].any()
     assert np.isfinite(result.samples).all()
 
 
@@ -203,7 +203,7 @@ def test_a_bridged_gap_costs_no_sample() -> None:
     whole = condition(recording(PPG=(x, 500.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
     x[10_000:10_050] = np.nan
     result = condition(recording(PPG=(x, 500.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
-    assert not result.void.any()
+    assert not result.invalid.any()
     far = np.abs(np.arange(7500) - 2506) > 250
     np.testing.assert_allclose(result.samples[0, far], whole.samples[0, far], atol=0.02)
 
@@ -222,9 +222,9 @@ def test_a_stretch_shorter_than_a_cycle_of_the_low_edge_is_void() -> None:
     x = pulses(sfreq=125.0, seconds=60)
     x[1000:1200] = x[1400:1600] = np.nan  # 1.6 s of signal between two gaps; 0.5 Hz takes 2 s
     x[3000:3200] = x[3500:3700] = np.nan  # 2.4 s
-    void = condition(recording(PPG=(x, 125.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1).void[0]
-    assert void[1000:1600].all()
-    assert not void[3200:3500].any()
+    invalid = condition(recording(PPG=(x, 125.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1).invalid[0]
+    assert invalid[1000:1600].all()
+    assert not invalid[3200:3500].any()
 
 
 # ---------------------------------------------------------------- recordings
@@ -235,15 +235,15 @@ def test_a_stretch_shorter_than_a_cycle_of_the_low_edge_is_void() -> None:
 def test_recordings_of_any_length_are_conditioned(length: int, rate: float) -> None:
     x = pulses(sfreq=rate, seconds=10)[:length]
     result = condition(recording(PPG=(x, rate)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
-    assert result.samples.shape == result.void.shape == (1, int(length * 125 / rate))
+    assert result.samples.shape == result.invalid.shape == (1, int(length * 125 / rate))
     assert np.isfinite(result.samples).all()
-    assert result.void.all() == (length < 2 * rate)
+    assert result.invalid.all() == (length < 2 * rate)
 
 
 def test_a_channel_without_a_real_sample_is_void_throughout() -> None:
     x = np.full(5000, np.nan, dtype=np.float32)
     result = condition(recording(PPG=(x, 500.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
-    assert result.void.all()
+    assert result.invalid.all()
     assert not result.samples.any()
 
 
@@ -258,8 +258,8 @@ def test_channels_of_any_rate_and_length_share_one_clock() -> None:
     assert result.samples.shape == (2, 20 * 125)
     assert result.samples.dtype == np.float32
     assert result.samples.argmax(axis=1).tolist() == [1500, 1500]
-    assert result.void[0].tolist() == [False] * (18 * 125) + [True] * (2 * 125)
-    assert not result.void[1].any()
+    assert result.invalid[0].tolist() == [False] * (18 * 125) + [True] * (2 * 125)
+    assert not result.invalid[1].any()
 
 
 def test_the_recording_is_left_as_it_was() -> None:

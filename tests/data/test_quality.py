@@ -29,7 +29,7 @@ def judged(samples: NDArray[np.float32], sfreq: float, channel: Channel) -> Wind
     return assess(
         signal,
         conditioned.samples[0],
-        conditioned.void[0],
+        conditioned.invalid[0],
         channel=channel,
         sfreq=125.0,
         window_samples=1250,
@@ -126,9 +126,9 @@ def test_too_few_or_too_many_beats_are_no_heart() -> None:
     time = np.arange(60 * 500) / 500
     spikes = np.exp(-(((time + 1.3) % 2.6 - 1.3) ** 2) / 2 / 0.012**2)  # 23 a minute
     spikes += 0.02 * np.random.default_rng(0).standard_normal(len(time))
-    assert set(judged(spikes, 500.0, ECG).reason) == {Reason.NO_BEATS}
+    assert set(judged(spikes, 500.0, ECG).reason) == {Reason.HEART_RATE_RANGE}
     tremor = np.sin(2 * np.pi * 4.6 * time)  # 276 a minute
-    assert set(judged(tremor, 500.0, PPG).reason) == {Reason.NO_BEATS}
+    assert set(judged(tremor, 500.0, PPG).reason) == {Reason.HEART_RATE_RANGE}
 
 
 @pytest.mark.parametrize("channel", [PPG, ECG], ids=lambda channel: channel.name)
@@ -285,7 +285,9 @@ def test_beats_are_found_where_the_heart_put_them(channel: Channel) -> None:
     for case in source.cases([channel]):
         recording = source.read(case.case_id, [channel])
         conditioned = condition(recording, [channel], sfreq=125.0, max_gap_seconds=0.1)
-        found = find_beats(conditioned.samples[0], conditioned.void[0], channel.modality, sfreq=125.0) / 125.0
+        found = (
+            find_beats(conditioned.samples[0], conditioned.invalid[0], channel.modality, sfreq=125.0) / 125.0
+        )
         true = source.beats(case.case_id)
         true = true[(true > 1) & (true < 298)]
         nearest = found[np.clip(np.searchsorted(found, true), 0, len(found) - 1)]  # the next one
@@ -304,7 +306,7 @@ def test_a_dicrotic_wave_is_no_beat() -> None:
     conditioned = condition(
         Recording(case_id="case1", signals={"PPG": signal}), [PPG], sfreq=125.0, max_gap_seconds=0.1
     )
-    found = find_beats(conditioned.samples[0], conditioned.void[0], "PPG", sfreq=125.0)
+    found = find_beats(conditioned.samples[0], conditioned.invalid[0], "PPG", sfreq=125.0)
     assert abs(len(found) - 100) <= 1
 
 
@@ -334,8 +336,8 @@ def test_likeness_is_that_of_the_three_best_friends() -> None:
 
 
 def test_an_odd_beat_counts_half_between_good_ones_and_nothing_beside_another_odd_one() -> None:
-    trust = quality._trust(np.array([1.0, 0.1, 1.0, 0.2, 0.3, 1.0, 0.85], dtype=np.float32))
-    np.testing.assert_allclose(trust, [1, 0.5, 1, 0, 0, 1, 0.5], atol=1e-6)
+    confidence = quality._trust(np.array([1.0, 0.1, 1.0, 0.2, 0.3, 1.0, 0.85], dtype=np.float32))
+    np.testing.assert_allclose(confidence, [1, 0.5, 1, 0, 0, 1, 0.5], atol=1e-6)
 
 
 def test_equal_runs_are_those_that_counting_finds() -> None:
@@ -360,7 +362,7 @@ def test_spent_time_is_the_weighted_overlap_with_each_window() -> None:
     covered = sum(
         w * ((fine >= a) & (fine < b)) for a, b, w in zip(start, stop, weight, strict=True)
     ).reshape(4, -1)
-    spent = quality._Spent(start, stop, weight)
+    spent = quality._Coverage(start, stop, weight)
     np.testing.assert_allclose(grid.of_windows(spent), covered.mean(axis=1), atol=2e-3)
     assert grid.spots[1, 0] == 10.0
     assert grid.spots[1, -1] == 18.0

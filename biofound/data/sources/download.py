@@ -41,7 +41,7 @@ _TRY_AGAIN = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Politeness:
+class RetryPolicy:
     """How patient a download is, and how hard it may press a server.
 
     `timeout_s`: seconds without an answer, or of a transfer that crawls, until an attempt is given up.
@@ -64,7 +64,7 @@ def fetch(
     cache_dir: Path,
     what: str,
     check: Callable[[Path], None],
-    politeness: Politeness,
+    politeness: RetryPolicy,
     accept_gzip: bool = False,
     trusted: Callable[[Path], bool] = Path.exists,
 ) -> None:
@@ -125,7 +125,7 @@ class _WorthARetry(Exception):
 
 
 def _persist(
-    url: str, path: Path, what: str, check: Callable[[Path], None], politeness: Politeness, accept_gzip: bool
+    url: str, path: Path, what: str, check: Callable[[Path], None], politeness: RetryPolicy, accept_gzip: bool
 ) -> None:
     """Try, wait and try again until the file is there or the attempts are used up."""
     for attempt in range(politeness.retries + 1):

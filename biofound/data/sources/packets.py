@@ -25,7 +25,7 @@ _AGREEING_WITHIN = 0.2
 _AGREEING_SHARE = 0.75
 
 
-def place(
+def align_packets(
     starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq: float, origin: float
 ) -> NDArray[np.int64]:
     """Give each of K packets the index of its first sample on a clock that starts at `origin`.

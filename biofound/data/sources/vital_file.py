@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
 from biofound.data.sources import Recording, Signal
-from biofound.data.sources.packets import check_rate, place
+from biofound.data.sources.packets import align_packets, check_rate
 from biofound.data.sources.units import conversion
 from biofound.errors import DataError
 
@@ -118,9 +118,9 @@ def read_recording(
 
     All signals start at the earliest packet of any of them. Each keeps its native rate; its samples lie
     on a grid from that start, each stretch to the nearest one: two tracks are off against each other by
-    half a sample of each (at 500 Hz 2 ms in all) plus what their stamps stray (see `packets.place`). Gaps
-    are NaN: time without a packet, the integer sentinel of the track's format, and floats that are not
-    finite or beyond 4e9.
+    half a sample of each (at 500 Hz 2 ms in all) plus what their stamps stray (see
+    `packets.align_packets`). Gaps are NaN: time without a packet, the integer sentinel of the track's
+    format, and floats that are not finite or beyond 4e9.
 
     Args:
         path: the file.
@@ -269,7 +269,7 @@ def _check_times(wave: _Wave) -> None:
 def _samples(wave: _Wave, origin: float) -> NDArray[np.float32]:
     """Lay a wave's packets out from `origin` on: (T,) float32 in physical units, NaN in gaps."""
     counts = np.array([len(packet) for packet in wave.packets], dtype=np.int64)
-    first = place(wave.starts, counts, sfreq=wave.sfreq, origin=origin)
+    first = align_packets(wave.starts, counts, sfreq=wave.sfreq, origin=origin)
     last = first + counts
     if last.max() / wave.sfreq > MAX_HOURS * 3600:
         raise DataError(

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from biofound.data.channels import Channel
 from biofound.data.sources import Case, Recording
-from biofound.data.sources.download import GZIP_MAGIC, Politeness, fetch
+from biofound.data.sources.download import GZIP_MAGIC, RetryPolicy, fetch
 from biofound.data.sources.subjects import find_subjects
 from biofound.data.sources.vital_file import check_whole, contents, find_track, read_recording
 from biofound.errors import DataError, SettingsError
@@ -62,7 +62,7 @@ class VitalDBSource:
         case_set: one of `CASE_SETS`.
         base_url: another server that answers as the API does (a mirror, a test).
         dataset_version: folder of the `.vital` files on the server.
-        timeout_s, retries, backoff_s, longest_wait_s, at_once: see `Politeness`.
+        timeout_s, retries, backoff_s, longest_wait_s, at_once: see `RetryPolicy`.
     """
 
     name = "vitaldb"
@@ -88,7 +88,7 @@ class VitalDBSource:
         self.case_set = case_set
         self.base_url = base_url.rstrip("/")
         self.dataset_version = dataset_version
-        self.politeness = Politeness(
+        self.politeness = RetryPolicy(
             timeout_s=timeout_s,
             retries=retries,
             backoff_s=backoff_s,

@@ -10,7 +10,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from biofound.data.sources.download import Politeness, fetch
+from biofound.data.sources.download import RetryPolicy, fetch
 from biofound.errors import DataError
 from tests.data.sources.vitaldb_server import Fault, serving
 
@@ -41,7 +41,7 @@ def get(server, cache, *, path=FILE, **politeness):
         cache_dir=cache,
         what="case 7",
         check=check,
-        politeness=Politeness(**settings),
+        politeness=RetryPolicy(**settings),
     )
     return target
 
@@ -215,10 +215,10 @@ def test_no_more_than_the_limit_is_under_way_at_once(server, tmp_path):
 DOWNLOADER = """
 import sys
 from pathlib import Path
-from biofound.data.sources.download import Politeness, fetch
+from biofound.data.sources.download import RetryPolicy, fetch
 url, cache = sys.argv[1], Path(sys.argv[2])
 whole = lambda path: None
-fetch(url, cache / "7.vital", cache_dir=cache, what="case 7", check=whole, politeness=Politeness())
+fetch(url, cache / "7.vital", cache_dir=cache, what="case 7", check=whole, politeness=RetryPolicy())
 """
 
 

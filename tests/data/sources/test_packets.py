@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from biofound.data.sources.packets import check_rate, place
+from biofound.data.sources.packets import align_packets, check_rate
 from biofound.errors import DataError
 from tests.data.sources.vitaldb_server import START
 
@@ -19,7 +19,7 @@ def test_packets_that_follow_on_are_placed_seamlessly_although_their_stamps_are_
     starts, counts, first = stream(np.full(20_000, 50), np.zeros(20_000, dtype=int))
     naive = np.ceil((starts - START) * SFREQ).astype(int)
     assert np.mean(naive != first) > 0.1  # what the package does shifts packets by one sample
-    np.testing.assert_array_equal(place(starts, counts, sfreq=SFREQ, origin=START), first)
+    np.testing.assert_array_equal(align_packets(starts, counts, sfreq=SFREQ, origin=START), first)
 
 
 @pytest.mark.parametrize("phase", [0.0, 0.25, 0.5, 0.75])
@@ -30,7 +30,7 @@ def test_every_gap_of_one_sample_or_more_is_found_under_jitter_below_half_a_samp
     gaps[0] = 0
     starts, counts, _ = stream(counts, gaps)
     jittered = starts + (phase + rng.uniform(-0.2, 0.2, len(starts))) / SFREQ
-    placed = place(jittered, counts, sfreq=SFREQ, origin=START)
+    placed = align_packets(jittered, counts, sfreq=SFREQ, origin=START)
     ours = np.diff(placed) - counts[:-1]
     np.testing.assert_array_equal(ours > 0, gaps[1:] > 0)
     assert np.abs(ours - gaps[1:]).max() <= 1  # a stretch starts at the sample nearest to its stamp
@@ -41,7 +41,7 @@ def test_with_exact_stamps_the_smallest_gap_is_exact():
     gaps = np.zeros(500, dtype=int)
     gaps[[7, 100, 101, 499]] = [1, 2, 1, 3]
     starts, counts, first = stream(np.full(500, 50), gaps)
-    np.testing.assert_array_equal(place(starts, counts, sfreq=SFREQ, origin=START), first)
+    np.testing.assert_array_equal(align_packets(starts, counts, sfreq=SFREQ, origin=START), first)
 
 
 def test_stamps_from_a_jittery_clock_leave_no_seams_but_a_lost_packet_shows():
@@ -50,7 +50,7 @@ def test_stamps_from_a_jittery_clock_leave_no_seams_but_a_lost_packet_shows():
     gaps[1000] = 50  # one packet lost
     starts, counts, _ = stream(np.full(2000, 50), gaps)
     jittered = np.sort(starts + rng.uniform(0, 0.01, 2000))  # 10 ms: five samples
-    placed = place(jittered, counts, sfreq=SFREQ, origin=START)
+    placed = align_packets(jittered, counts, sfreq=SFREQ, origin=START)
     seams = np.diff(placed) - 50
     assert np.flatnonzero(seams).tolist() == [999]
     assert abs(seams[999] - 50) <= 5
@@ -61,7 +61,7 @@ def test_stamps_from_a_jittery_clock_leave_no_seams_but_a_lost_packet_shows():
 def test_a_clock_that_drifts_is_followed():
     starts, counts, _ = stream(np.full(10_000, 500), np.zeros(10_000, dtype=int))
     drifting = START + (starts - START) * (1 + 20e-6)
-    placed = place(drifting, counts, sfreq=SFREQ, origin=START)
+    placed = align_packets(drifting, counts, sfreq=SFREQ, origin=START)
     assert np.abs(placed - (drifting - START) * SFREQ).max() <= 1.5
 
 
@@ -69,7 +69,7 @@ def test_a_repeated_packet_goes_where_its_stamp_says():
     starts, counts, first = stream(np.full(6, 50), np.zeros(6, dtype=int))
     again = np.insert(np.arange(6), 3, 3)
     np.testing.assert_array_equal(
-        place(starts[again], counts[again], sfreq=SFREQ, origin=START), first[again]
+        align_packets(starts[again], counts[again], sfreq=SFREQ, origin=START), first[again]
     )
 
 

@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
-class Stretches:
+class Segments:
     """For each of N windows: `first` (N,), the row where its stretch starts, and `length` (N,) in windows."""
 
     first: NDArray[np.int64]
     length: NDArray[np.int64]
 
 
-def find_stretches(
+def find_segments(
     start_s: NDArray[np.float64],
     *,
     sfreq: float,
     window_samples: int,
     owner: NDArray[Any] | None = None,
-) -> Stretches:
+) -> Segments:
     """Group rows into stretches: neighbours start exactly one window apart (to the nearest sample).
 
     Args:
@@ -41,7 +41,7 @@ def find_stretches(
         joined &= owner[1:] == owner[:-1]
     heads = np.concatenate([np.zeros(min(rows, 1), np.int64), np.flatnonzero(~joined) + 1])
     lengths = np.diff(heads, append=rows)
-    return Stretches(first=np.repeat(heads, lengths), length=np.repeat(lengths, lengths))
+    return Segments(first=np.repeat(heads, lengths), length=np.repeat(lengths, lengths))
 
 
 def crop_offsets(
@@ -69,16 +69,16 @@ def gather(
     rows: NDArray[np.int64],
     out: NDArray[np.float32],
     into: NDArray[np.int64],
-    stretches: Stretches | None = None,
+    segments: Segments | None = None,
     crop: NDArray[np.float64] | None = None,
 ) -> None:
     """Copy `rows` of `windows` (N, C, T) to `out[into]` (B, C, T), as stored or cropped."""
-    if crop is None or stretches is None:
+    if crop is None or segments is None:
         out[into] = windows[rows]
         return
     window_samples = windows.shape[2]
-    first = stretches.first[rows]
-    offsets = crop_offsets(rows - first, stretches.length[rows], crop, window_samples)
+    first = segments.first[rows]
+    offsets = crop_offsets(rows - first, segments.length[rows], crop, window_samples)
     skipped, starts = np.divmod(offsets, window_samples)
     for target, row, start in zip(into.tolist(), (first + skipped).tolist(), starts.tolist(), strict=True):
         head = window_samples - start

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from biofound.commands.common import lookup_channels, model_config, train_config
+from biofound.commands.resume import differences, refusal, run_to_resume
+from biofound.commands.tensorboard import require_tensorboard, with_tensorboard
 from biofound.data.windows import Windows, open_windows, select_channels
 from biofound.errors import DataError, SettingsError
 from biofound.files import refused_as_data_error, sweep_temporary_files, write_json
-from biofound.runs.common import channels_named, model_config, train_config
-from biofound.runs.resume import differences, refusal, run_to_resume
-from biofound.runs.tensorboard import require_tensorboard, with_tensorboard
 from biofound.settings import PretrainSettings, Resolved, WindowsSettings, resolve_channels
 from biofound.settings.resolve import plain_values
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from biofound.core.checkpoint import DataDescription
     from biofound.core.distributed import Group
-    from biofound.core.history import Report
+    from biofound.core.history import TrainingEvent
     from biofound.core.trainer import Trainer
     from biofound.figures import Example
 
@@ -48,7 +48,7 @@ class Pretraining:
     channels: tuple[str, ...]
     units: dict[str, str]
     synthetic: bool
-    facts: dict[str, str]
+    summary: dict[str, str]
     """What was resolved on this machine, for the user to see."""
 
 
@@ -72,8 +72,8 @@ def open_pretraining(
 
     from biofound.core.checkpoint import load_checkpoint
     from biofound.core.devices import keep_freed_memory, resolve_precision
+    from biofound.core.gpu_cache import GpuWindowCache, fits
     from biofound.core.models import build_model, parameter_count
-    from biofound.core.resident import ResidentWindows, fits
     from biofound.core.trainer import Trainer
 
     settings = resolved.settings
@@ -90,8 +90,8 @@ def open_pretraining(
     try:
         trainer = Trainer(
             model=model,
-            train=ResidentWindows(train, device) if fits(train, device) else train,
-            val=ResidentWindows(val, device) if fits(val, device) else val,
+            train=GpuWindowCache(train, device) if fits(train, device) else train,
+            val=GpuWindowCache(val, device) if fits(val, device) else val,
             data=data,
             config=train_config(settings, precision=precision),
             settings=plain_values(settings),
@@ -102,7 +102,7 @@ def open_pretraining(
         )
     except ValueError as problem:
         raise SettingsError(str(problem)) from problem
-    facts = {
+    summary = {
         "data": f"{'synthetic' if data.synthetic else 'recorded'} windows in {data_dir}",
         "train": f"{len(train)} windows of {_people(train)}",
         "validation": f"{len(val)} windows of {_people(val)}",
@@ -118,14 +118,14 @@ def open_pretraining(
         differing = differences(checkpoint, settings, trainer)
         if differing and not settings.force:
             raise SettingsError(refusal(path, differing))
-        facts["resumed"] = f"{path}, after step {checkpoint.step} of {trainer.total_steps}"
+        summary["resumed"] = f"{path}, after step {checkpoint.step} of {trainer.total_steps}"
         if differing:
-            facts["forced"] = "; ".join(differing)
+            summary["forced"] = "; ".join(differing)
     group.wait()  # every rank has read the run to resume before rank 0 touches the directory
     if group.rank == 0:
-        aside = _prepare_output(settings, {"settings": resolved.as_json(), "resolved": facts})
+        aside = _prepare_output(settings, {"settings": resolved.as_json(), "resolved": summary})
         if aside is not None:
-            facts["earlier run"] = f"moved to {aside}"
+            summary["earlier run"] = f"moved to {aside}"
     if checkpoint is not None:
         trainer.restore(checkpoint)
     return Pretraining(
@@ -135,7 +135,7 @@ def open_pretraining(
         channels=settings.channels,
         units=data.units,
         synthetic=data.synthetic,
-        facts=facts,
+        summary=summary,
     )
 
 
@@ -145,7 +145,7 @@ def _description(train: Windows, val: Windows, settings: PretrainSettings) -> "D
 
     filters, units = train.filters, train.units
     if not (filters and units):
-        channels = channels_named(settings.channels, settings.channels_yaml, "pretrain")
+        channels = lookup_channels(settings.channels, settings.channels_yaml, "pretrain")
         filters = {channel.name: channel.band.as_json() for channel in channels}
         units = {channel.name: channel.unit for channel in channels}
     return DataDescription(
@@ -253,7 +253,7 @@ def stop_on_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(each, handler)
 
 
-def reports_of(run: Pretraining, settings: PretrainSettings) -> Iterator["Report"]:
+def reports_of(run: Pretraining, settings: PretrainSettings) -> Iterator["TrainingEvent"]:
     """The run itself, as an iterator of its reports."""
     trainer = run.trainer
     reports = trainer.run()
@@ -264,13 +264,13 @@ def reports_of(run: Pretraining, settings: PretrainSettings) -> Iterator["Report
     return reports
 
 
-def _returning_memory(reports: Iterator["Report"]) -> Iterator["Report"]:
+def _returning_memory(reports: Iterator["TrainingEvent"]) -> Iterator["TrainingEvent"]:
     """The reports; after a long epoch, of which the next step's fetching costs little, memory is returned."""
     from biofound.core.devices import return_freed_memory
-    from biofound.core.history import EpochReport
+    from biofound.core.history import EpochMetrics
 
     for report in reports:
-        if isinstance(report, EpochReport) and report.seconds > LONG_EPOCH:
+        if isinstance(report, EpochMetrics) and report.seconds > LONG_EPOCH:
             return_freed_memory()
         yield report
 

@@ -7,7 +7,7 @@ import pytest
 
 from biofound.data.channels import PassBand
 from biofound.data.conditioning import condition
-from biofound.data.cut import cut, tally_dropped, tally_rejected
+from biofound.data.extract import count_dropped, count_rejected, extract_windows
 from biofound.data.quality import Reason, assess
 from biofound.data.sources import Recording, Signal
 from biofound.errors import DataError
@@ -29,7 +29,7 @@ def scaled(original: Recording, factor: float) -> Recording:
 
 
 def test_windows_are_slices_of_the_whole_filtered_recording():
-    case = cut(recording(), CHANNELS, dtype="float32", **SETTINGS)
+    case = extract_windows(recording(), CHANNELS, dtype="float32", **SETTINGS)
     whole = condition(recording(), CHANNELS, sfreq=125.0, max_gap_seconds=1.0).samples
     assert 0 < len(case.x) < case.candidates == 24
     for window, start_s in zip(case.x, case.start_s, strict=True):
@@ -39,13 +39,13 @@ def test_windows_are_slices_of_the_whole_filtered_recording():
 
 
 def test_a_window_is_kept_exactly_when_every_channel_is_good():
-    case = cut(recording(), CHANNELS, dtype="float32", **SETTINGS)
+    case = extract_windows(recording(), CHANNELS, dtype="float32", **SETTINGS)
     made = condition(recording(), CHANNELS, sfreq=125.0, max_gap_seconds=1.0)
     verdicts = [
         assess(
             recording().signals[channel.name],
             made.samples[row],
-            made.void[row],
+            made.invalid[row],
             channel=channel,
             sfreq=125.0,
             window_samples=1250,
@@ -62,7 +62,7 @@ def test_a_gap_in_one_channel_drops_the_window_for_all():
     gapped = clean.signals["ECG"].samples.copy()
     gapped[62 * 500 : 65 * 500] = np.nan
     signals = {**clean.signals, "ECG": replace(clean.signals["ECG"], samples=gapped)}
-    case = cut(Recording(case_id="c", signals=signals), CHANNELS, dtype="float32", **SETTINGS)
+    case = extract_windows(Recording(case_id="c", signals=signals), CHANNELS, dtype="float32", **SETTINGS)
     assert 60.0 not in case.start_s and {50.0, 70.0} <= set(case.start_s)
     assert case.dropped["gap"] == {"ECG": 1}
     assert case.rejected["PPG"].get("gap", 0) == 0
@@ -79,28 +79,30 @@ def test_kept_and_dropped_add_up_and_each_dropped_window_counts_once_under_its_f
             reason, column = min(failed)
             counts = expected.setdefault(Reason(reason).name.lower(), {})
             counts["abc"[column]] = counts.get("abc"[column], 0) + 1
-    assert tally_dropped(reasons, "abc") == expected
+    assert count_dropped(reasons, "abc") == expected
     kept = int((reasons == Reason.KEPT).all(axis=1).sum())
     assert kept + sum(sum(counts.values()) for counts in expected.values()) == 500
 
 
 def test_each_channel_is_also_counted_by_itself():
     reasons = np.array([[0, 0], [1, 0], [1, 2], [0, 2], [6, 6]], np.uint8)
-    assert tally_rejected(reasons, ["PPG", "ECG"]) == {
+    assert count_rejected(reasons, ["PPG", "ECG"]) == {
         "PPG": {"gap": 2, "template": 1},
         "ECG": {"flat": 2, "template": 1},
     }
 
 
 def test_mean_and_std_are_those_of_the_stored_samples():
-    case = cut(recording(), CHANNELS, dtype="float16", **SETTINGS)
+    case = extract_windows(recording(), CHANNELS, dtype="float16", **SETTINGS)
     np.testing.assert_allclose(case.mean, case.x.astype(np.float64).mean(axis=2), rtol=1e-6)
     np.testing.assert_allclose(case.std, case.x.astype(np.float64).std(axis=2), rtol=1e-6)
     assert case.mean.dtype == case.std.dtype == case.quality.dtype == np.float32
 
 
 def test_float16_keeps_the_signal_to_its_rounding():
-    small, exact = (cut(recording(), CHANNELS, dtype=dtype, **SETTINGS).x for dtype in ("float16", "float32"))
+    small, exact = (
+        extract_windows(recording(), CHANNELS, dtype=dtype, **SETTINGS).x for dtype in ("float16", "float32")
+    )
     assert small.dtype == np.float16
     np.testing.assert_array_equal(small, exact.astype(np.float16))
 
@@ -111,7 +113,7 @@ def test_float16_keeps_the_signal_to_its_rounding():
 )
 def test_values_beyond_float16_are_refused_not_stored_as_infinity_or_zero(factor, complaint):
     # tested at the number format alone: a gate may have its own opinion of such values
-    from biofound.data.cut import _as_dtype
+    from biofound.data.extract import _as_dtype
 
     x = (np.random.default_rng(0).normal(size=(5, 2, 100)) * factor).astype(np.float32)
     with pytest.raises(DataError, match=f"case c, channel PPG: .*{complaint}"):
@@ -124,13 +126,14 @@ def test_a_recording_shorter_than_a_window_gives_none():
         name: replace(signal, samples=signal.samples[: 9 * 500])
         for name, signal in recording().signals.items()
     }
-    case = cut(Recording(case_id="c", signals=short), CHANNELS, dtype="float16", **SETTINGS)
+    case = extract_windows(Recording(case_id="c", signals=short), CHANNELS, dtype="float16", **SETTINGS)
     assert (case.x.shape, case.candidates, case.dropped) == ((0, 2, 1250), 0, {})
 
 
 def test_channels_stand_in_the_order_asked_for():
     one, other = (
-        cut(recording(), channels, dtype="float32", **SETTINGS) for channels in ((PPG, ECG), (ECG, PPG))
+        extract_windows(recording(), channels, dtype="float32", **SETTINGS)
+        for channels in ((PPG, ECG), (ECG, PPG))
     )
     np.testing.assert_array_equal(one.x, other.x[:, ::-1])
 
@@ -139,4 +142,4 @@ def test_a_pass_band_that_the_source_cannot_hold_names_case_and_channel():
     wide = replace(ECG, band=PassBand(low_hz=0.5, high_hz=50.0, order=4))
     slow = recording(sfreq=90.0)
     with pytest.raises(DataError, match=r"syn0002_1, channel ECG"):
-        cut(slow, (PPG, wide), dtype="float16", **SETTINGS)
+        extract_windows(slow, (PPG, wide), dtype="float16", **SETTINGS)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from biofound.commands.common import checkpoint_error_context, lookup_channels
 from biofound.errors import SettingsError
 from biofound.files import refused_as_data_error
-from biofound.runs.common import channels_named, naming
 from biofound.settings import InflateSettings, resolve_channels
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Inflated:
-    """Where the inflated checkpoint is, the channels before and after, and the fate of every tensor."""
+    """Where the inflated checkpoint is, the channels before and after, and the transfer of every tensor."""
 
     path: Path
     before: tuple[str, ...]
@@ -43,7 +43,7 @@ def run_inflation(settings: InflateSettings) -> Inflated:
             f"inflation adds channels: use --to {len(old) + 1} or more"
         )
     names = settings.channels or _names_of_table(settings)
-    new = channels_named([name for name in names if name not in old], settings.channels_yaml, "finetune")
+    new = lookup_channels([name for name in names if name not in old], settings.channels_yaml, "finetune")
     default = settings.checkpoint.with_name(f"{settings.checkpoint.stem}_{settings.to}ch.pt")
     path = settings.output or default
     if path.resolve() == settings.checkpoint.resolve():
@@ -52,7 +52,7 @@ def run_inflation(settings: InflateSettings) -> Inflated:
         raise SettingsError(
             f"--output {path}: this is a directory; name a file, such as {path / default.name}"
         )
-    with naming(settings.checkpoint):
+    with checkpoint_error_context(settings.checkpoint):
         inflation = inflate(checkpoint, channels=names, seed=settings.seed)
     result = inflated_checkpoint(
         checkpoint,

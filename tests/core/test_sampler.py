@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from biofound.core.order import BLOCK, epoch_order
+from biofound.core.sampler import BLOCK, epoch_order
 
 
 def order(windows, *, shuffle, seed=0, epoch=0):

@@ -20,11 +20,11 @@ DTYPES = ("float16", "float32")
 FLOAT16_MAX_ERROR = 0.01
 """The largest rounding error, as a part of a window's standard deviation, that float16 may bring."""
 
-Tally = dict[str, dict[str, int]]
+Counts = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutCase:
+class CaseWindows:
     """N kept windows of C channels and T samples, and what became of the others.
 
     Attributes:
@@ -46,11 +46,11 @@ class CutCase:
     start_s: NDArray[np.float64]
     quality: NDArray[np.float32]
     candidates: int
-    dropped: Tally
-    rejected: Tally
+    dropped: Counts
+    rejected: Counts
 
 
-def cut(
+def extract_windows(
     recording: Recording,
     channels: Sequence[Channel],
     *,
@@ -58,7 +58,7 @@ def cut(
     window_samples: int,
     max_gap_seconds: float,
     dtype: str,
-) -> CutCase:
+) -> CaseWindows:
     """Condition a whole recording, judge its windows, and keep those in which every channel is good.
 
     Args:
@@ -77,7 +77,7 @@ def cut(
         assess(
             recording.signals[channel.name],
             conditioned.samples[row],
-            conditioned.void[row],
+            conditioned.invalid[row],
             channel=channel,
             sfreq=sfreq,
             window_samples=window_samples,
@@ -91,40 +91,40 @@ def cut(
     grid = conditioned.samples[:, : count * window_samples].reshape(len(channels), count, window_samples)
     x = _as_dtype(grid[:, kept].transpose(1, 0, 2), dtype, names, recording.case_id)
     values = x.astype(np.float32)
-    return CutCase(
+    return CaseWindows(
         x=x,
         mean=values.mean(axis=2, dtype=np.float64).astype(np.float32),
         std=values.std(axis=2, dtype=np.float64).astype(np.float32),
         start_s=kept * window_samples / sfreq,
         quality=np.stack([verdict.quality for verdict in verdicts], axis=1)[kept].astype(np.float32),
         candidates=count,
-        dropped=tally_dropped(reasons, names),
-        rejected=tally_rejected(reasons, names),
+        dropped=count_dropped(reasons, names),
+        rejected=count_rejected(reasons, names),
     )
 
 
-def tally_dropped(reasons: NDArray[np.uint8], channels: Sequence[str]) -> Tally:
+def count_dropped(reasons: NDArray[np.uint8], channels: Sequence[str]) -> Counts:
     """Count each dropped window once: reason to channel to number, from `reasons` (N, C)."""
     failing = np.where(reasons == Reason.KEPT, np.iinfo(np.uint8).max, reasons)
     bad = (reasons != Reason.KEPT).any(axis=1)
     first_reason, first_channel = failing.min(axis=1)[bad], failing.argmin(axis=1)[bad]
-    tally: Tally = {}
+    found: Counts = {}
     for reason in Reason:
         counts = np.bincount(first_channel[first_reason == reason], minlength=len(channels))
         if counts.any():
-            tally[reason.name.lower()] = _nonzero(channels, counts)
-    return tally
+            found[reason.name.lower()] = _nonzero(channels, counts)
+    return found
 
 
-def tally_rejected(reasons: NDArray[np.uint8], channels: Sequence[str]) -> Tally:
+def count_rejected(reasons: NDArray[np.uint8], channels: Sequence[str]) -> Counts:
     """Count for each channel by itself: channel to reason to number, from `reasons` (N, C)."""
     names = [reason.name.lower() for reason in Reason]
-    tally: Tally = {}
+    found: Counts = {}
     for column, channel in enumerate(channels):
         counts = np.bincount(reasons[:, column], minlength=len(names))
         counts[Reason.KEPT] = 0
-        tally[channel] = _nonzero(names, counts)
-    return tally
+        found[channel] = _nonzero(names, counts)
+    return found
 
 
 def _nonzero(names: Sequence[str], counts: NDArray[np.int64]) -> dict[str, int]:

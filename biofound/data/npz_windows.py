@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.npz import find_members, map_members, member_names
+from biofound.data.segments import Segments, find_segments, gather
 from biofound.data.store import checked_index
-from biofound.data.stretches import Stretches, find_stretches, gather
 from biofound.errors import DataError
 from biofound.files import sha256_of
 
 ARRAY_KEYS = ("x", "windows", "data")
 
 
-def plain_file(directory: Path, split: str) -> Path:
+def npz_file(directory: Path, split: str) -> Path:
     """Where the plain form of `split` is looked for."""
     return directory / f"{split}_windows.npz"
 
 
-class PlainWindows:
+class NpzWindows:
     """The windows of one plain npz; mapped when uncompressed, loaded into memory when compressed.
 
     Raises:
@@ -52,14 +52,14 @@ class PlainWindows:
         self.subjects: tuple[str, ...] = (
             () if owners is None else tuple(np.unique(owners.astype(str)).tolist())
         )
-        self._stretches = self._find_stretches(_per_window(arrays, "start_s", len(self._x), path))
+        self._segments = self._find_stretches(_per_window(arrays, "start_s", len(self._x), path))
 
-    def _find_stretches(self, start_s: NDArray[Any] | None) -> Stretches | None:
+    def _find_stretches(self, start_s: NDArray[Any] | None) -> Segments | None:
         if start_s is None:
             return None
         if start_s.dtype.kind not in "fiu" or not np.isfinite(start_s).all():
             raise DataError(f"{self.path}: `start_s` must hold finite seconds, one for each window")
-        return find_stretches(
+        return find_segments(
             start_s.astype(np.float64),
             sfreq=self.sfreq,
             window_samples=self.window_samples,
@@ -78,13 +78,13 @@ class PlainWindows:
         """A batch (B, C, T); see `Windows.read`. Without `start_s` a crop is the window itself."""
         rows = checked_index(index, crop, len(self))
         out = np.empty((len(rows), *self._x.shape[1:]), np.float32)
-        gather(self._x, rows, out, np.arange(len(rows)), self._stretches, crop)
+        gather(self._x, rows, out, np.arange(len(rows)), self._segments, crop)
         return out
 
-    def stretches(self) -> Stretches:
+    def segments(self) -> Segments:
         """Which of the N windows adjoin; none where the file does not say."""
-        alone = Stretches(first=np.arange(len(self)), length=np.ones(len(self), np.int64))
-        return self._stretches or alone
+        alone = Segments(first=np.arange(len(self)), length=np.ones(len(self), np.int64))
+        return self._segments or alone
 
     def case_of(self, index: int) -> str:
         """The file, row and, where known, subject of window `index`."""

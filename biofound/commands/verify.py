@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from biofound.checks import Check
+from biofound.commands.common import checkpoint_error_context, lookup_channels, model_config, train_config
 from biofound.errors import CheckpointError, DataError
-from biofound.runs.common import channels_named, model_config, naming, train_config
 from biofound.settings import PretrainSettings, VerifySettings, WindowsSettings
 
 if TYPE_CHECKING:
@@ -30,19 +30,19 @@ def run_checks(settings: VerifySettings) -> Iterator[Check]:
     """
     from biofound.core.checkpoint import load_checkpoint
     from biofound.core.models import build_model
-    from biofound.core.verify import Subject, verify
+    from biofound.core.verify import VerificationTarget, verify
 
     checkpoint = None if settings.checkpoint is None else load_checkpoint(settings.checkpoint)
     trained_with = _settings_of(checkpoint, settings.checkpoint)
     if checkpoint is None:
         model, data = build_model(model_config(trained_with), seed=settings.seed), _default_data(trained_with)
     else:
-        with naming(settings.checkpoint):
+        with checkpoint_error_context(settings.checkpoint):
             model, data = checkpoint.build(), checkpoint.data
     windows, origin = _windows(settings, model.config, data.sfreq, checkpoint)
     yield Check(name="windows to check on", passed=True, measured=origin)
     yield from verify(
-        Subject(
+        VerificationTarget(
             model=model,
             data=data,
             config=train_config(trained_with, precision="fp32"),
@@ -73,7 +73,7 @@ def _settings_of(checkpoint: "Checkpoint | None", path: Path | None) -> Pretrain
 def _default_data(settings: PretrainSettings) -> "DataDescription":
     from biofound.core.checkpoint import DataDescription
 
-    channels = channels_named(settings.channels, None, "pretrain")
+    channels = lookup_channels(settings.channels, None, "pretrain")
     return DataDescription(
         sfreq=WindowsSettings().sfreq,
         filters={channel.name: channel.band.as_json() for channel in channels},

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from biofound.core.resident import ResidentWindows, fits
+from biofound.core.gpu_cache import GpuWindowCache, fits
 from biofound.data.windows import open_windows, select_channels
 
 
@@ -25,7 +25,7 @@ def stored(tmp_path):
 @pytest.mark.parametrize("channels", [("PPG", "ECG"), ("ECG", "PPG"), ("ECG",)])
 def test_a_gather_on_the_device_gives_what_the_disk_does(stored, channels):
     windows = select_channels(stored, channels)
-    resident = ResidentWindows(windows, torch.device("cpu"))
+    resident = GpuWindowCache(windows, torch.device("cpu"))
     random = np.random.default_rng(1)
     index = random.integers(0, 20, 200)
     crop = random.uniform(0, 1, 200)

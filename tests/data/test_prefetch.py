@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from biofound.data.ahead import THREADS, fetching_ahead
+from biofound.data.prefetch import THREADS, prefetch_cases
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.errors import DataError
 from tests.data.cohort import build, bytes_of, cohort
@@ -72,7 +72,7 @@ def test_when_the_work_ends_no_more_is_fetched():
             return Path(case_id)
 
     names = [str(number) for number in range(100)]
-    with pytest.raises(KeyboardInterrupt), fetching_ahead(Endless(seed=1), names):
+    with pytest.raises(KeyboardInterrupt), prefetch_cases(Endless(seed=1), names):
         raise KeyboardInterrupt
     threads = [thread for thread in threading.enumerate() if thread.name == "fetch"]
     going.release(len(names))
@@ -83,5 +83,5 @@ def test_when_the_work_ends_no_more_is_fetched():
 
 
 def test_a_source_with_nothing_to_fetch_starts_no_thread():
-    with fetching_ahead(cohort(), ["syn0001_1"]):
+    with prefetch_cases(cohort(), ["syn0001_1"]):
         assert not [thread for thread in threading.enumerate() if thread.name == "fetch"]

@@ -7,20 +7,23 @@ import threading
 import pytest
 import torch
 
-from biofound.core.parts import PartsInTurn, PartsSideBySide, parts_on
+from biofound.core.micro_batches import SequentialMicroBatches, ThreadedMicroBatches, micro_batches_on
 
 CPU = torch.device("cpu")
 
 
 def test_side_by_side_where_there_are_threads(two_threads):
-    assert isinstance(parts_on(CPU, dropout=0.0, compiled=False, processes=1), PartsSideBySide)
-    assert isinstance(parts_on(CPU, dropout=0.0, compiled=True, processes=1), PartsInTurn)
-    assert isinstance(parts_on(CPU, dropout=0.0, compiled=False, processes=2), PartsInTurn)
-    assert isinstance(parts_on(torch.device("cuda"), dropout=0.0, compiled=False, processes=1), PartsInTurn)
+    assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=False, processes=1), ThreadedMicroBatches)
+    assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=True, processes=1), SequentialMicroBatches)
+    assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=False, processes=2), SequentialMicroBatches)
+    assert isinstance(
+        micro_batches_on(torch.device("cuda"), dropout=0.0, compiled=False, processes=1),
+        SequentialMicroBatches,
+    )
     # Dropout draws from one generator: which part came first would change its masks.
-    assert isinstance(parts_on(CPU, dropout=0.1, compiled=False, processes=1), PartsInTurn)
+    assert isinstance(micro_batches_on(CPU, dropout=0.1, compiled=False, processes=1), SequentialMicroBatches)
     torch.set_num_threads(1)
-    assert isinstance(parts_on(CPU, dropout=0.0, compiled=False, processes=1), PartsInTurn)
+    assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=False, processes=1), SequentialMicroBatches)
 
 
 def test_parts_side_by_side_run_at_the_same_time_and_share_the_threads(two_threads):
@@ -30,21 +33,21 @@ def test_parts_side_by_side_run_at_the_same_time_and_share_the_threads(two_threa
         meet.wait()  # returns only when both are here
         return number, torch.get_num_threads()
 
-    parts = PartsSideBySide(threads=8)
+    parts = ThreadedMicroBatches(threads=8)
     assert parts.map(part, [0, 1]) == [(0, 4), (1, 4)]
     with parts.sharing_threads():
         assert torch.get_num_threads() == 4
     assert torch.get_num_threads() == 2
-    assert PartsSideBySide(threads=3).map(part, [0, 1]) == [(0, 1), (1, 1)]
+    assert ThreadedMicroBatches(threads=3).map(part, [0, 1]) == [(0, 1), (1, 1)]
 
 
 def test_a_script_that_leaves_a_run_unfinished_ends_quietly():
     code = """
 import torch
 torch.set_num_threads(2)
-from biofound.core.parts import PartsSideBySide
+from biofound.core.micro_batches import ThreadedMicroBatches
 def run():
-    with PartsSideBySide(threads=2).sharing_threads():
+    with ThreadedMicroBatches(threads=2).sharing_threads():
         yield
 unfinished = run()
 next(unfinished)
@@ -53,7 +56,7 @@ next(unfinished)
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("parts", [PartsInTurn(), PartsSideBySide(threads=2)])
+@pytest.mark.parametrize("parts", [SequentialMicroBatches(), ThreadedMicroBatches(threads=2)])
 def test_results_come_in_order_and_errors_come_through(parts):
     assert parts.map(lambda x: x + 1, [1, 2]) == [2, 3]
     assert parts.map(lambda x: x + 1, []) == []

@@ -10,7 +10,7 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-PARTS_ALONE = 2
+MICRO_BATCHES = 2
 """The parts in which a process alone on a CPU computes a batch, as two processes would.
 
 With them its losses are those of two processes bit for bit. A difference in one product's rounding would
@@ -18,7 +18,7 @@ grow a thousandfold in ten steps. More than two sums would depend on the order i
 """
 
 
-class PartsInTurn:
+class SequentialMicroBatches:
     """One part after the other, each with all the threads of torch."""
 
     @contextmanager
@@ -31,7 +31,7 @@ class PartsInTurn:
         return [function(item) for item in items]
 
 
-class PartsSideBySide:
+class ThreadedMicroBatches:
     """Each part in a thread of its own, with its share of the threads that torch may use.
 
     Threads within a product meet at its end and wait by spinning, hundreds of times a step, which collapses
@@ -40,9 +40,12 @@ class PartsSideBySide:
 
     def __init__(self, *, threads: int) -> None:
         """Share out `threads` of torch."""
-        self.share = max(1, threads // PARTS_ALONE)
+        self.share = max(1, threads // MICRO_BATCHES)
         self._pool = ThreadPoolExecutor(
-            PARTS_ALONE, thread_name_prefix="part", initializer=torch.set_num_threads, initargs=(self.share,)
+            MICRO_BATCHES,
+            thread_name_prefix="part",
+            initializer=torch.set_num_threads,
+            initargs=(self.share,),
         )
 
     @contextmanager
@@ -61,9 +64,9 @@ class PartsSideBySide:
         return [future.result() for future in futures]
 
 
-def parts_on(
+def micro_batches_on(
     device: torch.device, *, dropout: float, compiled: bool, processes: int
-) -> PartsInTurn | PartsSideBySide:
+) -> SequentialMicroBatches | ThreadedMicroBatches:
     """Side by side where threads can be shared out, and what a part computes depends on nothing shared.
 
     Dropout draws from the one global generator, and `torch.compile` compiles in the first caller's thread.
@@ -71,5 +74,5 @@ def parts_on(
     threads = torch.get_num_threads()
     alone = device.type == "cpu" and processes == 1
     if alone and threads > 1 and dropout == 0 and not compiled:
-        return PartsSideBySide(threads=threads)
-    return PartsInTurn()
+        return ThreadedMicroBatches(threads=threads)
+    return SequentialMicroBatches()

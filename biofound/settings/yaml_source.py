@@ -15,7 +15,7 @@ TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocatedFile:
+class YamlSource:
     """A mapping read from YAML: its values, the line of each key path, and what is wrong with its form."""
 
     path: Path
@@ -30,7 +30,7 @@ class LocatedFile:
         return f"{self.path}:{self.lines[key]}" if key in self.lines else str(self.path)
 
 
-def read_located(path: Path) -> LocatedFile:
+def read_yaml(path: Path) -> YamlSource:
     """Read a YAML mapping, with line numbers.
 
     Raises:
@@ -47,7 +47,7 @@ def read_located(path: Path) -> LocatedFile:
     except yaml.YAMLError as problem:
         raise SettingsError(f"{path}{_line_of(problem)}: not valid YAML: {_text_of(problem)}") from problem
     if node is None:
-        return LocatedFile(path=path, values={}, lines={})
+        return YamlSource(path=path, values={}, lines={})
     if not isinstance(node, yaml.MappingNode):
         raise SettingsError(f"{path}:{_line(node)}: expected a mapping of settings, got {_shape(node)}")
     lines: dict[Key, int] = {}
@@ -60,7 +60,7 @@ def read_located(path: Path) -> LocatedFile:
         raise SettingsError(
             f"{path}: expected plain settings, got mappings that hold themselves"
         ) from problem
-    return LocatedFile(path=path, values=values, lines=lines, problems=problems)
+    return YamlSource(path=path, values=values, lines=lines, problems=problems)
 
 
 def _walk(path: Path, node: yaml.Node, key: Key, lines: dict[Key, int]) -> Iterator[str]:

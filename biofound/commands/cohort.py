@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from biofound.commands.common import lookup_channels
 from biofound.files import refused_as_data_error
-from biofound.runs.common import channels_named
 from biofound.settings import PrepareSettings, PretrainSettings, Resolved, WindowsSettings
 from biofound.settings.models import DEFAULT_STORE
 
@@ -33,7 +33,7 @@ def build_embedded_cohort(settings: PretrainSettings) -> Iterator[tuple[str, int
     from biofound.data.sources.synthetic import SyntheticSource
     from biofound.data.splits import make_splits, save_splits
 
-    channels = channels_named(settings.channels, settings.channels_yaml, "pretrain")
+    channels = lookup_channels(settings.channels, settings.channels_yaml, "pretrain")
     windows = WindowsSettings()
     seed = PrepareSettings.model_fields["seed"].default  # --seed is the training's: the data stays the same
     source = SyntheticSource(seed=seed, **({"subjects": FAST_SUBJECTS} if settings.fast else {}))

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from biofound.data.stretches import Stretches, crop_offsets
+from biofound.data.segments import Segments, crop_offsets
 
 CHUNK = 4096
 """Windows read at a time on the way to the device."""
@@ -40,7 +40,7 @@ class Stored(Protocol):
         """Where a window comes from."""
         ...
 
-    def stretches(self) -> Stretches:
+    def segments(self) -> Segments:
         """Which windows adjoin, over all N."""
         ...
 
@@ -53,7 +53,7 @@ def fits(windows: Stored, device: torch.device) -> bool:
     return 4 * len(windows) * len(windows.channels) * windows.window_samples <= SHARE * free
 
 
-class ResidentWindows:
+class GpuWindowCache:
     """All windows of a reader on one device; `read` gives the same values as the reader's, as a tensor."""
 
     def __init__(self, windows: Stored, device: torch.device) -> None:
@@ -63,7 +63,7 @@ class ResidentWindows:
         for start in range(0, len(windows), CHUNK):
             index = np.arange(start, min(start + CHUNK, len(windows)))
             self._x[start : start + len(index)] = torch.from_numpy(windows.read(index)).to(device)
-        self._stretches = windows.stretches()
+        self._segments = windows.segments()
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -82,8 +82,8 @@ class ResidentWindows:
         if crop is None:
             return self._x[torch.from_numpy(index).to(self.device)]
         samples = self._windows.window_samples
-        first = self._stretches.first[index]
-        offset = crop_offsets(index - first, self._stretches.length[index], crop, samples)
+        first = self._segments.first[index]
+        offset = crop_offsets(index - first, self._segments.length[index], crop, samples)
         # Within a stretch, sample k of the crop is sample k of the windows laid end to end from `start`.
         start = torch.from_numpy(first * samples + offset).to(self.device)
         place = start[:, None] + torch.arange(samples, device=self.device)  # (B, T)

@@ -13,7 +13,7 @@ THREADS = 4
 
 
 @contextmanager
-def fetching_ahead(source: Source, case_ids: Sequence[str]) -> Iterator[None]:
+def prefetch_cases(source: Source, case_ids: Sequence[str]) -> Iterator[None]:
     """Fetch `case_ids` in their order, in the background, while the body works on them in the same order.
 
     Does nothing for a source that has nothing to fetch. A case that cannot be had is no matter here: whoever

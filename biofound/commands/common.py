@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from biofound.core.trainer import TrainConfig
 
 
-def channels_named(names: Sequence[str], channels_yaml: Path | None, section: Section) -> list[Channel]:
+def lookup_channels(names: Sequence[str], channels_yaml: Path | None, section: Section) -> list[Channel]:
     """The rows of the channel table for `names`, in their order.
 
     Raises:
@@ -33,7 +33,7 @@ def channels_named(names: Sequence[str], channels_yaml: Path | None, section: Se
 
 
 @contextmanager
-def naming(path: Path | None) -> Iterator[None]:
+def checkpoint_error_context(path: Path | None) -> Iterator[None]:
     """What is found wrong inside with a checkpoint that was read is told with the name of its file."""
     try:
         yield
