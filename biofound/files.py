@@ -1,21 +1,18 @@
-"""How a file is written so that nothing half-written can be left: temporary name, fsync, rename."""
+"""Write files atomically: temporary name, fsync, rename; nothing half-written is ever left."""
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from biofound.errors import DataError
 
 TEMPORARY_SUFFIX = ".partial"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write `path` so that it holds either its old or its new content, whenever the power goes.
+    """Write `path` so that it holds either its old or its new content, even after a power cut.
 
     The order is: write a temporary file beside it, fsync, rename over it, fsync the directory.
 
@@ -50,23 +47,6 @@ def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
-
-
-@contextmanager
-def refused_as_data_error(path: Path, *, choose: str) -> Iterator[None]:
-    """What the disk refuses inside becomes a message that names `path`, and `choose` as the way out.
-
-    Args:
-        path: what is being written, where the system does not say.
-        choose: the option by which another place is chosen.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or path}: cannot be written ({error.strerror or error}); make it writable, or "
-            f"choose another place with {choose}"
-        ) from error
 
 
 def sync_directory(directory: Path) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from biofound.cli import app
 from biofound.settings import ChannelsSettings, PretrainSettings, WindowsSettings
 from biofound.settings.base import Settings, bounds_of, extra_of
-from biofound.settings.models import ChannelSettings, FilterSettings
+from biofound.settings.channels import ChannelSettings, FilterSettings
 from biofound.settings.resolve import option_name, plain
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from typer.main import get_command
 
 from biofound.cli import app
 from biofound.settings.base import extra_of
-from biofound.settings.models import COMMANDS
+from biofound.settings import COMMANDS
 from biofound.settings.resolve import option_name
 from tests.generated import ROOT, cli_page, stale
 

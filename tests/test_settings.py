@@ -19,7 +19,7 @@ from biofound.settings import (
     resolve_channels,
 )
 from biofound.settings.base import bounds_of, extra_of
-from biofound.settings.models import nearest_divisors, nearest_multiples
+from biofound.settings.pretrain import nearest_divisors, nearest_multiples
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

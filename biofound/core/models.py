@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from biofound.data.channels import CHANNEL_NAME
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations inside granite and transformers, not ours to mend
     from tsfm_public.models.tinytimemixer import TinyTimeMixerConfig, TinyTimeMixerModel
-
-CHANNEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 # A channel whose visible samples vary by less than this fraction of their largest value is flat.
 _FLAT = 1e-6
@@ -40,7 +40,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError on channel names or lengths that make no model."""
-        bad = [name for name in self.channels if not CHANNEL_NAME.fullmatch(name)]
+        bad = [name for name in self.channels if not re.fullmatch(CHANNEL_NAME, name)]
         if bad or not self.channels or len(set(self.channels)) < len(self.channels):
             raise ValueError(
                 f"channels must be distinct names of letters, digits and _, got {list(self.channels)}"

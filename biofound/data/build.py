@@ -22,6 +22,7 @@ from biofound.data.extract import DTYPES, CaseWindows, Counts, extract_windows
 from biofound.data.npz import member_names, write_npz
 from biofound.data.pool import WorkerLostError, run_pool
 from biofound.data.prefetch import prefetch_cases
+from biofound.data.segments import whole_samples
 from biofound.data.sources import Source
 from biofound.data.store import (
     FORMAT_VERSION,
@@ -156,16 +157,10 @@ def build_windows(
     workers = cpu_count() if workers is None else workers
     if workers < 1:
         raise SettingsError(f"workers: expected 1 or more, got {workers}")
-    window_samples = round(window_seconds * sfreq)
-    if window_samples < 1 or abs(window_samples - window_seconds * sfreq) > 1e-6 * window_samples:
-        raise SettingsError(
-            f"window_seconds: {window_seconds:g} s at {sfreq:g} Hz are {window_seconds * sfreq:g} samples; "
-            "expected a whole number"
-        )
     config = BuildConfig(
         channels=tuple(channels),
         sfreq=float(sfreq),
-        window_samples=window_samples,
+        window_samples=whole_samples(seconds=window_seconds, sfreq=sfreq),
         max_gap_seconds=float(max_gap_seconds),
         dtype=dtype,
     )

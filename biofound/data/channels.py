@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+CHANNEL_NAME = r"[A-Za-z][A-Za-z0-9_]*"
+"""Regular expression of a channel's whole name: letters, digits and _, beginning with a letter."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PassBand:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from biofound.errors import SettingsError
+
 
 @dataclass(frozen=True, slots=True)
 class Segments:
@@ -85,3 +87,18 @@ def gather(
         out[target, :, :head] = windows[row, :, start:]
         if start:
             out[target, :, head:] = windows[row + 1, :, :start]
+
+
+def whole_samples(*, seconds: float, sfreq: float) -> int:
+    """T, the samples in a window of `seconds` at `sfreq` Hz.
+
+    Raises:
+        SettingsError: when that is no whole number of samples, at least 2.
+    """
+    samples = seconds * sfreq
+    if round(samples) < 2 or abs(samples - round(samples)) > 1e-6 * samples:
+        raise SettingsError(
+            "window_seconds x sfreq must be a whole number of samples, at least 2, "
+            f"but {seconds:g} s x {sfreq:g} Hz is {samples:g}"
+        )
+    return round(samples)

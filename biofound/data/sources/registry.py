@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from biofound.data.sources import Source
 from biofound.errors import SettingsError
@@ -16,7 +16,8 @@ _CLASSES = {
     "vital": "biofound.data.sources.vitaldb:VitalFilesSource",
 }
 
-SOURCES = tuple(_CLASSES)
+SourceName = Literal["synthetic", "wfdb", "vitaldb", "vital"]
+SOURCES: tuple[SourceName, ...] = get_args(SourceName)
 """The names a source can have."""
 
 

@@ -38,6 +38,9 @@ from biofound.data.sources.synthetic_heart import (
 )
 from biofound.errors import DataError, SettingsError
 
+MIN_MINUTES, MAX_MINUTES = 0.1, 1440
+"""Bounds of a recording's length."""
+
 ACCELERATION_HZ = 100.0
 """The rate of the accelerometer channels, in Hz; PPG and ECG have the source's `sfreq`."""
 
@@ -79,7 +82,7 @@ class SyntheticSource:
         _require(seed >= 0, "seed", seed, "0 or more")
         _require(subjects >= 1, "subjects", subjects, "1 or more")
         _require(cases_per_subject >= 1, "cases_per_subject", cases_per_subject, "1 or more")
-        _require(0.1 <= minutes <= 24 * 60, "minutes", minutes, "0.1 to 1440")
+        _require(MIN_MINUTES <= minutes <= MAX_MINUTES, "minutes", minutes, f"{MIN_MINUTES} to {MAX_MINUTES}")
         _require(60.0 <= sfreq <= 4000.0, "sfreq", sfreq, "60 to 4000 Hz")
         _require(0.0 <= artefacts <= 20.0, "artefacts", artefacts, "0 to 20")
         self.seed = seed

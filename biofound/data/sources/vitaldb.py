@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from biofound.data.channels import Channel
@@ -32,7 +32,9 @@ BASE_URL = "https://api.vitaldb.net"
 DATASET_VERSION = "1.0.1"
 """Version of the `.vital` files, and the folder of the API they lie in: packed, all tracks on one clock."""
 
-CASE_SETS = ("bis", "ppf", "rft20", "sevo", "des", "tiva", "all")
+CaseSet = Literal["bis", "ppf", "rft20", "sevo", "des", "tiva", "all"]
+CASE_SETS: tuple[CaseSet, ...] = get_args(CaseSet)
+DEFAULT_CASE_SET: CaseSet = "bis"
 """Selections of cases that the `vitaldb` package ships (`caseids_*`), and `all` for no selection."""
 
 _TABLES = {
@@ -71,7 +73,7 @@ class VitalDBSource:
         self,
         *,
         cache_dir: str | Path,
-        case_set: str = "bis",
+        case_set: str = DEFAULT_CASE_SET,
         base_url: str = BASE_URL,
         dataset_version: str = DATASET_VERSION,
         timeout_s: float = 30.0,

@@ -82,7 +82,9 @@ class WfdbSource:
             raise DataError(f"wfdb source: expected a directory of records at {self.root}, found none")
         self._given_csv = None if subjects_csv is None else Path(subjects_csv).expanduser().absolute()
         self.subject_pattern = subject_pattern
-        self._pattern = _compile(SUBJECT_PATTERN if subject_pattern is None else subject_pattern)
+        self._pattern = compile_subject_pattern(
+            SUBJECT_PATTERN if subject_pattern is None else subject_pattern
+        )
         self.record_is_subject = record_is_subject
         self._subjects = find_subjects(
             self.root if subject_pattern is None else None,
@@ -516,7 +518,7 @@ def _lines_of(header: Path) -> list[str]:
     return header.read_text(encoding="ascii", errors="ignore").splitlines()
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def compile_subject_pattern(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
