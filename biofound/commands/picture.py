@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from biofound.data.glimpse import random_windows
-from biofound.data.store import read_index
+from biofound.data.store import random_windows, read_index
 from biofound.errors import DataError
 from biofound.figures import draw_windows
 
