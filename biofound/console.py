@@ -31,7 +31,7 @@ def warning(text: str) -> None:
 
 
 def error(text: str, *, every_rank: bool = True) -> None:
-    """Print why the command ends. What is the same on every rank, such as wrong settings, rank 0 prints alone."""
+    """Print why the command ends, on every rank or, for what is the same on all, on rank 0 alone."""
     rank = _rank()
     label = f"error on rank {rank}" if rank else "error"
     _say(text, label=label, style="bold red", every_rank=every_rank)

@@ -57,7 +57,7 @@ class GroupedCommand(TyperCommand):
 
 
 def add_command(app: typer.Typer, model: type[S], execute: Callable[[Invocation[S]], None]) -> None:
-    """Register `execute` as the command of `model`: its options are the model's fields, its help its docstring.
+    """Register the command of `model`: its options are the model's fields, its help the model's docstring.
 
     Every command also gets `--dry-run`, `--json` and `--debug`.
     """

@@ -40,14 +40,14 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
     if splits.mode == "full" and splits.case_set is not None:
         _note_case_set(splits.case_set)
     if invocation.json:
-        missing = {case_id: list(channels) for case_id, channels in left_out.items()}
-        result = {
-            "split_file": str(path),
-            "source": dict(splits.source),
-            "splits": counts,
-            "left_out": missing,
-        }
-        console.print_json(result)
+        console.print_json(
+            {
+                "split_file": str(path),
+                "source": dict(splits.source),
+                "splits": counts,
+                "left_out": {case_id: list(absent) for case_id, absent in left_out.items()},
+            }
+        )
     else:
         _show_splits(splits, counts)
         if left_out:
@@ -71,20 +71,16 @@ def count_splits(splits: Splits, cases: Sequence[Case]) -> dict[str, dict[str, A
 
 
 def _show_splits(splits: Splits, counts: Mapping[str, Mapping[str, Any]]) -> None:
-    rows = [
-        (
-            name,
-            row["cases"],
-            row["subjects"],
-            "not known yet" if row["hours"] is None else f"{row['hours']:.2f}",
-        )
-        for name, row in counts.items()
-    ]
+    rows = [(name, row["cases"], row["subjects"], _hours(row["hours"])) for name, row in counts.items()]
     root = splits.source.get("root")
     source = f"{splits.source['name']} in {root}" if root else splits.source["name"]
     title = f"splits by patient: source {source}, mode {splits.mode}, seed {splits.seed}"
     columns = ("split", "cases", "subjects", "hours")
     console.table(title, columns, rows, numbers=columns[1:])
+
+
+def _hours(hours: float | None) -> str:
+    return "not known yet" if hours is None else f"{hours:.2f}"
 
 
 def _note_case_set(case_set: str) -> None:

@@ -77,9 +77,8 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
                 torch.set_num_threads(settings.threads)
             if device.type == "cpu":
                 keep_freed_memory()
-            model = build_model(
-                settings.fill(ModelConfig, patch_length=settings.patch_size), seed=settings.seed
-            )
+            config = settings.fill(ModelConfig, patch_length=settings.patch_size)
+            model = build_model(config, seed=settings.seed)
             try:
                 trainer = Trainer(
                     model=model,
@@ -134,7 +133,7 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[list[signal.Signals]]:
-    """The signals received: the first SIGINT or SIGTERM is only noted, a second one acts as it always does."""
+    """The signals received: the first SIGINT or SIGTERM is only noted, a second one acts as usual."""
     received: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -226,7 +225,7 @@ def _tensorboard_writer(
     Events of steps after the trainer's step, which a resumed run takes again, are purged.
     """
     if not settings.tensorboard or trainer.group.rank:
-        yield lambda event: None
+        yield lambda _: None
         return
     from torch.utils.tensorboard import SummaryWriter  # an extra
 
@@ -274,11 +273,10 @@ def reconstruct_examples(trainer: Trainer, val: Windows) -> list[Example]:
         )
     reconstructions = out.in_physical_units().cpu().numpy()
     hidden = mask.repeat(trainer.model.config.patch_length, axis=1)
+    cases = val.info(index).case_id.tolist()
     return [
-        Example(
-            signal=windows[k], reconstruction=reconstructions[k], hidden=hidden[k], case=val.case_of(int(i))
-        )
-        for k, i in enumerate(index)
+        Example(signal=signal, reconstruction=reconstruction, hidden=hidden, case=case)
+        for signal, reconstruction, hidden, case in zip(windows, reconstructions, hidden, cases, strict=True)
     ]
 
 

@@ -137,7 +137,7 @@ def _refuse_empty(where: str, windows: Windows) -> None:
 
 
 def describe_data(train: Windows, val: Windows, settings: PretrainSettings) -> DataDescription:
-    """The description of the windows for checkpoints; what they do not say is taken from the channel table."""
+    """The description of the windows for checkpoints; what they lack is taken from the channel table."""
     filters, units = train.filters, train.units
     if not (filters and units):
         channels = resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels)

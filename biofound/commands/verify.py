@@ -1,4 +1,4 @@
-"""`biofound verify`: measure the properties of the code, a checkpoint and a window store that usually break."""
+"""`biofound verify`: measure the properties that usually break, of the code, a checkpoint and a store."""
 
 from dataclasses import asdict
 
@@ -50,7 +50,8 @@ def run_checks(settings: VerifySettings) -> list[Check]:
     checkpoint = None if settings.checkpoint is None else load_checkpoint(settings.checkpoint)
     if checkpoint is None:
         trained_with = PretrainSettings()
-        model = build_model(trained_with.fill(ModelConfig), seed=settings.seed)
+        config = trained_with.fill(ModelConfig, patch_length=trained_with.patch_size)
+        model = build_model(config, seed=settings.seed)
         data = _default_data(trained_with)
     else:
         with checkpoint_error_context(settings.checkpoint):

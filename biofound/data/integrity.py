@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from biofound.checks import Check
 from biofound.data.extract import Counts
 from biofound.data.npz import find_members, map_members
-from biofound.data.npz_windows import NpzWindows, npz_file
+from biofound.data.npz_windows import npz_file
 from biofound.data.store import (
     INDEX_NAME,
     MEMBERS,
@@ -292,7 +292,6 @@ def _faults(arrays: Mapping[str, NDArray[Any]], index: Mapping[str, Any]) -> dic
 
 
 def _check_plain(windows: Windows) -> Iterator[Check]:
-    assert isinstance(windows, NpzWindows)
     said = "not said by the file, taken to be" if windows.sfreq_is_assumed else "said to be"
     yield Check(name="sampling rate", passed=True, measured=f"{said} {windows.sfreq:g} Hz")
     infinite = []

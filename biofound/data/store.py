@@ -10,7 +10,7 @@ DIR/train/<case>.json        how the case was made, what was dropped and why, th
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.npz import Member, find_members, map_members
-from biofound.data.segments import Segments, find_segments, gather
+from biofound.data.segments import Segments, WindowInfo, checked_index, find_segments, gather
 from biofound.errors import DataError
 
 FORMAT_VERSION = 1
@@ -81,9 +81,11 @@ def _read_json(path: Path, kind: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _OpenCase:
-    """One mapped case: its windows (N, C, T) and their stretches."""
+    """The mapped arrays of one case of N windows, and which of them adjoin."""
 
     x: NDArray[Any]
+    start_s: NDArray[np.float64]
+    quality: NDArray[np.float32]
     segments: Segments
 
 
@@ -116,6 +118,7 @@ class StoreWindows:
         self._case = functools.lru_cache(maxsize=MAPS_OPEN)(self._open_case)
 
     def _read_header(self, index: dict[str, Any]) -> None:
+        self.split = str(index["split"])
         self.channels: tuple[str, ...] = tuple(index["channels"])
         self.sfreq = float(index["sfreq"])
         self.window_samples = int(index["window_samples"])
@@ -127,6 +130,7 @@ class StoreWindows:
         cases = [case for case in index["cases"] if case["windows"] > 0]
         self.subjects: tuple[str, ...] = tuple(sorted({case["subject_id"] for case in cases}))
         self._case_ids = [str(case["case_id"]) for case in cases]
+        self._subject_ids = [str(case["subject_id"]) for case in cases]
         self._files = [str(case["file"]) for case in cases]
         self._ends = np.cumsum([int(case["windows"]) for case in cases], dtype=np.int64)
         self._starts = np.concatenate([[0], self._ends[:-1]]) if cases else np.zeros(0, np.int64)
@@ -148,29 +152,45 @@ class StoreWindows:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def case_of(self, index: int) -> str:
-        """The id of the case that window `index` was cut from."""
-        return self._case_ids[int(np.searchsorted(self._ends, index, side="right"))]
-
     def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """A batch (B, C, T); see `Windows.read`."""
         index = checked_index(index, crop, len(self))
         out = np.empty((len(index), len(self.channels), self.window_samples), np.float32)
-        case = np.searchsorted(self._ends, index, side="right")
-        by_case = np.argsort(case, kind="stable")
-        cuts = np.flatnonzero(np.diff(case[by_case])) + 1
-        for into in np.split(by_case, cuts) if len(index) else ():
-            number = int(case[into[0]])
-            opened = self._case(number)
-            rows = index[into] - self._starts[number]
-            gather(opened.x, rows, out, into, opened.segments, None if crop is None else crop[into])
+        for case, into, rows in self._by_case(index):
+            gather(case.x, rows, out, into, case.segments, None if crop is None else crop[into])
         return out
+
+    def info(self, index: NDArray[np.int64]) -> WindowInfo:
+        """Case, subject, start and quality of the windows `index` (B,)."""
+        index = checked_index(index, None, len(self))
+        number = self._case_number(index)
+        start_s = np.empty(len(index), np.float64)
+        quality = np.empty((len(index), len(self.channels)), np.float32)
+        for case, into, rows in self._by_case(index):
+            start_s[into], quality[into] = case.start_s[rows], case.quality[rows]
+        case_id, subject_id = np.array(self._case_ids, str)[number], np.array(self._subject_ids, str)[number]
+        return WindowInfo(case_id=case_id, subject_id=subject_id, start_s=start_s, quality=quality)
+
+    def _case_number(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._ends, index, side="right")
+
+    def _by_case(
+        self, index: NDArray[np.int64]
+    ) -> Iterator[tuple[_OpenCase, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each case that `index` (B,) touches: the case, the positions in `index`, and its rows there."""
+        number = self._case_number(index)
+        by_case = np.argsort(number, kind="stable")
+        bounds = np.flatnonzero(np.diff(number[by_case])) + 1
+        for into in np.split(by_case, bounds) if len(index) else ():
+            case = int(number[into[0]])
+            yield self._case(case), into, index[into] - self._starts[case]
 
     def segments(self) -> Segments:
         """Which of the N windows adjoin."""
-        parts = [self._case(number).segments for number in range(len(self._files))]
-        firsts = [part.first + start for part, start in zip(parts, self._starts, strict=True)]
-        return Segments(first=np.concatenate(firsts), length=np.concatenate([part.length for part in parts]))
+        by_case = [self._case(number).segments for number in range(len(self._files))]
+        firsts = [found.first + start for found, start in zip(by_case, self._starts, strict=True)]
+        lengths = [found.length for found in by_case]
+        return Segments(first=np.concatenate(firsts), length=np.concatenate(lengths))
 
     def _open_case(self, number: int) -> _OpenCase:
         path = self.directory / self._files[number]
@@ -182,37 +202,56 @@ class StoreWindows:
                 f"{path}: case {self._case_ids[number]} has gone since the store was opened"
             ) from error
         segments = find_segments(arrays["start_s"], sfreq=self.sfreq, window_samples=self.window_samples)
-        return _OpenCase(x=arrays["x"], segments=segments)
+        return _OpenCase(arrays["x"], arrays["start_s"], arrays["quality"], segments)
 
     def _find_layout(self, number: int, path: Path) -> dict[str, Member]:
-        layout = find_members(path, ["x", "start_s"])
-        windows = int(self._ends[number] - self._starts[number])
-        expected = (windows, len(self.channels), self.window_samples)
-        if layout["x"].shape != expected or layout["start_s"].shape != (windows,):
-            raise DataError(
-                f"{path}: case {self._case_ids[number]} has windows of shape {layout['x'].shape}, "
-                f"{INDEX_NAME} says {expected}; run `biofound windows` again"
-            )
+        windows, channels = int(self._ends[number] - self._starts[number]), len(self.channels)
+        expected = {
+            "x": (windows, channels, self.window_samples),
+            "start_s": (windows,),
+            "quality": (windows, channels),
+        }
+        layout = find_members(path, tuple(expected))
+        for name, shape in expected.items():
+            if layout[name].shape != shape:
+                raise DataError(
+                    f"{path}: case {self._case_ids[number]} has `{name}` of shape {layout[name].shape}, "
+                    f"{INDEX_NAME} says {shape}; run `biofound windows` again"
+                )
         self._layouts[number] = layout
         return layout
 
 
-def checked_index(
-    index: NDArray[np.int64], crop: NDArray[np.float64] | None, windows: int
-) -> NDArray[np.int64]:
-    """`index` as int64 (B,), after seeing that it lies in [0, windows) and `crop` fits it.
+@dataclass(frozen=True, kw_only=True)
+class WindowSample:
+    """One window of a store: `samples` (C, T) in physical units, `quality` (C,), and where it was taken."""
+
+    samples: NDArray[np.float32]
+    quality: NDArray[np.float32]
+    split: str
+    case_id: str
+    start_s: float
+
+
+def random_windows(directory: Path, *, count: int, seed: int) -> list[WindowSample]:
+    """Draw `count` different windows of the store of one split (all, if there are fewer), in its order.
 
     Raises:
-        IndexError: when a window is asked for that is not there.
-        ValueError: when `crop` has another length, or values outside [0, 1).
+        DataError: when there is no store, or it cannot be read.
     """
-    index = np.asarray(index, dtype=np.int64)
-    if index.ndim != 1:
-        raise ValueError(f"index must be one-dimensional, got shape {index.shape}")
-    if len(index) and (index.min() < 0 or index.max() >= windows):
-        raise IndexError(f"index reaches from {index.min()} to {index.max()}, there are {windows} windows")
-    if crop is not None and crop.shape != index.shape:
-        raise ValueError(f"crop has shape {crop.shape}, index {index.shape}")
-    if crop is not None and not np.all((crop >= 0) & (crop < 1)):
-        raise ValueError(f"crop must lie in [0, 1), got {crop.min()} to {crop.max()}")
-    return index
+    windows = StoreWindows(directory)
+    draw = np.random.default_rng(seed).choice(len(windows), min(count, len(windows)), replace=False)
+    index = np.sort(draw)
+    info = windows.info(index)
+    return [
+        WindowSample(
+            samples=samples,
+            quality=quality,
+            split=windows.split,
+            case_id=str(case_id),
+            start_s=float(start_s),
+        )
+        for samples, quality, case_id, start_s in zip(
+            windows.read(index), info.quality, info.case_id, info.start_s, strict=True
+        )
+    ]

@@ -37,7 +37,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     command: ClassVar[str] = ""
-    """The command whose settings these are, and whose help is the class's docstring; '' for parts of a file."""
+    """The command of these settings, whose help is the class's docstring; '' for parts of a file."""
     file_option: ClassVar[str | None] = None
     """The field that names the YAML file with these settings; None where there is no such file."""
 

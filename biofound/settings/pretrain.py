@@ -14,6 +14,7 @@ from biofound.settings.channels import CHANNELS_YAML_HELP, ChannelNames
 from biofound.settings.windows import DEFAULT_STORE
 
 Lengths = Annotated[tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...], BeforeValidator(split_commas)]
+_MASK, _OPTIMISATION, _MACHINE = "Masking and loss", "Optimisation", "Machine and run"
 
 
 class PretrainSettings(Settings):
@@ -106,70 +107,64 @@ class PretrainSettings(Settings):
     num_layers: int = setting(4, "Mixer layers of the encoder.", panel="Model", ge=1)
     expansion_factor: int = setting(8, "MLP expansion ratio of the mixer layers.", panel="Model", ge=1)
     dropout: float = setting(0.0, "Dropout of the encoder; it makes steps slower.", panel="Model", ge=0, lt=1)
-    mask_ratio: float = setting(
-        0.4, "Fraction of the patches that are hidden.", panel="Masking and loss", gt=0, lt=1
-    )
+    mask_ratio: float = setting(0.4, "Fraction of the patches that are hidden.", panel=_MASK, gt=0, lt=1)
     mask_type: MaskType = setting(
-        "random", "random: any patches; block: one contiguous block a window.", panel="Masking and loss"
+        "random", "random: any patches; block: one contiguous block a window.", panel=_MASK
     )
-    stft_weight: float = setting(
-        0.3, "Weight of the STFT loss beside the MSM loss.", panel="Masking and loss", ge=0
-    )
+    stft_weight: float = setting(0.3, "Weight of the STFT loss beside the MSM loss.", panel=_MASK, ge=0)
     stft_windows: Lengths = setting(
         (64, 128, 256),
         "Window lengths of the STFT loss, separated by commas; by default those that fit the context.",
-        panel="Masking and loss",
+        panel=_MASK,
         unit="samples",
         min_length=1,
     )
     stft_floor: float = setting(
         1e-3,
         "Floor added to the power before the logarithm of the STFT loss, for signals of unit variance.",
-        panel="Masking and loss",
+        panel=_MASK,
         gt=0,
         le=1,
     )
-    epochs: int = setting(100, "Passes over the training windows.", panel="Optimisation", unit="epochs", ge=1)
-    batch_size: int = setting(
-        128, "Windows in an optimizer step.", panel="Optimisation", unit="windows", ge=1
-    )
-    lr: float = setting(5e-4, "Peak learning rate of AdamW.", panel="Optimisation", gt=0, le=1)
+    epochs: int = setting(100, "Passes over the training windows.", panel=_OPTIMISATION, unit="epochs", ge=1)
+    batch_size: int = setting(128, "Windows in an optimizer step.", panel=_OPTIMISATION, unit="windows", ge=1)
+    lr: float = setting(5e-4, "Peak learning rate of AdamW.", panel=_OPTIMISATION, gt=0, le=1)
     weight_decay: float = setting(
-        0.01, "Weight decay (not on biases, norms and embeddings).", panel="Optimisation", ge=0, le=1
+        0.01, "Weight decay (not on biases, norms and embeddings).", panel=_OPTIMISATION, ge=0, le=1
     )
     warmup_epochs: int = setting(
         10,
         "Epochs of linear warm-up before the cosine decay; by default at most a tenth of the epochs.",
-        panel="Optimisation",
+        panel=_OPTIMISATION,
         unit="epochs",
         ge=0,
     )
     gradient_clip: float = setting(
-        1.0, "Gradient clipping: largest norm of the gradient.", panel="Optimisation", gt=0
+        1.0, "Gradient clipping: largest norm of the gradient.", panel=_OPTIMISATION, gt=0
     )
-    seed: int = setting(42, "Seed of weights, order, crops and masks.", panel="Optimisation", ge=0, lt=2**32)
+    seed: int = setting(42, "Seed of weights, order, crops and masks.", panel=_OPTIMISATION, ge=0, lt=2**32)
     fast: bool = setting(
         False,
         "Preset for a run of minutes on 2 cores: " + ", ".join(f"{k} {v}" for k, v in FAST.items()) + ".",
-        panel="Machine and run",
+        panel=_MACHINE,
     )
     device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto", "Device to compute on; auto takes CUDA where it is available.", panel="Machine and run"
+        "auto", "Device to compute on; auto takes CUDA where it is available.", panel=_MACHINE
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto",
         "Number format of matrix products; auto takes bf16 where the hardware has it.",
-        panel="Machine and run",
+        panel=_MACHINE,
     )
     no_amp: bool = setting(
         False,
         "Switch off automatic mixed precision: the same as --precision fp32.",
-        panel="Machine and run",
+        panel=_MACHINE,
         off_name="amp",
     )
-    compile: bool = setting(False, "Compile the model: slower start, faster steps.", panel="Machine and run")
+    compile: bool = setting(False, "Compile the model: slower start, faster steps.", panel=_MACHINE)
     threads: int | None = setting(
-        None, "CPU threads of torch; by default torch's own choice.", panel="Machine and run", ge=1
+        None, "CPU threads of torch; by default torch's own choice.", panel=_MACHINE, ge=1
     )
 
     @classmethod

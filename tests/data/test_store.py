@@ -56,10 +56,10 @@ def test_a_batch_holds_the_windows_asked_for_in_the_order_asked_for(built):
     assert len(windows) == len(x)
     assert batch.dtype == np.float32 and batch.flags.c_contiguous
     np.testing.assert_array_equal(batch, x[index])
-    assert [windows.case_of(row) for row in range(len(x))] == cases
+    assert windows.info(np.arange(len(x))).case_id.tolist() == cases
 
 
-def test_a_crop_is_a_slice_of_its_stretch(built):
+def test_a_crop_is_a_slice_of_its_segment(built):
     windows = open_windows(built, "train")
     x, cases, start_s = loaded(built)
     rng = np.random.default_rng(0)
@@ -127,7 +127,7 @@ def test_reading_takes_no_memory_that_grows_with_the_store(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(8000, 2, 1250)).astype(np.float16)  # 40 MB
     with (directory / "a.npz").open("wb") as file:
-        write_npz(file, {"x": x, "start_s": np.arange(8000) * 10.0})
+        write_npz(file, {"x": x, "start_s": np.arange(8000) * 10.0, "quality": np.ones((8000, 2))})
     write_index(directory, "a", 8000)
     del x
     with traced_memory() as peak:
@@ -141,6 +141,7 @@ def write_index(directory: Path, case_id: str, windows: int) -> None:
     index = {
         "kind": "biofound-windows",
         "format_version": 1,
+        "split": "train",
         "channels": ["PPG", "ECG"],
         "sfreq": 125.0,
         "window_samples": 1250,
@@ -194,7 +195,7 @@ def test_a_missing_case_is_found_at_opening(copied):
 
 def test_a_case_of_another_shape_than_the_index_says_is_an_error(copied):
     change_index(copied / "train", window_samples=1000)
-    with pytest.raises(DataError, match=r"syn0001_1.*1250\), index\.json says \(\d+, 2, 1000\)"):
+    with pytest.raises(DataError, match=r"syn0001_1 has `x` .*1250\), index\.json says \(\d+, 2, 1000\)"):
         open_windows(copied, "train").read(np.array([0]))
 
 

@@ -519,6 +519,7 @@ def _lines_of(header: Path) -> list[str]:
 
 
 def compile_subject_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile a regular expression with a group; SettingsError where it is none."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
