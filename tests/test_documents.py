@@ -11,7 +11,6 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from biofound.cli import app
-from biofound.commands.common import model_config
 from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
 from biofound.core.history import EpochMetrics, Losses, history_json
 from biofound.core.inflate import inflate, inflated_checkpoint
@@ -22,8 +21,8 @@ from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.splits import SPLITS, make_splits
 from biofound.files import write_json
 from biofound.settings import PretrainSettings, resolve_channels
-from tests.generated import ROOT
 
+ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 GUIDE = ROOT / "docs" / "ssl_pretraining_guide.md"
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
@@ -66,7 +65,7 @@ def name_of(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def model() -> PretrainingModel:
-    return build_model(model_config(PretrainSettings()), seed=0)
+    return build_model(PretrainSettings().fill(ModelConfig, patch_length=125), seed=0)
 
 
 @pytest.fixture(scope="module")

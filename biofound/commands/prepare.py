@@ -58,7 +58,7 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
 def count_splits(splits: Splits, cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
     """Cases, patients and hours by split; hours are None where the source knows them only after reading."""
     seconds = {case.case_id: case.duration_s for case in cases}
-    counts = {}
+    counts: dict[str, dict[str, Any]] = {}
     for name in SPLITS:
         durations = [seconds[case.case_id] for case in splits.of(name)]
         known = [duration for duration in durations if duration is not None]

@@ -1,4 +1,4 @@
-"""`biofound verify`: measure the properties that usually break, of the code, a checkpoint and a store."""
+"""`biofound verify`: check the code, a checkpoint and a window store for what usually breaks."""
 
 from dataclasses import asdict
 

@@ -7,7 +7,7 @@ from biofound.settings.base import Settings, setting
 
 
 class VerifySettings(Settings):
-    """Measure the properties of the code, a checkpoint and a window store that usually break."""
+    """Check the code, a checkpoint and a window store for what usually breaks."""
 
     command: ClassVar[str] = "verify"
 
