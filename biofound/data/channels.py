@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+CHANNEL_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
+"""The pattern of a channel's name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PassBand:
