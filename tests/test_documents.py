@@ -65,7 +65,7 @@ def name_of(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def model() -> PretrainingModel:
-    return build_model(PretrainSettings().fill(ModelConfig, patch_length=125), seed=0)
+    return build_model(PretrainSettings().fill(ModelConfig), seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -77,8 +77,7 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
                 torch.set_num_threads(settings.threads)
             if device.type == "cpu":
                 keep_freed_memory()
-            config = settings.fill(ModelConfig, patch_length=settings.patch_size)
-            model = build_model(config, seed=settings.seed)
+            model = build_model(settings.fill(ModelConfig), seed=settings.seed)
             try:
                 trainer = Trainer(
                     model=model,
@@ -120,7 +119,7 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
             with _tensorboard_writer(settings, trainer) as write_event:
                 _train(trainer, write_event)
         # A signal may leave seconds only: they are for the checkpoint, which is written.
-        baseline = None if trainer.interrupted else trainer.evaluate(constant_guess=True)
+        baseline = None if trainer.interrupted else trainer.evaluate(baseline=True)
         if group.rank == 0:
             draw_figures(trainer, val)
     if baseline is None:
@@ -185,7 +184,7 @@ def _train(trainer: Trainer, write_event: Callable[[TrainingEvent], None]) -> No
     done = trainer.step
     with console.progress("training", total=trainer.total_steps, unit="steps") as progress:
         progress.advance(done)
-        for event in trainer.run():
+        for event in trainer.fit():
             write_event(event)
             if isinstance(event, StepMetrics):
                 text = f"loss {event.loss:.4f}  {event.windows_per_second:.0f} windows/s"
@@ -249,7 +248,7 @@ def _tensorboard_writer(
 
 def draw_figures(trainer: Trainer, val: Windows) -> None:
     """Draw the loss curves and, unless the run was interrupted, a few reconstructions."""
-    if trainer.reports:
+    if trainer.epochs_done:
         draw_losses(trainer.output_dir / "loss_curves.png", trainer.history())
     if not trainer.interrupted:
         draw_reconstructions(
@@ -272,7 +271,7 @@ def reconstruct_examples(trainer: Trainer, val: Windows) -> list[Example]:
             torch.from_numpy(windows).to(trainer.device), torch.from_numpy(mask).to(trainer.device)
         )
     reconstructions = out.in_physical_units().cpu().numpy()
-    hidden = mask.repeat(trainer.model.config.patch_length, axis=1)
+    hidden = mask.repeat(trainer.model.config.patch_size, axis=1)
     cases = val.info(index).case_id.tolist()
     return [
         Example(signal=signal, reconstruction=reconstruction, hidden=hidden, case=case)
@@ -292,7 +291,7 @@ def _say_stopped(trainer: Trainer, by: signal.Signals) -> None:
 
 
 def _best_epoch(trainer: Trainer) -> EpochMetrics:
-    return max((epoch for epoch in trainer.reports if epoch.best), key=lambda epoch: epoch.epoch)
+    return max((epoch for epoch in trainer.epochs_done if epoch.best), key=lambda epoch: epoch.epoch)
 
 
 def _files_in(directory: Path) -> list[str]:
@@ -304,12 +303,12 @@ def _result_json(trainer: Trainer, baseline: Losses) -> dict[str, Any]:
     return {
         "output_dir": str(trainer.output_dir),
         "synthetic": trainer.data.synthetic,
-        "epochs": len(trainer.reports),
+        "epochs": len(trainer.epochs_done),
         "best_epoch": best.epoch,
         "train": asdict(best.train),
         "val": asdict(best.val),
         "constant_guess": asdict(baseline),
-        "seconds": sum(epoch.seconds for epoch in trainer.reports),
+        "seconds": sum(epoch.seconds for epoch in trainer.epochs_done),
         "files": _files_in(trainer.output_dir),
     }
 
@@ -331,6 +330,6 @@ def _show_result(trainer: Trainer, baseline: Losses) -> None:
     ]
     columns = (f"epoch {best.epoch}", "loss", "MSM", "STFT", *(f"MSM {channel}" for channel in channels))
     kind = "synthetic" if trainer.data.synthetic else "recorded"
-    title = f"epoch {best.epoch} of {len(trainer.reports)} was best, on {kind} data"
+    title = f"epoch {best.epoch} of {len(trainer.epochs_done)} was best, on {kind} data"
     console.table(title, columns, rows, numbers=columns[1:])
     console.note(f"in {trainer.output_dir}: {', '.join(_files_in(trainer.output_dir))}")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from biofound.core.checkpoint import Checkpoint
-from biofound.core.schedule import learning_rate
+from biofound.core.optimizer import learning_rate
 from biofound.core.trainer import LAST, Trainer
 from biofound.errors import SettingsError
 from biofound.settings import PretrainSettings

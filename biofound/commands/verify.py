@@ -50,8 +50,7 @@ def run_checks(settings: VerifySettings) -> list[Check]:
     checkpoint = None if settings.checkpoint is None else load_checkpoint(settings.checkpoint)
     if checkpoint is None:
         trained_with = PretrainSettings()
-        config = trained_with.fill(ModelConfig, patch_length=trained_with.patch_size)
-        model = build_model(config, seed=settings.seed)
+        model = build_model(trained_with.fill(ModelConfig), seed=settings.seed)
         data = _default_data(trained_with)
     else:
         with checkpoint_error_context(settings.checkpoint):

@@ -25,8 +25,7 @@ from biofound.core.inflate import inflate
 from biofound.core.losses import MultiResolutionSTFT, masked_squared_error, msm_loss, stft_loss
 from biofound.core.masking import Stream, draw_masks, hidden_patches
 from biofound.core.models import PretrainingModel, build_model, normalise, parameter_count
-from biofound.core.optimizer import make_optimizer
-from biofound.core.schedule import learning_rate
+from biofound.core.optimizer import learning_rate, make_optimizer
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.windows import ArrayWindows
 
@@ -149,7 +148,7 @@ def decoder_shape(target: VerificationTarget) -> str:
     count = parameter_count(target.model.decoder)
     text = f"{_shape(latents)} -> {_shape(out)}, {count:,} parameters"
     _require(out.shape == (2, len(config.channels), config.context_length), text)
-    _require(count == (config.d_model + 1) * len(config.channels) * config.patch_length, text)
+    _require(count == (config.d_model + 1) * len(config.channels) * config.patch_size, text)
     return text
 
 
@@ -203,7 +202,7 @@ def forward_pass(target: VerificationTarget) -> str:
         f"{parameter_count(target.model):,} parameters in all"
     )
     _require(out.values.shape == target.x.shape and out.target.shape == target.x.shape, text)
-    hidden = mask.repeat_interleave(target.model.config.patch_length, dim=1)[:, None, :]
+    hidden = mask.repeat_interleave(target.model.config.patch_size, dim=1)[:, None, :]
     _require(bool((out.loss_mask == (hidden & torch.isfinite(target.x))).all()), text + ": not where hidden")
     return text
 
@@ -279,7 +278,7 @@ def learning_rate_is_applied(target: VerificationTarget) -> str:
 def masked_samples_are_hidden(target: VerificationTarget) -> str:
     """Whatever is changed in hidden samples, the latents stay the same to the last bit."""
     model, x, mask = _frozen(target), target.x, target.mask()
-    hidden = mask.repeat_interleave(model.config.patch_length, dim=1)[:, None, :].expand_as(x)
+    hidden = mask.repeat_interleave(model.config.patch_size, dim=1)[:, None, :].expand_as(x)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     variants = {"noise": noise, "times 1000": x * 1000, "zeros": torch.zeros_like(x), "1e30": x * 0 + 1e30}
     with torch.no_grad():
@@ -505,7 +504,7 @@ def _train_briefly(
             output_dir=Path(directory),
             device=torch.device("cpu"),
         )
-        reports = list(trainer.run())
+        reports = list(trainer.fit())
     return reports, before, model.state_dict()
 
 
@@ -518,7 +517,7 @@ def _loss(model: PretrainingModel, target: VerificationTarget) -> tuple[Tensor, 
 
 def _normalised(target: VerificationTarget) -> tuple[Tensor, Tensor]:
     observed = torch.isfinite(target.x)
-    hidden = target.mask().repeat_interleave(target.model.config.patch_length, dim=1)[:, None, :]
+    hidden = target.mask().repeat_interleave(target.model.config.patch_size, dim=1)[:, None, :]
     return normalise(target.x, visible=observed & ~hidden, observed=observed).values, observed & hidden
 
 

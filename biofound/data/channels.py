@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-CHANNEL_NAME = r"[A-Za-z][A-Za-z0-9_]*"
-"""Regular expression of a channel's whole name: letters, digits and _, beginning with a letter."""
+CHANNEL_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
+"""The pattern of a channel's name."""
 
 
 @dataclass(frozen=True, kw_only=True)

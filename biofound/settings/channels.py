@@ -18,7 +18,7 @@ def _refuse_repeated(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-ChannelName = Annotated[str, Field(pattern=f"^{CHANNEL_NAME}$")]
+ChannelName = Annotated[str, Field(pattern=CHANNEL_NAME)]
 ChannelNames = Annotated[
     tuple[ChannelName, ...], BeforeValidator(split_commas), AfterValidator(_refuse_repeated)
 ]

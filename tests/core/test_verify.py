@@ -30,7 +30,7 @@ def with_checkpoint(target, tmp_path, data, train_config):
         output_dir=tmp_path,
         device=torch.device("cpu"),
     )
-    list(run.run())
+    list(run.fit())
     return replace(target, model=run.checkpoint().build(), checkpoint=run.checkpoint())
 
 
