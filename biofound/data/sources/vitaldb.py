@@ -13,14 +13,16 @@ import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
+from urllib3 import Retry
+
 from biofound.data.channels import Channel
 from biofound.data.sources import Case, Recording
-from biofound.data.sources.download import GZIP_MAGIC, RetryPolicy, fetch
+from biofound.data.sources.download import GZIP_MAGIC, fetch
 from biofound.data.sources.subjects import find_subjects
 from biofound.data.sources.vital_file import check_whole, contents, find_track, read_recording
 from biofound.errors import DataError, SettingsError
@@ -64,7 +66,11 @@ class VitalDBSource:
         case_set: one of `CASE_SETS`.
         base_url: another server that answers as the API does (a mirror, a test).
         dataset_version: folder of the `.vital` files on the server.
-        timeout_s, retries, backoff_s, longest_wait_s, at_once: see `RetryPolicy`.
+        timeout_s: seconds without an answer, or of a transfer that crawls, until an attempt is given up.
+        retries: attempts after the first.
+        backoff_s: factor of urllib3's exponential back-off: waits of 0, 2, 4, 8, ... times this.
+        longest_wait_s: no wait is longer, whatever the server's `Retry-After` asks for.
+        at_once: downloads at a time, over all processes that share the cache.
     """
 
     name = "vitaldb"
@@ -90,11 +96,11 @@ class VitalDBSource:
         self.case_set = case_set
         self.base_url = base_url.rstrip("/")
         self.dataset_version = dataset_version
-        self.politeness = RetryPolicy(
+        self._fetch = partial(
+            fetch,
+            cache_dir=self.cache_dir,
+            retry=Retry(total=retries, backoff_factor=backoff_s, backoff_max=longest_wait_s),
             timeout_s=timeout_s,
-            retries=retries,
-            backoff_s=backoff_s,
-            longest_wait_s=longest_wait_s,
             at_once=at_once,
         )
 
@@ -188,13 +194,11 @@ class VitalDBSource:
         path, what = self._path(case_id), f"case {case_id}"
         record = path.with_suffix(".json")
         # The record may be written of the temporary file: a rename changes neither its size nor its time.
-        fetch(
+        self._fetch(
             f"{self.base_url}/{self.dataset_version}/{case_id}.vital",
             path,
-            cache_dir=self.cache_dir,
             what=what,
             check=lambda file: _check_and_record(file, record, what=what),
-            politeness=self.politeness,
             trusted=lambda file: _is_recorded(file, record),
         )
         known = _read_record(record)
@@ -206,13 +210,11 @@ class VitalDBSource:
         """One of the API's two tables, in the cache."""
         what, columns = _TABLES[table]
         path = self.cache_dir / f"{table}.csv"
-        fetch(
+        self._fetch(
             f"{self.base_url}/{table}",
             path,
-            cache_dir=self.cache_dir,
             what=what,
             check=lambda file: _check_table(file, what, columns),
-            politeness=self.politeness,
             accept_gzip=True,
         )
         return path

@@ -390,6 +390,17 @@ def test_a_header_may_not_point_outside_the_data_set(tmp_path, name):
         WfdbSource(root=tmp_path / "data").read("r1", [PPG])
 
 
+@pytest.mark.parametrize("entry", ["../outside/r1", "x/../../outside/r1", "../outside/", "{}/outside/r1"])
+def test_records_may_not_point_outside_the_data_set(tmp_path, entry):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    write(root)
+    write(outside)
+    (outside / "RECORDS").write_text("r1\n")
+    (root / "RECORDS").write_text(f"r1\n{entry.format(tmp_path)}\n")
+    with pytest.raises(DataError, match=f"RECORDS: the entry {entry.format(tmp_path)} "):
+        WfdbSource(root=root).cases([PPG])
+
+
 def test_a_missing_or_empty_directory_and_an_unknown_case_are_refused(tmp_path):
     with pytest.raises(DataError, match="expected a directory of records"):
         WfdbSource(root=tmp_path / "nowhere")
