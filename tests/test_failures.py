@@ -577,7 +577,7 @@ def test_faults_of_our_own_are_told_from_the_users(all_done: Chain, monkeypatch:
     def broken(*arguments: object, **said: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("biofound.core.inflate.inflate", broken)
+    monkeypatch.setattr("biofound.commands.inflate.inflate", broken)
     result = run("inflate", "--checkpoint", all_done.output / "best_model.pt", "--to", 5)
     assert result.exit_code == 1
     assert "a fault of biofound's own, ZeroDivisionError: oops (--debug shows the traceback)" in result.stderr
