@@ -8,7 +8,7 @@ from vitaldb.utils import VitalFile
 
 from biofound.data.channels import Channel, PassBand
 from biofound.data.conditioning import condition
-from biofound.data.sources.vital_file import check_whole, contents, find_track, read_recording
+from biofound.data.sources.vital_file import check_complete, contents, find_track, read_recording
 from biofound.errors import DataError
 from tests.data.sources.vitaldb_server import FLOAT, START, Wave, packets_of, raw_of, write_vital
 
@@ -111,7 +111,7 @@ def test_a_file_cut_short_is_refused_where_the_package_reads_on_in_silence(tmp_p
     assert 0 < len(package(cut).trks[PLETH].recs) < 60
 
     with pytest.raises(DataError, match=r"case 7: .*b\.vital is cut short or damaged"):
-        check_whole(cut, what="case 7")
+        check_complete(cut, what="case 7")
 
 
 def test_a_missing_track_is_named_where_the_package_gives_a_column_of_nan(tmp_path):
@@ -284,13 +284,13 @@ def test_every_cut_and_every_damaged_stretch_is_noticed(tmp_path):
     for length in [0, 1, 9, 10, 100, len(content) // 2, len(content) - 8, len(content) - 1]:
         path.write_bytes(content[:length])
         with pytest.raises(DataError, match="case 7"):
-            check_whole(path, what="case 7")
+            check_complete(path, what="case 7")
     for place in [100, 1000, len(content) // 2, len(content) - 6, len(content) - 2]:
         damaged = bytearray(content)
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="case 7"):
-            check_whole(path, what="case 7")
+            check_complete(path, what="case 7")
 
 
 def test_a_recording_that_ends_inside_a_packet_is_refused_though_its_gzip_is_whole(tmp_path):
@@ -298,10 +298,10 @@ def test_a_recording_that_ends_inside_a_packet_is_refused_though_its_gzip_is_who
     body = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(body[:-100]))
     with pytest.raises(DataError, match="ends inside a packet"):
-        check_whole(path, what="case 7")
+        check_complete(path, what="case 7")
     path.write_bytes(gzip.compress(b"RIFF" + body[4:]))
     with pytest.raises(DataError, match=r"no \.vital file"):
-        check_whole(path, what="case 7")
+        check_complete(path, what="case 7")
 
 
 def test_packets_too_long_for_the_package_are_refused_rather_than_dropped(tmp_path):
@@ -309,7 +309,7 @@ def test_packets_too_long_for_the_package_are_refused_rather_than_dropped(tmp_pa
     path = write_vital(tmp_path / "a.vital", [long], packed=False)
     assert package(path).trks[PLETH].recs == []  # it stops there without a word
     with pytest.raises(DataError, match="has a packet of 1100016 bytes"):
-        check_whole(path, what="case 7")
+        check_complete(path, what="case 7")
 
 
 @pytest.mark.parametrize("fmt", [7, 8])

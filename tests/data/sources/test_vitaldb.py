@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import vitaldb
 
-from biofound.data.sources.registry import open_source
-from biofound.data.sources.vitaldb import CASE_SETS, VitalDBSource, VitalFilesSource
+from biofound.data.sources.registry import CASE_SETS, open_source
+from biofound.data.sources.vitaldb import VitalDBSource, VitalFilesSource
 from biofound.errors import DataError, SettingsError
 from tests.data.sources.test_vital_file import ECG, ECG_II, PLETH, PPG, wander
 from tests.data.sources.vitaldb_server import Fault, Wave, serving, write_vital
@@ -88,10 +88,6 @@ def test_every_case_set_is_the_packages(server, tmp_path, case_set):
     found = source(server, tmp_path, case_set=case_set).cases(CHANNELS)
     assert {int(case.case_id) for case in found} == expected
     assert case_ids(found) == sorted(case_ids(found))
-
-
-def test_the_bis_set_limits_the_data_set_to_5523_cases():
-    assert len(vitaldb.caseids_bis) == 5523
 
 
 def test_no_eligible_case_is_an_error_with_the_counts(server, tmp_path):
@@ -214,7 +210,7 @@ def test_a_removed_file_is_downloaded_again_to_be_read_but_not_to_be_told_apart(
 def test_a_download_is_checked_once(server, tmp_path, monkeypatch):
     checked = []
     monkeypatch.setattr(
-        "biofound.data.sources.vitaldb.check_whole", lambda path, what: checked.append(path.name)
+        "biofound.data.sources.vitaldb.check_complete", lambda path, what: checked.append(path.name)
     )
     opened = source(server, tmp_path)
     opened.read(str(BIS[0]), CHANNELS)
