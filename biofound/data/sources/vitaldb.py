@@ -134,11 +134,10 @@ class VitalDBSource:
         inside = sorted(case_id for case_id in tracks if chosen is None or case_id in chosen)
         found = [self._case(case_id) for case_id in inside if _has_all(channels, tracks[case_id], case_id)]
         if not found:
-            wanted = "; ".join(f"{c.name}: {' or '.join(c.tracks)}" for c in channels)
             raise DataError(
                 f"VitalDB: no case is left. The clinical table has {len(clinical)} cases, the track list"
                 f" {len(tracks)}, case set {self.case_set} {len(inside)} of them, and none of those has every"
-                f" channel ({wanted}). Choose another case set or other tracks."
+                f" channel ({_tracks_of(channels)}). Choose another case set or other tracks."
             )
         return found
 
@@ -303,11 +302,10 @@ class VitalFilesSource:
         listed = [self._case(case_id, path) for case_id, path in self._files.items()]
         found = [case for case in listed if _has_all(channels, case.tracks, case.case_id)]
         if not found:
-            wanted = "; ".join(f"{c.name}: {' or '.join(c.tracks)}" for c in channels)
             names = sorted({name for case in listed for name in case.tracks})
             raise DataError(
-                f"{self.root}: none of {len(listed)} .vital files has every channel ({wanted}). Their tracks:"
-                f" {', '.join(names) or 'none'}. Name the tracks in the channels file."
+                f"{self.root}: none of {len(listed)} .vital files has every channel ({_tracks_of(channels)})."
+                f" Their tracks: {', '.join(names) or 'none'}. Name the tracks in the channels file."
             )
         return found
 
@@ -355,6 +353,10 @@ def _has_all(channels: Sequence[Channel], tracks: Sequence[str], case_id: str) -
         find_track(channel.tracks, tracks, what=f"case {case_id}, channel {channel.name}") is not None
         for channel in channels
     )
+
+
+def _tracks_of(channels: Sequence[Channel]) -> str:
+    return "; ".join(f"{channel.name}: {' or '.join(channel.tracks)}" for channel in channels)
 
 
 def _text_of(path: Path) -> bytes:

@@ -23,6 +23,7 @@ from biofound.data.sources import Case, Recording, Signal
 from biofound.data.sources.subjects import find_subjects
 from biofound.data.sources.units import conversion
 from biofound.errors import DataError, SettingsError
+from biofound.files import sha256_of
 
 SUBJECT_PATTERN = r"mimic2wdb/matched/(s\d+)"
 """Finds the patient in BIDMC's headers: the directory of the MIMIC-II record that each is taken from."""
@@ -177,8 +178,7 @@ class WfdbSource:
             if not path.is_file():
                 raise DataError(f"case {case_id}: {path.name} is missing from {path.parent}")
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(path)))
         return digest.hexdigest()
 
     @cached_property
@@ -314,21 +314,26 @@ class _Header:
             self._check_size(path, name)
 
     def _check_size(self, path: Path, name: str) -> None:
-        mine = [i for i, other in enumerate(self.parsed.file_name) if other == name]
-        width = _BYTES_PER_SAMPLE.get(self.parsed.fmt[mine[0]])
-        if width is None:
+        frame, offset = _frame_bytes(self.parsed, name)
+        if frame is None:
             return
-        frame = width * sum(self.parsed.samps_per_frame[i] for i in mine)
-        offset = self.parsed.byte_offset[mine[0]] or 0
-        got = path.stat().st_size
-        # Formats 310 and 311 pack three samples into four bytes: whole bytes are all that can be asked for.
-        if got < offset + int(frame * self.samples):
+        # Formats 310 and 311 pack three samples into four bytes, so the last byte may be shared.
+        got, expected = path.stat().st_size, offset + int(frame * self.samples)
+        if got < expected:
+            count, found = self.parsed.file_name.count(name), max(0, int((got - offset) / frame))
             raise DataError(
-                f"case {self.case_id}: the header promises {self.samples} samples of {len(mine)} signal(s) "
-                f"in {name}, {offset + int(frame * self.samples)} bytes, but the file has {got} bytes, "
-                f"{max(0, int((got - offset) / frame))} samples; download it again or take the record out of "
-                "RECORDS"
+                f"case {self.case_id}: the header promises {self.samples} samples of {count} signal(s) in "
+                f"{name}, {expected} bytes, but the file has {got} bytes, {found} samples; download it again or "
+                "take the record out of RECORDS"
             )
+
+
+def _frame_bytes(parsed: Any, file_name: str) -> tuple[Fraction | None, int]:
+    """Bytes of a frame in a signal file (None without a fixed size), and the first frame's offset."""
+    signals = [i for i, name in enumerate(parsed.file_name) if name == file_name]
+    width = _BYTES_PER_SAMPLE.get(parsed.fmt[signals[0]])
+    frame = None if width is None else width * sum(parsed.samps_per_frame[i] for i in signals)
+    return frame, parsed.byte_offset[signals[0]] or 0
 
 
 def _read_header(case_id: str, path: Path) -> _Header:
@@ -375,15 +380,13 @@ def _length_of(case_id: str, parsed: Any, path: Path, names: list[str | None]) -
     files = getattr(parsed, "file_name", None) or []
     if not names or not files:
         return 0
-    mine = [i for i, name in enumerate(files) if name == files[0]]
-    width = _BYTES_PER_SAMPLE.get(parsed.fmt[0])
+    frame, offset = _frame_bytes(parsed, files[0])
     file = path.parent / files[0]
-    if width is None or not file.is_file():
+    if frame is None or not file.is_file():
         raise DataError(
             f"case {case_id}: the header says neither how many samples there are nor can {file} tell"
         )
-    frame = width * sum(parsed.samps_per_frame[i] for i in mine)
-    return int((file.stat().st_size - (parsed.byte_offset[0] or 0)) / frame)
+    return int((file.stat().st_size - offset) / frame)
 
 
 def _no_rate(case_id: str, file: Path) -> float:
