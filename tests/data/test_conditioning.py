@@ -5,25 +5,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy import signal as scipy_signal
 
-from biofound.data.channels import Channel, PassBand
+from biofound.data.channels import PassBand
 from biofound.data.conditioning import bridge_gaps, condition, design, filter_zero_phase, resample
 from biofound.data.sources import Recording, Signal
 from biofound.errors import DataError, SettingsError
-
-PPG = Channel(
-    name="PPG",
-    tracks=(),
-    unit="NU",
-    band=PassBand(low_hz=0.5, high_hz=8.0, order=2),
-    quality_threshold=0.5,
-)
-ECG = Channel(
-    name="ECG",
-    tracks=(),
-    unit="mV",
-    band=PassBand(low_hz=0.5, high_hz=40.0, order=4),
-    quality_threshold=0.5,
-)
+from tests.data.cohort import ECG, PPG
 
 
 def recording(**signals: tuple[NDArray[np.float32], float]) -> Recording:

@@ -114,13 +114,9 @@ def test_a_file_that_shrank_after_it_was_located_is_an_error(tmp_path):
         map_members(path, members)
 
 
-def test_mapping_reads_nothing_while_numpys_own_mmap_mode_reads_everything(tmp_path):
+def test_mapping_reads_only_the_pages_that_are_used(tmp_path):
     path = save(tmp_path / "a.npz", {"x": np.ones((32, 1024, 1024), np.uint8)})
     with traced_memory() as peak:
         ours = map_members(path, find_members(path, ["x"]))["x"]
         assert ours[::8, ::64].sum() == 4 * 16 * 1024
-        assert peak() < 4e6
-        with np.load(path, mmap_mode="r") as archive:
-            theirs = archive["x"]
-        assert not isinstance(theirs, np.memmap)
-        assert peak() > 30e6
+        assert peak() < 4e6  # of the array's 34e6

@@ -323,8 +323,8 @@ class _Header:
             count, found = self.parsed.file_name.count(name), max(0, int((got - offset) / frame))
             raise DataError(
                 f"case {self.case_id}: the header promises {self.samples} samples of {count} signal(s) in "
-                f"{name}, {expected} bytes, but the file has {got} bytes, {found} samples; download it again or "
-                "take the record out of RECORDS"
+                f"{name}, {expected} bytes, but the file has {got} bytes, {found} samples; download it again "
+                "or take the record out of RECORDS"
             )
 
 
@@ -346,51 +346,39 @@ def _read_header(case_id: str, path: Path) -> _Header:
         parsed = wfdb.rdheader(str(path))
     except Exception as error:  # the parser lets out whatever its regular expressions trip over
         raise DataError(f"case {case_id}: {file.name} is not a WFDB header: {error}") from error
-    segments = _read_segments(case_id, path, parsed)
-    names = _signal_names(parsed, segments)
+    # "~" stands for time without data; wfdb gives NaN there.
+    listed = [name for name in getattr(parsed, "seg_name", None) or [] if name != "~"]
+    segments = tuple(_read_header(case_id, path.parent / name) for name in listed)
+    # The names of the signals of a multi-segment record are in its first segment (the layout).
+    names = segments[0].names if segments else getattr(parsed, "sig_name", None) or ()
+    if not parsed.fs:
+        raise DataError(
+            f"case {case_id}: {file.name} has no sampling frequency above 0 Hz; correct the header"
+        )
     return _Header(
         case_id=case_id,
         path=path,
         parsed=parsed,
         names=tuple(name or "" for name in names),
-        samples=_length_of(case_id, parsed, path, names),
-        frame_rate=float(parsed.fs or 0.0) or _no_rate(case_id, file),
+        samples=_length_of(case_id, parsed, path),
+        frame_rate=float(parsed.fs),
         comments=tuple(parsed.comments),
         segments=segments,
     )
 
 
-def _read_segments(case_id: str, path: Path, parsed: Any) -> tuple[_Header, ...]:
-    names = getattr(parsed, "seg_name", None) or []
-    # "~" stands for time without data; wfdb gives NaN there.
-    return tuple(_read_header(case_id, path.parent / name) for name in names if name != "~")
-
-
-def _signal_names(parsed: Any, segments: tuple[_Header, ...]) -> list[str | None]:
-    """The names of the signals; those of a multi-segment record stand in its first segment (the layout)."""
-    if segments:
-        return list(segments[0].names)
-    return list(getattr(parsed, "sig_name", None) or [])
-
-
-def _length_of(case_id: str, parsed: Any, path: Path, names: list[str | None]) -> int:
-    """The number of frames: the header's, else what the first signal file holds."""
+def _length_of(case_id: str, parsed: Any, path: Path) -> int:
+    """Number of frames by the header, else by the size of the first signal file."""
     if parsed.sig_len is not None:
         return int(parsed.sig_len)
     files = getattr(parsed, "file_name", None) or []
-    if not names or not files:
+    if not files:
         return 0
     frame, offset = _frame_bytes(parsed, files[0])
     file = path.parent / files[0]
     if frame is None or not file.is_file():
-        raise DataError(
-            f"case {case_id}: the header says neither how many samples there are nor can {file} tell"
-        )
+        raise DataError(f"case {case_id}: neither the header nor {file} tells the number of samples")
     return int((file.stat().st_size - offset) / frame)
-
-
-def _no_rate(case_id: str, file: Path) -> float:
-    raise DataError(f"case {case_id}: {file.name} says no sampling frequency above 0 Hz; correct the header")
 
 
 def _read_tracks(header: _Header, indices: list[int]) -> dict[int, _Track]:

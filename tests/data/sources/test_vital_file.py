@@ -1,31 +1,20 @@
 import gzip
 import struct
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from vitaldb.utils import VitalFile
 
-from biofound.data.channels import Channel, PassBand
 from biofound.data.conditioning import condition
 from biofound.data.sources.vital_file import check_complete, contents, find_track, read_recording
 from biofound.errors import DataError
+from tests.data import cohort
 from tests.data.sources.vitaldb_server import FLOAT, START, Wave, packets_of, raw_of, write_vital
 
-PPG = Channel(
-    name="PPG",
-    tracks=("SNUADC/PLETH", "PLETH"),
-    unit="NU",
-    band=PassBand(low_hz=0.5, high_hz=8.0, order=3),
-    quality_threshold=0.5,
-)
-ECG = Channel(
-    name="ECG",
-    tracks=("SNUADC/ECG_II", "II"),
-    unit="mV",
-    band=PassBand(low_hz=0.5, high_hz=40.0, order=3),
-    quality_threshold=0.5,
-)
+PPG = replace(cohort.PPG, tracks=("SNUADC/PLETH", "PLETH"))
+ECG = replace(cohort.ECG, tracks=("SNUADC/ECG_II", "II"))
 PLETH, ECG_II = "SNUADC/PLETH", "SNUADC/ECG_II"
 
 
@@ -266,7 +255,7 @@ def test_a_track_without_a_signal_is_refused(tmp_path, wave, facts):
 
 def test_a_numeric_track_is_no_wave(tmp_path):
     path = write_vital(tmp_path / "a.vital", [Wave(name=PLETH, samples=wander(2))])
-    rate = Channel(name="HR", tracks=("Solar8000/HR",), unit="NU", band=PPG.band, quality_threshold=0.5)
+    rate = replace(PPG, name="HR", tracks=("Solar8000/HR",))
     with pytest.raises(DataError, match=r"channel HR, track Solar8000/HR: .*wave"):
         read(path, rate)
 

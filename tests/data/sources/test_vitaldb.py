@@ -4,6 +4,7 @@ import json
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +92,7 @@ def test_every_case_set_is_the_packages(server, tmp_path, case_set):
 
 
 def test_no_eligible_case_is_an_error_with_the_counts(server, tmp_path):
-    nowhere = PPG.__class__(
-        name="ACC_X", tracks=("WATCH/ACC_X",), unit="g", band=PPG.band, quality_threshold=0.5
-    )
+    nowhere = replace(PPG, name="ACC_X", tracks=("WATCH/ACC_X",))
     with pytest.raises(DataError, match=r" 5 cases.* 5, .*bis 4 .*WATCH/ACC_X"):
         source(server, tmp_path).cases([nowhere])
 
