@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 from pydantic import field_validator
 
-from biofound.data.sources.registry import SourceName
+from biofound.data.sources.registry import DEFAULT_CASE_SET, CaseSet, SourceName
 from biofound.data.sources.synthetic import MAX_MINUTES, MIN_MINUTES
-from biofound.data.sources.vitaldb import DEFAULT_CASE_SET, CaseSet
 from biofound.data.sources.wfdb import compile_subject_pattern
 from biofound.data.splits import Mode
 from biofound.errors import SettingsError

@@ -5,25 +5,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy import signal as scipy_signal
 
-from biofound.data.channels import Channel, PassBand
+from biofound.data.channels import PassBand
 from biofound.data.conditioning import bridge_gaps, condition, design, filter_zero_phase, resample
 from biofound.data.sources import Recording, Signal
 from biofound.errors import DataError, SettingsError
-
-PPG = Channel(
-    name="PPG",
-    tracks=(),
-    unit="NU",
-    band=PassBand(low_hz=0.5, high_hz=8.0, order=2),
-    quality_threshold=0.5,
-)
-ECG = Channel(
-    name="ECG",
-    tracks=(),
-    unit="mV",
-    band=PassBand(low_hz=0.5, high_hz=40.0, order=4),
-    quality_threshold=0.5,
-)
+from tests.data.cohort import ECG, PPG
 
 
 def recording(**signals: tuple[NDArray[np.float32], float]) -> Recording:
@@ -120,7 +106,7 @@ def test_a_recordings_own_first_window_is_nearly_what_context_would_give() -> No
     ("low", "high", "order"), [(0.0, 8.0, 2), (8.0, 0.5, 2), (0.5, 62.5, 2), (0.5, 8.0, 0)]
 )
 def test_a_band_that_cannot_be_is_a_settings_error(low: float, high: float, order: int) -> None:
-    with pytest.raises(SettingsError, match=r"0 < low_hz < high_hz < 62\.5 Hz"):
+    with pytest.raises(SettingsError, match=rf" 62\.5 Hz.*low_hz={low:g}, high_hz={high:g}, order={order}"):
         design(PassBand(low_hz=low, high_hz=high, order=order), sfreq=125.0)
 
 
@@ -272,12 +258,12 @@ def test_the_recording_is_left_as_it_was() -> None:
 
 def test_one_hertz_data_cannot_pass_as_a_waveform() -> None:
     x = np.ones(600, dtype=np.float32)
-    with pytest.raises(DataError, match=r"case1, channel PPG: sampled at 1 Hz.*needs at least 16 Hz"):
+    with pytest.raises(DataError, match=r"case1, channel PPG: .* 1 Hz.* 16 Hz"):
         condition(recording(PPG=(x, 1.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
 
 
 def test_a_channel_that_was_not_read_is_named() -> None:
-    with pytest.raises(DataError, match="case1: expected channel ECG, got PPG"):
+    with pytest.raises(DataError, match=r"case1: .*ECG.*PPG"):
         condition(
             recording(PPG=(pulses(sfreq=125.0, seconds=5), 125.0)), [ECG], sfreq=125.0, max_gap_seconds=0.1
         )

@@ -272,7 +272,7 @@ def test_one_window_alone_can_be_kept(channel: Channel) -> None:
 
 
 def test_an_unknown_modality_is_an_error_with_the_channel_named() -> None:
-    with pytest.raises(DataError, match=r"channel EEG_1.*modality EEG"):
+    with pytest.raises(DataError, match=r"channel EEG_1: .*EEG"):
         assessed(clean(PPG), 500.0, replace(PPG, name="EEG_1"))
 
 

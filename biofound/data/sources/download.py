@@ -57,7 +57,7 @@ def fetch(
     timeout_s: float,
     at_once: int,
     accept_gzip: bool = False,
-    trusted: Callable[[Path], bool] = Path.exists,
+    already_checked: Callable[[Path], bool] = Path.exists,
 ) -> None:
     """Download `url` to `path` unless it is there already.
 
@@ -77,19 +77,19 @@ def fetch(
         timeout_s: seconds without an answer, or of a transfer that crawls, until an attempt is given up.
         at_once: downloads at a time, over all processes that share the cache.
         accept_gzip: allow the server to compress the body; it is stored as it comes.
-        trusted: says that the file at `path` needs no check. One that is there but not trusted is checked,
+        already_checked: whether the file at `path` needs no check. Otherwise one that is there is checked,
             and downloaded again if it is incomplete.
 
     Raises:
         DataError: the server refuses (404 and other 4xx), its certificate is not valid, every attempt
             failed, or the cache cannot be written; the message has the last reason.
     """
-    if trusted(path):
+    if already_checked(path):
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock_for(path, cache_dir):
-            if trusted(path) or _passes(path, check):
+            if already_checked(path) or _passes(path, check):
                 return
             path.unlink(missing_ok=True)
             _remove_leftovers(path)

@@ -87,17 +87,17 @@ def test_a_fault_that_passes_costs_a_retry_and_nothing_else(server, tmp_path, fa
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (Fault(kind="status", value=500), "answered 500"),
-        (Fault(kind="cut"), f"{len(BODY) // 2} bytes read, {len(BODY) - len(BODY) // 2} more expected"),
-        (Fault(kind="cut-unnoticed"), "case 7: damaged"),
-        (Fault(kind="corrupt"), "case 7: damaged"),
-        (Fault(kind="short-length"), "case 7: damaged"),
+        (Fault(kind="status", value=500), " 500"),
+        (Fault(kind="cut"), f"{len(BODY) // 2} .* {len(BODY) - len(BODY) // 2} "),
+        (Fault(kind="cut-unnoticed"), "damaged"),
+        (Fault(kind="corrupt"), "damaged"),
+        (Fault(kind="short-length"), "damaged"),
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
 def test_a_fault_that_stays_ends_in_one_error_and_leaves_nothing_behind(server, tmp_path, fault, reason):
     server.misbehave(FILE, fault, fault, fault)
-    with pytest.raises(DataError, match=rf"case 7: .*in 3 attempts; the last: .*{reason}"):
+    with pytest.raises(DataError, match=rf"case 7: .*{server.url}.* 3 .*{reason}"):
         get(server, tmp_path)
     assert server.asked[FILE] == 3
     assert files_in(tmp_path) == []
@@ -165,7 +165,7 @@ def test_an_answer_whose_end_cannot_be_known_is_taken_only_if_it_is_gzip(server,
     assert get(server, tmp_path).read_bytes() == BODY
     server.files["/cases"] = b"caseid,subjectid\n1,1\n"
     server.misbehave("/cases", Fault(kind="no-length"))
-    with pytest.raises(DataError, match="does not say how long"):
+    with pytest.raises(DataError, match=r"/cases .*Content-Length"):
         get(server, tmp_path, path="/cases")
 
 
@@ -198,7 +198,7 @@ def https(server, monkeypatch):
 def test_a_redirect_from_https_to_http_is_not_followed(server, tmp_path):
     server.files["/elsewhere"] = BODY
     server.misbehave(FILE, Fault(kind="redirect", value=f"{server.plain_url}/elsewhere"))
-    with pytest.raises(DataError, match=rf"case 7: .*{server.plain_url}/elsewhere.*not encrypted"):
+    with pytest.raises(DataError, match=rf"case 7: .*{server.plain_url}/elsewhere"):
         get(server, tmp_path)
     assert server.asked == {FILE: 1}
     assert files_in(tmp_path) == []
@@ -239,7 +239,7 @@ def test_a_certificate_that_does_not_verify_is_final(tmp_path):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "certificate", certificate)
     with serving(context) as server:
-        with pytest.raises(DataError, match=r"case 7: .*self.signed certificate"):
+        with pytest.raises(DataError, match=r"case 7: .*https://127.*CERTIFICATE_VERIFY_FAILED"):
             get(server, tmp_path / "cache")
         assert not server.asked
 
@@ -247,7 +247,7 @@ def test_a_certificate_that_does_not_verify_is_final(tmp_path):
 def test_a_cache_that_cannot_be_written_is_one_error(server, tmp_path):
     blocked = tmp_path / "cache"
     blocked.write_text("a file")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match=f"case 7: .*{blocked}"):
         get(server, blocked)
 
 
