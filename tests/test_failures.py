@@ -355,7 +355,7 @@ def test_store_with_a_file_cut_short_is_refused_before_the_first_step(
     path.write_bytes(path.read_bytes()[:3000])
     says(
         pretrain_refused(tmp_path, "--data-dir", store),
-        "1 of the 2 files in index.json are cut short",
+        "1 of the 2 files in index.json are truncated",
         path.name,
     )
 
