@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from biofound import console
 from biofound.data.build import CaseResult, build_windows
@@ -105,7 +106,7 @@ def _refuse_unfit_channels(settings: WindowsSettings, splits: Splits, channels: 
 
 
 def _open_source_of(splits: Splits, settings: WindowsSettings) -> Source:
-    description = dict(splits.source)
+    description: dict[str, Any] = dict(splits.source)
     if settings.vitaldb_url is not None and description["name"] == "vitaldb":
         description["base_url"] = settings.vitaldb_url
     source = open_source(**description)
@@ -190,7 +191,7 @@ def _draw_stores(path: Path, directories: Sequence[Path], *, seed: int) -> None:
     """Draw random windows into the PNG `path`, as many of each split's store in `directories`."""
     indices = [read_index(directory) for directory in directories]
     first = indices[0]
-    if any((index["channels"], index["sfreq"]) != (first["channels"], first["sfreq"]) for index in indices):
+    if any((index.channels, index.sfreq) != (first.channels, first.sfreq) for index in indices):
         raise DataError(
             f"{directories[0].parent}: its splits differ in channels or rate; build them alike, or draw one "
             "with --inspect"
@@ -202,8 +203,8 @@ def _draw_stores(path: Path, directories: Sequence[Path], *, seed: int) -> None:
     draw_windows(
         path,
         windows,
-        channels=first["channels"],
-        units=first["units"],
-        sfreq=first["sfreq"],
-        synthetic=first["synthetic"],
+        channels=first.channels,
+        units=first.units,
+        sfreq=first.sfreq,
+        synthetic=first.synthetic,
     )

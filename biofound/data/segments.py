@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from biofound.errors import SettingsError
-
 
 @dataclass(frozen=True, slots=True)
 class Segments:
@@ -27,9 +25,9 @@ class WindowInfo:
 
     Attributes:
         case_id: (B,) text, the recording; where windows name none, their array or file, and the row.
-        subject_id: (B,) text, who was recorded; '' where not said.
-        start_s: (B,) float64 seconds since the recording's start; NaN where not said.
-        quality: (B, C) float32 in [0, 1]; NaN where not said.
+        subject_id: (B,) text, who was recorded; '' where unknown.
+        start_s: (B,) float64 seconds since the recording's start; NaN where unknown.
+        quality: (B, C) float32 in [0, 1]; NaN where unknown.
     """
 
     case_id: NDArray[np.str_]
@@ -125,18 +123,3 @@ def gather(
         out[target, :, :head] = windows[row, :, start:]
         if start:
             out[target, :, head:] = windows[row + 1, :, :start]
-
-
-def whole_samples(*, seconds: float, sfreq: float) -> int:
-    """T, the samples in a window of `seconds` at `sfreq` Hz.
-
-    Raises:
-        SettingsError: when that is no whole number of samples, at least 2.
-    """
-    samples = seconds * sfreq
-    if round(samples) < 2 or abs(samples - round(samples)) > 1e-6 * samples:
-        raise SettingsError(
-            "window_seconds x sfreq must be a whole number of samples, at least 2, "
-            f"but {seconds:g} s x {sfreq:g} Hz is {samples:g}"
-        )
-    return round(samples)

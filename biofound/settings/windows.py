@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from biofound.data.segments import whole_samples
+from biofound.data.channels import samples_in_window
 from biofound.data.splits import SPLITS, SplitName
 from biofound.errors import SettingsError
 from biofound.settings.base import VITALDB_URL, VITALDB_URL_HELP, Conflict, Settings, setting
@@ -102,7 +102,7 @@ class WindowsSettings(Settings):
     def conflicts(self) -> Iterator[Conflict]:
         """Yields a window that is no whole number of samples, and a picture inside the store of a split."""
         try:
-            whole_samples(seconds=self.window_seconds, sfreq=self.sfreq)
+            samples_in_window(self.window_seconds, self.sfreq)
         except SettingsError as problem:
             yield Conflict(("window_seconds", "sfreq"), str(problem))
         store = self.outdir if self.inspect is None else self.inspect
