@@ -23,9 +23,11 @@ GOLDEN = Path(__file__).parent / "golden_losses.json"
 def make(config, data, train_config, windows, tmp_path):
     """A trainer of the small model on 12 windows; keyword arguments change its configuration."""
 
-    def make(*, output=tmp_path / "run", train=windows, val=windows[:4], stop=lambda: False, **changes):
+    def make(
+        *, output=tmp_path / "run", train=windows, val=windows[:4], stop=lambda: False, dropout=0.0, **changes
+    ):
         return Trainer(
-            model=build_model(config, seed=1),
+            model=build_model(replace(config, dropout=dropout), seed=1),
             train=MemoryWindows(train),
             val=MemoryWindows(val),
             data=data,
@@ -98,6 +100,28 @@ def test_an_epochs_loss_is_the_ratio_of_its_sums_not_the_mean_of_its_batches(mak
     assert parts.train.stft == pytest.approx(whole.train.stft, rel=1e-5)
     assert parts.val.loss == pytest.approx(whole.val.loss, rel=1e-5)
     assert parts.train.loss == pytest.approx(parts.train.msm + 0.3 * parts.train.stft, rel=1e-6)
+
+
+def test_validation_scores_every_window_once_without_crop(make, windows):
+    trainer = make(val=windows)
+    seen = []
+    read = trainer.val.read
+    trainer.val.read = lambda index, crop=None: (seen.append((index, crop)), read(index, crop))[1]
+    trainer.evaluate()
+    assert sorted(np.concatenate([index for index, _ in seen])) == list(range(12))
+    assert all(crop is None for _, crop in seen)
+
+
+def test_dropout_differs_by_step_and_micro_batch(make):
+    trainer, seeds = make(dropout=0.2), []
+
+    def note(model, _):
+        if model.training:
+            seeds.append(torch.initial_seed())
+
+    trainer.model.register_forward_pre_hook(note)
+    list(trainer.fit())
+    assert len(set(seeds)) == len(seeds) == 18
 
 
 def test_validation_masks_are_fixed_and_validation_windows_are_not_cropped(make):
