@@ -18,7 +18,7 @@ def draw_stores(path: Path, directories: Sequence[Path], *, seed: int) -> None:
     """
     indices = [read_index(directory) for directory in directories]
     first = indices[0]
-    if any((index["channels"], index["sfreq"]) != (first["channels"], first["sfreq"]) for index in indices):
+    if any((index.channels, index.sfreq) != (first.channels, first.sfreq) for index in indices):
         raise DataError(
             f"{directories[0].parent}: its splits differ in channels or rate; build them alike, or draw one "
             "with --inspect"
@@ -30,8 +30,8 @@ def draw_stores(path: Path, directories: Sequence[Path], *, seed: int) -> None:
     draw_windows(
         path,
         windows,
-        channels=first["channels"],
-        units=first["units"],
-        sfreq=first["sfreq"],
-        synthetic=first["synthetic"],
+        channels=first.channels,
+        units=first.units,
+        sfreq=first.sfreq,
+        synthetic=first.synthetic,
     )

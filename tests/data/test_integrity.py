@@ -1,4 +1,4 @@
-"""What is in a store is told right, and every property that can break is seen to break."""
+"""Summaries of a store, and that every check fails when its property is broken."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from biofound.data.integrity import QUANTILES, check_store, inspect_store, splits_in
 from biofound.data.npz import write_npz
-from biofound.data.store import fingerprint_of
+from biofound.data.store import IndexedCase, StoreHeader, fingerprint_of, total
 from biofound.errors import DataError
 from biofound.files import sha256_of
 from tests.data.cohort import build, building, cohort, entries_of
@@ -51,17 +51,21 @@ def change_arrays(data_dir: Path, **changes) -> None:
         arrays[name] = function(arrays[name].copy())
     with path.open("wb") as file:
         write_npz(file, arrays)
-    change(path.with_suffix(".json"), npz_sha256=sha256_of(path))
-    index = json.loads((data_dir / "train" / "index.json").read_text())
-    index["cases"][0]["sha256"] = sha256_of(path)
-    change(
-        data_dir / "train" / "index.json", cases=index["cases"], fingerprint=fingerprint_of(index["cases"])
-    )
+    change(path.with_suffix(".json"), npz_sha256=sha256_of(path), npz_bytes=path.stat().st_size)
+    change_case(data_dir, sha256=sha256_of(path))
 
 
-def with_one(place, value):
+def change_case(data_dir: Path, **changes) -> None:
+    """Change what the index says of the first training case, and make its fingerprint fit again."""
+    path = data_dir / "train" / "index.json"
+    cases = json.loads(path.read_text())["cases"]
+    cases[0] |= changes
+    change(path, cases=cases, fingerprint=fingerprint_of([IndexedCase(**case) for case in cases]))
+
+
+def with_one(position, value):
     def changed(array):
-        array[place] = value
+        array[position] = value
         return array
 
     return changed
@@ -86,71 +90,76 @@ def flip_a_byte(data_dir):
     path.write_bytes(content)
 
 
+def in_index(**changes):
+    return lambda data_dir: change(data_dir / "train" / "index.json", **changes)
+
+
+def in_sidecar(name, **changes):
+    return lambda data_dir: change(data_dir / "train" / f"{name}.json", **changes)
+
+
+def in_arrays(**functions):
+    return lambda data_dir: change_arrays(data_dir, **functions)
+
+
+FIRST, SECOND = "syn0001_1", "syn0002_1"
+
+
 @pytest.mark.parametrize(
     ("damage", "name", "measured"),
     [
-        (flip_a_byte, "train: checksums", "npz changed: syn0001_1"),
-        (
-            lambda d: change(d / "train" / "syn0002_1.json", npz_sha256="0"),
-            "train: checksums",
-            "npz changed: syn0002_1",
-        ),
-        (lambda d: (d / "train" / "x.npz").write_bytes(b""), "train: files", "not in the index: x.npz"),
-        (
-            lambda d: change(d / "train" / "syn0002_1.json", subject_id="nobody"),
-            "train: sidecars",
-            "sidecar disagrees: syn0002_1",
-        ),
-        (
-            lambda d: change(d / "train" / "syn0002_1.json", settings_sha256="0"),
-            "train: sidecars",
-            "sidecar disagrees: syn0002_1",
-        ),
-        (
-            lambda d: change(d / "train" / "syn0002_1.json", dropped={"gap": {"PPG": 99}}),
-            "train: counts",
-            "does not add up: syn0002_1",
-        ),
-        (lambda d: change(d / "train" / "index.json", dropped={}), "train: counts", "total of dropped"),
-        (lambda d: change(d / "train" / "index.json", fingerprint="0" * 64), "train: fingerprint", "0" * 12),
-        (
-            lambda d: change_arrays(d, x=lambda x: x.astype(np.float32)),
-            "train: shapes",
-            "other shape or dtype: syn0001_1",
-        ),
-        (
-            lambda d: change_arrays(d, quality=lambda q: q[:, :1]),
-            "train: shapes",
-            "other shape or dtype: syn0001_1",
-        ),
-        (lambda d: change_arrays(d, x=with_one((0, 0, 0), np.nan)), "train: finite", "infinity: syn0001_1"),
-        (lambda d: change_arrays(d, x=with_one((2, 1, 7), np.inf)), "train: finite", "infinity: syn0001_1"),
-        (lambda d: change_arrays(d, mean=lambda m: m + 0.01), "train: mean and std", "not those of x"),
-        (lambda d: change_arrays(d, std=lambda s: s * 1.001), "train: mean and std", "not those of x"),
-        (lambda d: change_arrays(d, quality=with_one((0, 0), 0.1)), "train: quality", "outside"),
-        (lambda d: change_arrays(d, quality=with_one((0, 0), np.nan)), "train: quality", "outside"),
-        (lambda d: change_arrays(d, start_s=lambda s: s + 0.008), "train: grid", "off the grid: syn0001_1"),
-        (lambda d: change_arrays(d, start_s=lambda s: s[::-1]), "train: grid", "off the grid: syn0001_1"),
-        (
-            lambda d: (d / "train" / "syn0001_1.npz").unlink(),
-            "train: readable",
-            "1 of the 2 files in index.json are missing",
-        ),
-        (lambda d: (d / "train" / "syn0001_1.json").unlink(), "train: readable", "no such file"),
-        (lambda d: (d / "train" / "index.json").write_text("{"), "train: readable", "not readable as JSON"),
+        (flip_a_byte, "checksums", FIRST),
+        (in_sidecar(SECOND, npz_sha256="0"), "checksums", SECOND),
+        (in_sidecar(FIRST, npz_bytes=9), "checksums", FIRST),
+        (lambda d: (d / "train" / "x.npz").write_bytes(b""), "files", "x.npz"),
+        (in_sidecar(SECOND, subject_id="nobody"), "sidecars", SECOND),
+        (in_sidecar(FIRST, source="wfdb"), "sidecars", FIRST),
+        (lambda d: change_case(d, subject_id="nobody"), "sidecars", FIRST),
+        (in_index(synthetic=False), "sidecars", "synthetic"),
+        (in_sidecar(SECOND, dropped={"gap": {"PPG": 99}}), "counts", SECOND),
+        (in_sidecar(FIRST, hours=9.0), "counts", FIRST),
+        (in_index(dropped={}), "counts", "dropped of the index"),
+        (in_index(rejected={}), "counts", "rejected of the index"),
+        (in_index(fingerprint="0" * 64), "fingerprint", "0" * 12),
+        (in_arrays(x=lambda x: x.astype(np.float32)), "shapes", FIRST),
+        (in_arrays(quality=lambda q: q.astype(np.float64)), "shapes", FIRST),
+        (in_arrays(mean=lambda m: m[:, :1]), "shapes", FIRST),
+        (in_arrays(x=with_one((0, 0, 0), np.nan)), "finite", FIRST),
+        (in_arrays(x=with_one((2, 1, 7), np.inf)), "finite", FIRST),
+        (in_arrays(mean=lambda m: m + 0.01), "mean and std", FIRST),
+        (in_arrays(std=lambda s: s * 1.001), "mean and std", FIRST),
+        (in_arrays(quality=with_one((0, 0), 0.1)), "quality", FIRST),
+        (in_arrays(quality=with_one((0, 0), np.nan)), "quality", FIRST),
+        (in_arrays(start_s=lambda s: s + 0.008), "grid", FIRST),
+        (in_arrays(start_s=lambda s: s[::-1]), "grid", FIRST),
+        (lambda d: (d / "train" / f"{FIRST}.npz").unlink(), "readable", "1 of the 2 files"),
+        (lambda d: (d / "train" / f"{FIRST}.json").unlink(), "readable", f"{FIRST}.json"),
+        (lambda d: (d / "train" / "index.json").write_text("{"), "readable", "index.json"),
     ],
 )
 def test_each_check_fails_when_its_property_is_broken_and_no_other_does(copied, damage, name, measured):
     damage(copied)
     found = failed(copied)
-    assert list(found) == [name]
-    assert measured in found[name]
+    assert list(found) == [f"train: {name}"]
+    assert measured in found[f"train: {name}"]
+
+
+OTHER = {"units": {}, "filters": {}, "quality_thresholds": {"PPG": 0.0, "ECG": 0.0}, "dtype": "float32"}
+
+
+@pytest.mark.parametrize("key", StoreHeader.model_fields)
+def test_every_setting_that_index_and_sidecars_say_alike_is_compared(copied, key):
+    path = copied / "train" / "syn0002_1.json"
+    value = json.loads(path.read_text())[key]
+    other = OTHER.get(key) if key in OTHER else value[::-1] if key == "channels" else value * 2
+    change(path, **{key: other})
+    assert "syn0002_1" in failed(copied)["train: sidecars"]
 
 
 def test_totals_that_are_not_the_sum_are_seen(copied):
     path = copied / "train" / "index.json"
     totals = json.loads(path.read_text())["totals"]
-    for key in ("cases", "subjects", "windows", "candidates"):
+    for key in ("cases", "subjects", "windows", "candidates", "hours"):
         change(path, totals={**totals, key: totals[key] + 1})
         assert list(failed(copied)) == ["train: counts"]
 
@@ -190,7 +199,7 @@ def test_subjects_that_are_not_said_are_not_called_disjoint(tmp_path):
     for split in ("train", "val"):
         np.savez(tmp_path / f"{split}_windows.npz", x=x, channels=["PPG", "ECG"], sfreq=125.0)
     (measured,) = [check.measured for check in check_store(tmp_path) if "subject" in check.name]
-    assert "not said by train, val" in measured
+    assert "unknown in train, val" in measured
 
 
 def test_a_directory_without_windows_is_an_error(tmp_path):
@@ -200,11 +209,11 @@ def test_a_directory_without_windows_is_an_error(tmp_path):
         splits_in(tmp_path / "typo")
 
 
-def test_a_summary_tells_what_numpy_finds_in_the_files(built):
+def test_a_summary_holds_what_numpy_finds_in_the_files(built):
     summary = inspect_store(built / "train")
     arrays = [np.load(path) for path in sorted((built / "train").glob("*.npz"))]
     quality = np.concatenate([archive["quality"] for archive in arrays])
-    assert summary.windows == len(quality) == 24 - sum(sum(c.values()) for c in summary.dropped.values())
+    assert summary.windows == len(quality) == 24 - total(summary.dropped)
     assert (summary.cases, summary.subjects, summary.candidates) == (2, 2, 24)
     assert summary.hours == pytest.approx(summary.windows / 360)
     assert (summary.channels, summary.window_seconds, summary.synthetic) == (("PPG", "ECG"), 10.0, True)
@@ -219,5 +228,5 @@ def test_a_summary_of_an_unfinished_store_is_an_error(tmp_path):
     running = building(tmp_path)
     next(running)
     running.close()
-    with pytest.raises(DataError, match="no such file; build the store"):
+    with pytest.raises(DataError, match=r"no such file; .*`biofound windows`"):
         inspect_store(tmp_path / "train")
