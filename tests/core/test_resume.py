@@ -87,8 +87,8 @@ def test_killed_between_checkpoints_it_takes_the_lost_steps_again(make, tmp_path
     reference = make(tmp_path / "reference")
     list(reference.fit())
     run = make(tmp_path / "run").fit()
-    for report in run:
-        if isinstance(report, StepMetrics) and report.step == step:
+    for event in run:
+        if isinstance(event, StepMetrics) and event.step == step:
             run.close()  # killed: nothing more is written
             break
     second = resumed(make(tmp_path / "run"))
@@ -144,9 +144,9 @@ def test_a_checkpoint_is_written_within_an_epoch_when_time_has_passed(make, tmp_
     monkeypatch.setattr(trainer_module, "epoch_order", lambda **kw: (orders.append(kw), sound(**kw))[1])
     trainer = make(tmp_path, checkpoint_minutes=1e-9)
     steps = []
-    for report in trainer.fit():
-        if isinstance(report, StepMetrics):
-            steps.append(report.step)
+    for event in trainer.fit():
+        if isinstance(event, StepMetrics):
+            steps.append(event.step)
         saved = load_checkpoint(tmp_path / LAST)
         assert trainer.step - saved.step <= 1
     assert steps == list(range(1, 10))  # each step once: nothing is taken again
@@ -199,8 +199,8 @@ def full_disk(monkeypatch):
 def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, tmp_path, full_disk):
     trainer = make(tmp_path)
     with pytest.raises(TrainingError, match=r"last_model\.pt|best_model\.pt: No space left"):
-        for report in trainer.fit():
-            if isinstance(report, EpochMetrics):
+        for event in trainer.fit():
+            if isinstance(event, EpochMetrics):
                 full_disk.append(True)
     assert load_checkpoint(tmp_path / LAST).epoch == 1
     assert not list(tmp_path.glob(".*"))
@@ -215,11 +215,11 @@ def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, t
 def test_on_a_full_disk_the_run_goes_on_when_told_to_and_says_so(make, tmp_path, full_disk):
     trainer = make(tmp_path, on_write_error="continue")
     failures = []
-    for report in trainer.fit():
-        if isinstance(report, EpochMetrics):
-            full_disk[:] = [True] if report.epoch < 3 else []
-        if isinstance(report, WriteFailure):
-            failures.append(report)
+    for event in trainer.fit():
+        if isinstance(event, EpochMetrics):
+            full_disk[:] = [True] if event.epoch < 3 else []
+        if isinstance(event, WriteFailure):
+            failures.append(event)
     assert failures
     assert failures[0].error == "No space left on device"
     assert trainer.step == 9
