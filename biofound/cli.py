@@ -7,7 +7,7 @@ Bodies import what they need themselves: `biofound --help` must answer at once, 
 import signal
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -176,7 +176,7 @@ def _refuse_unfit_channels(settings: WindowsSettings, splits: "Splits", channels
 def _open_source_of(splits: "Splits", settings: WindowsSettings) -> "Source":
     from biofound.data.sources.registry import open_source
 
-    description = dict(splits.source)
+    description: dict[str, Any] = dict(splits.source)
     if settings.vitaldb_url is not None and description["name"] == "vitaldb":
         description["base_url"] = settings.vitaldb_url
     source = open_source(**description)

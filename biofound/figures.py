@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from biofound.data.glimpse import WindowSample
+from biofound.data.store import WindowSample
 from biofound.files import write_atomically
 
 _SIGNAL, _RECONSTRUCTION, _HIDDEN = "#222222", "#d1495b", "#f3e3c3"

@@ -1,17 +1,37 @@
-"""How a file is written so that nothing half-written can be left: temporary name, fsync, rename."""
+"""Atomic writes (temporary name, fsync, rename), and JSON files of a known kind."""
 
 import hashlib
 import json
 import os
+import reprlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from biofound.errors import DataError
 
 TEMPORARY_SUFFIX = ".partial"
+_PROBLEMS_SHOWN = 3
+
+
+class StrictModel(BaseModel):
+    """A part of a JSON file: a key that is missing, unknown or of another type is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class JsonFile(StrictModel):
+    """A JSON file of a known kind; a subclass declares both as a literal and its default."""
+
+    kind: str
+    format_version: int
+
+
+File = TypeVar("File", bound=JsonFile)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -86,6 +106,50 @@ def write_json(path: Path, value: Any) -> None:
         file.write(text.encode())
 
     write_atomically(path, write)
+
+
+def read_json_as(path: Path, model: type[File], *, hint: str) -> File:
+    """Read a JSON file that `write_json(path, value.model_dump(mode="json"))` wrote.
+
+    Args:
+        path: the file.
+        model: its kind.
+        hint: what to do about a file that is not as it should be, for the message.
+
+    Raises:
+        DataError: when it is missing, not JSON, of another kind or format version, or a key is wrong.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; {hint}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {hint}") from error
+    try:
+        found = model.model_validate_json(content)
+    except ValidationError as error:
+        problems = {".".join(map(str, detail["loc"])): _expectation(detail) for detail in error.errors()}
+        raise DataError(f"{path}: {_named(problems)}; {hint}") from error
+    unsaid = {name: "missing" for name in model.model_fields if name not in found.model_fields_set}
+    if unsaid:
+        raise DataError(f"{path}: {_named(unsaid)}; {hint}")
+    return found
+
+
+def _expectation(detail: Any) -> str:
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("missing", "extra_forbidden"):
+        return "missing" if detail["type"] == "missing" else "not a known key"
+    if detail["type"] in ("json_invalid", "value_error"):
+        return str(message)
+    return f"expected {message.removeprefix('Input should be ')}, got {reprlib.repr(detail['input'])}"
+
+
+def _named(problems: dict[str, str]) -> str:
+    """The first problems by key; another kind or version explains all others."""
+    wrong_file = [key for key in problems if key in ("kind", "format_version")]
+    keys = sorted(wrong_file, reverse=True)[:1] or list(problems)
+    return "; ".join(f"{key}: {problems[key]}" if key else problems[key] for key in keys[:_PROBLEMS_SHOWN])
 
 
 def sha256_of(path: Path) -> str:

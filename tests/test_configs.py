@@ -79,10 +79,10 @@ def test_every_key_of_the_window_files_is_read_when_windows_are_built(section: s
         assert {("ChannelSettings", key) for key in channel} <= read
         assert {("FilterSettings", key) for key in channel["filter"]} <= read
         index = read_index(Path("store/train"))
-        assert index["units"][name] == channel["unit"]
-        assert index["filters"][name] == channel["filter"]
-        assert index["quality_thresholds"][name] == channel["quality_threshold"]
-    assert index["channels"] == list(written)
+        assert index.units[name] == channel["unit"]
+        assert index.filters[name].as_json() == channel["filter"]
+        assert index.quality_thresholds[name] == channel["quality_threshold"]
+    assert index.channels == tuple(written)
 
 
 CHANNEL_KEYS = list(leaves(yaml.safe_load(CHANNELS.read_text())))

@@ -60,7 +60,7 @@ def test_each_checkpoint_describes_itself_in_plain_values(all_done: Chain) -> No
         assert content["filters"].keys() == content["units"].keys() == set(channels)
         assert content["filters"]["PPG"] == {"low_hz": 0.5, "high_hz": 8.0, "order": 4}
         assert content["sfreq"] == 125.0
-        assert content["data_fingerprint"] == index["fingerprint"]
+        assert content["data_fingerprint"] == index.fingerprint
         assert content["synthetic"] is True
         assert content["model"]["d_model"] == 16
         assert (content["epoch"], content["step"]) == (2, 4)
@@ -90,7 +90,7 @@ def test_whatever_is_made_from_synthetic_recordings_says_so(all_done: Chain) -> 
     assert "pretrained on synthetic data" in all_done.said["inflate"]
     assert json.loads(all_done.splits.read_text())["source"]["name"] == "synthetic"
     for split in ("train", "val", "test"):
-        assert read_index(all_done.store / split)["synthetic"] is True
+        assert read_index(all_done.store / split).synthetic is True
     assert json.loads((all_done.output / "training_history.json").read_text())["synthetic"] is True
     written = json.loads((all_done.output / "training_config.json").read_text())
     assert written["resolved"]["data"].startswith("synthetic windows")
@@ -215,7 +215,7 @@ def test_checkpoint_takes_units_and_filters_from_the_store_and_channels_in_the_o
         path = store / name
         path.mkdir(parents=True) if content is None else path.write_bytes(content)
     for split in ("train", "val"):
-        index = read_index(store / split)
+        index = json.loads((store / split / "index.json").read_text())
         index["units"]["ECG"], index["filters"]["ECG"]["high_hz"] = "V", 35.0
         (store / split / "index.json").write_text(json.dumps(index))
     output = tmp_path / "output"
@@ -252,7 +252,7 @@ def test_with_nothing_said_it_trains_on_the_embedded_cohort_and_says_so(
     again = ("--fast", "--seed", 8, "--output-dir", "again", *SMALL_RUN, "--epochs", 1)
     assert answer("pretrain", *again)["synthetic"] is True
     first, second = (read_index(Path(out) / "embedded_cohort" / "train") for out in ("out", "again"))
-    assert first["fingerprint"] == second["fingerprint"]  # --seed is the training's, not the data's
+    assert first.fingerprint == second.fingerprint  # --seed is the training's, not the data's
 
 
 # ---- While it runs

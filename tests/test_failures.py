@@ -132,10 +132,10 @@ def test_case_set_of_another_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (None, ("found none", "`biofound prepare`")),
-        ({"format_version": 2}, ("expected format version 1, got 2", "`biofound prepare`")),
-        ({"kind": "biofound-windows"}, ("expected a splits file", "`biofound prepare`")),
-        ({"splits": {}}, ("not a whole splits file", "`biofound prepare`")),
+        (None, ("no such file", "`biofound prepare`")),
+        ({"format_version": 2}, ("format_version: expected 1, got 2", "`biofound prepare`")),
+        ({"kind": "biofound-windows"}, ("kind", "'biofound-windows'", "`biofound prepare`")),
+        ({"splits": {}}, ("splits.train: missing", "`biofound prepare`")),
     ],
 )
 def test_splits_that_cannot_be_used(
@@ -320,13 +320,16 @@ STORES: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = 
         lambda index: index["cases"][0].update(subject_id="SHARED"),
         ("1 patient(s) are in train and in val (SHARED)", "split by patient"),
     ),
-    "format": (lambda index: index.update(format_version=9), ("format version 9, expected 1",)),
+    "format": (lambda index: index.update(format_version=9), ("format_version: expected 1, got 9",)),
     "nothing": (lambda index: index.update(cases=[]), ("val holds no window",)),
     "file gone": (
         lambda index: index["cases"][0].update(file="gone.npz"),
         ("1 of the 2 files in index.json are missing, gone.npz first",),
     ),
-    "incomplete": (lambda index: index.pop("filters"), ("index.json: incomplete", "build the store again")),
+    "incomplete": (
+        lambda index: index.pop("filters"),
+        ("index.json: filters: missing", "`biofound windows`"),
+    ),
 }
 
 

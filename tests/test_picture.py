@@ -7,9 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from biofound.cli import app
-from biofound.data.glimpse import random_windows
 from biofound.data.integrity import check_store
-from biofound.data.store import StoreWindows
+from biofound.data.store import StoreWindows, random_windows
 from tests.data.cohort import build, cohort, entries_of
 
 
@@ -31,7 +30,7 @@ def test_random_windows_are_windows_of_the_store_each_once_and_in_order(store: P
     assert len(everything) == len(stored)
     for number, window in enumerate(everything):
         np.testing.assert_array_equal(window.samples, stored.read(np.array([number]))[0])
-        assert window.case_id == stored.case_of(number) and window.split == "train"
+        assert window.case_id == stored.info(np.array([number])).case_id[0] and window.split == "train"
     assert len({(window.case_id, window.start_s) for window in everything}) == len(stored)
     some = [(w.case_id, w.start_s) for w in random_windows(store / "train", count=5, seed=3)]
     assert some == [(w.case_id, w.start_s) for w in random_windows(store / "train", count=5, seed=3)]

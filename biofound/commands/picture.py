@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from biofound.data.glimpse import random_windows
-from biofound.data.store import read_index
+from biofound.data.store import random_windows, read_index
 from biofound.errors import DataError
 from biofound.figures import draw_windows
 
@@ -19,7 +18,7 @@ def draw_stores(path: Path, directories: Sequence[Path], *, seed: int) -> None:
     """
     indices = [read_index(directory) for directory in directories]
     first = indices[0]
-    if any((index["channels"], index["sfreq"]) != (first["channels"], first["sfreq"]) for index in indices):
+    if any((index.channels, index.sfreq) != (first.channels, first.sfreq) for index in indices):
         raise DataError(
             f"{directories[0].parent}: its splits differ in channels or rate; build them alike, or draw one "
             "with --inspect"
@@ -31,8 +30,8 @@ def draw_stores(path: Path, directories: Sequence[Path], *, seed: int) -> None:
     draw_windows(
         path,
         windows,
-        channels=first["channels"],
-        units=first["units"],
-        sfreq=first["sfreq"],
-        synthetic=first["synthetic"],
+        channels=first.channels,
+        units=first.units,
+        sfreq=first.sfreq,
+        synthetic=first.synthetic,
     )

@@ -309,9 +309,10 @@ def examples(run: Pretraining) -> list["Example"]:
         )
     shown = out.in_physical_units().cpu().numpy()
     hidden = mask.repeat(trainer.model.config.patch_length, axis=1)
+    cases = run.val.info(index).case_id.tolist()
     return [
-        Example(signal=windows[k], reconstruction=shown[k], hidden=hidden[k], case=run.val.case_of(int(i)))
-        for k, i in enumerate(index)
+        Example(signal=windows[k], reconstruction=shown[k], hidden=hidden[k], case=case)
+        for k, case in enumerate(cases)
     ]
 
 

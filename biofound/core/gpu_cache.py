@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from biofound.data.segments import Segments, crop_offsets
+from biofound.data.segments import Segments, WindowInfo, crop_offsets
 
 CHUNK = 4096
 """Windows read at a time on the way to the device."""
@@ -36,8 +36,8 @@ class Stored(Protocol):
         """(B, C, T)."""
         ...
 
-    def case_of(self, index: int) -> str:
-        """Where a window comes from."""
+    def info(self, index: NDArray[np.int64]) -> WindowInfo:
+        """Where windows come from."""
         ...
 
     def segments(self) -> Segments:
@@ -73,9 +73,9 @@ class GpuWindowCache:
     def __len__(self) -> int:
         return len(self._windows)
 
-    def case_of(self, index: int) -> str:
-        """Where a window comes from."""
-        return self._windows.case_of(index)
+    def info(self, index: NDArray[np.int64]) -> WindowInfo:
+        """Where windows come from."""
+        return self._windows.info(index)
 
     def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> Tensor:
         """A batch (B, C, T) on the device, as stored or cropped; see `biofound.data.windows.Windows.read`."""

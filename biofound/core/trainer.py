@@ -42,6 +42,7 @@ from biofound.core.optimizer import flat_grad_buffer, make_optimizer
 from biofound.core.sampler import Shuffle, epoch_order
 from biofound.core.schedule import learning_rate
 from biofound.core.terms import Terms
+from biofound.data.windows import WindowInfo
 from biofound.errors import CheckpointError, TrainingError
 from biofound.files import write_atomically, write_json
 
@@ -67,8 +68,8 @@ class WindowReader(Protocol):
         """(B, C, T) windows in physical units, NaN in gaps; with `crop` (B,) in [0, 1), shifted in time."""
         ...
 
-    def case_of(self, index: int) -> str:
-        """The case a window was cut from."""
+    def info(self, index: NDArray[np.int64]) -> WindowInfo:
+        """Where windows come from."""
         ...
 
 
@@ -464,7 +465,7 @@ class Trainer:
             return
         what = "gradient" if torch.isfinite(loss) else "loss"
         failures = list(self._save(LAST))
-        cases = sorted({self.train.case_of(int(i)) for i in batch.index})
+        cases = sorted(set(self.train.info(batch.index).case_id.tolist()))
         saved = "could not be written" if failures else "is from just before it"
         raise TrainingError(
             f"the {what} is not finite in epoch {self.epoch + 1}, step {self.step + 1} (batch from cases "

@@ -28,6 +28,7 @@ from biofound.core.models import PretrainingModel, build_model, normalise, param
 from biofound.core.optimizer import make_optimizer
 from biofound.core.schedule import learning_rate
 from biofound.core.trainer import TrainConfig, Trainer
+from biofound.data.windows import ArrayWindows
 
 ROUNDING = 1e-4
 """How far two float32 results of the same sums in another order may differ, relative to the largest."""
@@ -470,23 +471,6 @@ CHECKS: dict[str, Callable[[VerificationTarget], str]] = {
 # Helpers
 
 
-class _Memory:
-    """Windows held in memory, for a training run of seconds."""
-
-    def __init__(self, windows: NDArray[np.float32], channels: tuple[str, ...]) -> None:
-        self.windows, self.channels = windows, channels
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
-        del crop  # single windows have no neighbours to slide into
-        return self.windows[index]
-
-    def case_of(self, index: int) -> str:
-        return f"probe window {index}"
-
-
 def _brief(target: VerificationTarget, *, epochs: int) -> TrainConfig:
     return replace(
         target.config,
@@ -509,7 +493,7 @@ def _train_briefly(
     """A run of the real trainer on a new model: its reports, and the weights before and after."""
     model = build_model(target.model.config, seed=target.config.seed)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    memory = _Memory(target.windows, model.config.channels)
+    memory = ArrayWindows(target.windows, channels=model.config.channels, sfreq=target.data.sfreq)
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(
             model=model,

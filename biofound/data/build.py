@@ -1,4 +1,4 @@
-"""How a split's window store is built: case by case, side by side, to be stopped and resumed at will.
+"""Build a split's window store case by case, in parallel; stopped at any moment, it can be resumed.
 
 A case's old sidecar goes before its npz is replaced, and its new one comes after: a sidecar that is
 there describes the npz beside it. The index goes before anything it describes changes, and comes last.
@@ -8,67 +8,65 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from joblib import cpu_count
 
 from biofound import __version__
-from biofound.data.channels import Channel
-from biofound.data.extract import DTYPES, CaseWindows, Counts, extract_windows
+from biofound.data.channels import Channel, samples_in_window
+from biofound.data.extract import CaseWindows, extract_windows
 from biofound.data.npz import member_names, write_npz
 from biofound.data.pool import WorkerLostError, run_pool
 from biofound.data.prefetch import prefetch_cases
 from biofound.data.sources import Source
+from biofound.data.splits import SplitCase, SplitName
 from biofound.data.store import (
-    FORMAT_VERSION,
-    INDEX_KIND,
+    DTYPES,
     INDEX_NAME,
     MEMBERS,
-    SIDECAR_KIND,
+    CaseHeader,
+    DType,
+    Sidecar,
+    StoreHeader,
     file_stem,
-    fingerprint_of,
+    make_index,
     read_sidecar,
+    sum_counts,
+    total,
 )
 from biofound.errors import DataError, SettingsError
 from biofound.files import sha256_of, sweep_temporary_files, write_atomically, write_json
 
-
-class Entry(Protocol):
-    """A case of a split: an entry of the splits file."""
-
-    @property
-    def case_id(self) -> str:
-        """The case, as its source calls it."""
-        ...
-
-    @property
-    def subject_id(self) -> str:
-        """Who was recorded."""
-        ...
+SIDECAR_KIND = CaseHeader.model_fields["kind"].default
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseResult:
-    """What became of one case; `status` says whether its windows were built now or were there already.
+    """The result of one case; `status` says whether its windows were built now or were there already.
 
-    `hours` are hours of kept signal; `dropped` and `rejected` are counted as in `cut.CaseWindows`;
-    `error` says why a `failed` case has no windows.
+    `sidecar` describes the windows; `error` says why a `failed` case has none.
     """
 
     case_id: str
     subject_id: str
     status: Literal["built", "unchanged", "failed"]
-    candidates: int = 0
-    windows: int = 0
-    hours: float = 0.0
-    dropped: Counts = field(default_factory=dict)
-    rejected: Counts = field(default_factory=dict)
-    npz_sha256: str = ""
+    sidecar: Sidecar | None = None
     error: str = ""
+
+    @property
+    def windows(self) -> int:
+        """The windows kept."""
+        return self.sidecar.windows if self.sidecar else 0
+
+    @property
+    def hours(self) -> float:
+        """The hours of signal kept."""
+        return self.sidecar.hours if self.sidecar else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,26 +77,27 @@ class BuildConfig:
     sfreq: float
     window_samples: int
     max_gap_seconds: float
-    dtype: str
+    dtype: DType
 
-    def header(self) -> dict[str, Any]:
+    def header(self) -> StoreHeader:
         """What index and sidecars say alike."""
-        return {
-            "biofound_version": __version__,
-            "channels": [channel.name for channel in self.channels],
-            "units": {channel.name: channel.unit for channel in self.channels},
-            "filters": {channel.name: channel.band.as_json() for channel in self.channels},
-            "quality_thresholds": {channel.name: channel.quality_threshold for channel in self.channels},
-            "sfreq": self.sfreq,
-            "window_samples": self.window_samples,
-            "max_gap_seconds": self.max_gap_seconds,
-            "dtype": self.dtype,
-        }
+        return StoreHeader(
+            biofound_version=__version__,
+            settings_sha256=self.digest(),
+            channels=tuple(channel.name for channel in self.channels),
+            units={channel.name: channel.unit for channel in self.channels},
+            filters={channel.name: channel.band for channel in self.channels},
+            quality_thresholds={channel.name: channel.quality_threshold for channel in self.channels},
+            sfreq=self.sfreq,
+            window_samples=self.window_samples,
+            max_gap_seconds=self.max_gap_seconds,
+            dtype=self.dtype,
+        )
 
     def digest(self) -> str:
-        """A hash of every setting, the tracks looked for and the version of the program among them."""
-        settings = {"version": __version__, "format_version": FORMAT_VERSION, **asdict(self)}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        """The SHA-256 of every setting, the tracks looked for and the version of the program among them."""
+        versions = {"version": __version__, "format_version": Sidecar.model_fields["format_version"].default}
+        return hashlib.sha256(json.dumps({**versions, **asdict(self)}, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +109,32 @@ class _Task:
     directory: Path
     config: BuildConfig
     builder_pid: int | None
-    """The process whose child the worker must be to go on; None where it is no child (Dask)."""
+    """The process whose child the worker must be to continue; None where it is no child (Dask)."""
+
+    @property
+    def npz(self) -> Path:
+        return self.directory / f"{file_stem(self.case_id)}.npz"
+
+    @property
+    def sidecar_path(self) -> Path:
+        return self.npz.with_suffix(".json")
+
+    def header(self, source_name: str, source_fingerprint: str) -> CaseHeader:
+        """What the case's sidecar says when it is up to date."""
+        return CaseHeader(
+            **dict(self.config.header()),
+            case_id=self.case_id,
+            subject_id=self.subject_id,
+            source=source_name,
+            source_fingerprint=source_fingerprint,
+        )
 
 
 def build_windows(
     *,
     source: Source,
-    entries: Sequence[Entry],
-    split: str,
+    entries: Sequence[SplitCase],
+    split: SplitName,
     channels: Sequence[Channel],
     sfreq: float,
     window_seconds: float,
@@ -156,16 +173,10 @@ def build_windows(
     workers = cpu_count() if workers is None else workers
     if workers < 1:
         raise SettingsError(f"workers: expected 1 or more, got {workers}")
-    window_samples = round(window_seconds * sfreq)
-    if window_samples < 1 or abs(window_samples - window_seconds * sfreq) > 1e-6 * window_samples:
-        raise SettingsError(
-            f"window_seconds: {window_seconds:g} s at {sfreq:g} Hz are {window_seconds * sfreq:g} samples; "
-            "expected a whole number"
-        )
     config = BuildConfig(
         channels=tuple(channels),
         sfreq=float(sfreq),
-        window_samples=window_samples,
+        window_samples=samples_in_window(window_seconds, sfreq),
         max_gap_seconds=float(max_gap_seconds),
         dtype=dtype,
     )
@@ -173,21 +184,18 @@ def build_windows(
     return _build(source, entries, split, config, outdir / split, workers, scheduler, skip_failed)
 
 
-def _refuse_bad_entries(entries: Sequence[Entry], split: str) -> None:
+def _refuse_bad_entries(entries: Sequence[SplitCase], split: str) -> None:
     if not entries:
         raise DataError(f"split {split}: it has no cases; make splits again with `biofound prepare`")
-    ids = [entry.case_id for entry in entries]
-    repeated = (
-        sorted({case_id for case_id in ids if ids.count(case_id) > 1}) if len(set(ids)) < len(ids) else []
-    )
+    repeated = [case_id for case_id, n in Counter(entry.case_id for entry in entries).items() if n > 1]
     if repeated:
         raise DataError(f"split {split}: cases listed more than once: {', '.join(repeated)}")
 
 
 def _build(
     source: Source,
-    entries: Sequence[Entry],
-    split: str,
+    entries: Sequence[SplitCase],
+    split: SplitName,
     config: BuildConfig,
     directory: Path,
     workers: int,
@@ -223,14 +231,25 @@ def _build(
         for result in results:
             if result.status == "failed":
                 _remove_case(directory, file_stem(result.case_id))
-        _write_index(directory, split, source, config, results)
+        index = make_index(
+            [result.sidecar for result in results if result.sidecar],
+            header=config.header(),
+            split=split,
+            source=source.describe(),
+            dataset_version=source.version(),
+            failed_cases=[result.case_id for result in results if result.status == "failed"],
+        )
+        try:
+            write_json(directory / INDEX_NAME, index.model_dump(mode="json"))
+        except OSError as error:
+            raise _cannot_write(directory / INDEX_NAME, error) from error
 
 
 @contextmanager
 def _only_builder(directory: Path) -> Iterator[None]:
-    """Hold `directory` against a second build, and free it of what dead ones left.
+    """Lock `directory` against a second build, and remove temporary files that killed builds left.
 
-    The lock falls with the process, however it ends.
+    The lock ends with the process, however it ends.
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
@@ -254,15 +273,13 @@ def _only_builder(directory: Path) -> Iterator[None]:
 
 
 def _build_case(source: Source, task: _Task) -> CaseResult:
-    """Build one case, or see that it is there already. Failures in the data are its result."""
-    stem = file_stem(task.case_id)
-    npz, sidecar_path = task.directory / f"{stem}.npz", task.directory / f"{stem}.json"
+    """Build one case, or find it up to date. Failures in the data are its result."""
     config = task.config
     try:
-        header = _sidecar_header(task, source.name, source.fingerprint(task.case_id))
-        present = _up_to_date(npz, sidecar_path, header)
-        if present is not None:
-            return _result(task, "unchanged", present)
+        header = task.header(source.name, source.fingerprint(task.case_id))
+        sidecar = _up_to_date(task, header)
+        if sidecar is not None:
+            return _result(task, "unchanged", sidecar)
         windows = extract_windows(
             source.read(task.case_id, config.channels),
             config.channels,
@@ -278,79 +295,63 @@ def _build_case(source: Source, task: _Task) -> CaseResult:
     except OSError as error:
         return _failed(task, f"case {task.case_id}: cannot be read ({error})")
     _leave_if_abandoned(task)
-    # a worker that was given up for lost may have gone on and finished the case meanwhile
-    present = _up_to_date(npz, sidecar_path, header)
-    if present is not None:
-        return _result(task, "built", present)
-    try:
-        return _result(task, "built", _write_case(npz, sidecar_path, windows, header))
-    except OSError as error:  # the next case would fare no better, so this ends the run
-        raise _cannot_write(npz, error) from error
+    # a worker that was given up for lost may have continued and finished the case meanwhile
+    sidecar = _up_to_date(task, header)
+    if sidecar is None:
+        try:
+            sidecar = _write_case(task, windows, header)
+        except OSError as error:  # the next case would fare no better, so this ends the build
+            raise _cannot_write(task.npz, error) from error
+    return _result(task, "built", sidecar)
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be written ({error.strerror}); see to the disk, or change outdir")
 
 
-def _sidecar_header(task: _Task, source_name: str, source_fingerprint: str) -> dict[str, Any]:
-    """What a sidecar says of how its case was made; a case is up to date when its sidecar says the same."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "kind": SIDECAR_KIND,
-        "case_id": task.case_id,
-        "subject_id": task.subject_id,
-        "source": source_name,
-        "source_fingerprint": source_fingerprint,
-        "settings_sha256": task.config.digest(),
-        **task.config.header(),
-    }
+def _sidecar_of(task: _Task) -> Sidecar | None:
+    """The sidecar of a case that has an npz; None where it is missing, damaged or from another version."""
+    try:
+        sidecar = read_sidecar(task.sidecar_path)
+    except DataError:
+        return None
+    return sidecar if task.npz.is_file() else None
+
+
+def _says(sidecar: Sidecar, header: CaseHeader) -> bool:
+    return all(getattr(sidecar, name) == value for name, value in header)
 
 
 def _seems_built(task: _Task, source_name: str) -> bool:
-    """Whether a case is up to date as far as its sidecar tells, without a look at its recording."""
-    stem = file_stem(task.case_id)
-    try:
-        sidecar = read_sidecar(task.directory / f"{stem}.json")
-    except DataError:
-        return False
-    header = _sidecar_header(task, source_name, str(sidecar.get("source_fingerprint")))
-    same = all(sidecar.get(key) == value for key, value in header.items())
-    return same and (task.directory / f"{stem}.npz").is_file()
+    """Whether a case is up to date according to its sidecar; its recording and npz are not read."""
+    sidecar = _sidecar_of(task)
+    return sidecar is not None and _says(sidecar, task.header(source_name, sidecar.source_fingerprint))
 
 
-def _up_to_date(npz: Path, sidecar_path: Path, header: Mapping[str, Any]) -> dict[str, Any] | None:
+def _up_to_date(task: _Task, header: CaseHeader) -> Sidecar | None:
     """The sidecar, if it says what `header` says and the npz beside it is whole; else None."""
-    if not sidecar_path.is_file() or not npz.is_file():
-        return None
-    try:
-        sidecar = read_sidecar(sidecar_path)
-    except DataError:  # damaged or from another version: the case is built again
-        return None
-    same = all(sidecar.get(key) == value for key, value in header.items())
-    whole = same and sidecar.get("npz_sha256") == sha256_of(npz)
-    return sidecar if whole else None
+    sidecar = _sidecar_of(task)
+    same = sidecar is not None and _says(sidecar, header) and sidecar.npz_sha256 == sha256_of(task.npz)
+    return sidecar if same else None
 
 
-def _write_case(
-    npz: Path, sidecar_path: Path, case: CaseWindows, header: Mapping[str, Any]
-) -> dict[str, Any]:
-    (npz.parent / INDEX_NAME).unlink(missing_ok=True)
-    sidecar_path.unlink(missing_ok=True)
+def _write_case(task: _Task, case: CaseWindows, header: CaseHeader) -> Sidecar:
+    (task.directory / INDEX_NAME).unlink(missing_ok=True)
+    task.sidecar_path.unlink(missing_ok=True)
     arrays = {name: getattr(case, name) for name in MEMBERS}
-    write_atomically(npz, lambda file: write_npz(file, arrays))
-    windows = len(case.x)
-    sidecar = {
-        **header,
-        "file": npz.name,
-        "npz_sha256": sha256_of(npz),
-        "npz_bytes": npz.stat().st_size,
-        "candidates": case.candidates,
-        "windows": windows,
-        "hours": windows * header["window_samples"] / header["sfreq"] / 3600,
-        "dropped": case.dropped,
-        "rejected": case.rejected,
-    }
-    write_json(sidecar_path, sidecar)
+    write_atomically(task.npz, lambda file: write_npz(file, arrays))
+    sidecar = Sidecar(
+        **dict(header),
+        file=task.npz.name,
+        npz_sha256=sha256_of(task.npz),
+        npz_bytes=task.npz.stat().st_size,
+        candidates=case.candidates,
+        windows=len(case.x),
+        hours=header.hours_of(len(case.x)),
+        dropped=case.dropped,
+        rejected=case.rejected,
+    )
+    write_json(task.sidecar_path, sidecar.model_dump(mode="json"))
     return sidecar
 
 
@@ -360,18 +361,8 @@ def _leave_if_abandoned(task: _Task) -> None:
         raise SystemExit(1)
 
 
-def _result(task: _Task, status: Literal["built", "unchanged"], sidecar: Mapping[str, Any]) -> CaseResult:
-    return CaseResult(
-        case_id=task.case_id,
-        subject_id=task.subject_id,
-        status=status,
-        candidates=sidecar["candidates"],
-        windows=sidecar["windows"],
-        hours=sidecar["hours"],
-        dropped=sidecar["dropped"],
-        rejected=sidecar["rejected"],
-        npz_sha256=sidecar["npz_sha256"],
-    )
+def _result(task: _Task, status: Literal["built", "unchanged"], sidecar: Sidecar) -> CaseResult:
+    return CaseResult(case_id=task.case_id, subject_id=task.subject_id, status=status, sidecar=sidecar)
 
 
 def _failed(task: _Task, error: str) -> CaseResult:
@@ -427,71 +418,21 @@ def _refuse_failures(results: Sequence[CaseResult], split: str, skip_failed: boo
         lines = "\n".join(f"  {result.error}" for result in failed)
         raise DataError(
             f"split {split}: {len(failed)} of {len(results)} cases failed; the others are done and will not "
-            f"be built again. Mend these, or leave them out with --skip-failed:\n{lines}"
+            f"be built again. Correct these, or leave them out with --skip-failed:\n{lines}"
         )
     if not any(result.windows for result in results):
-        candidates = sum(result.candidates for result in results)
-        raise DataError(f"split {split}: none of {candidates} windows was kept; {_why(results)}")
+        sidecars = [result.sidecar for result in results if result.sidecar]
+        candidates = sum(sidecar.candidates for sidecar in sidecars)
+        reasons = _listed_reasons(sidecars)
+        raise DataError(f"split {split}: none of {candidates} windows was kept; {reasons}")
 
 
-def _why(results: Sequence[CaseResult]) -> str:
-    dropped = _sum_counts([result.dropped for result in results])
+def _listed_reasons(sidecars: Sequence[Sidecar]) -> str:
+    dropped = sum_counts(sidecar.dropped for sidecar in sidecars)
     if not dropped:
         return "the recordings are shorter than one window, or every case failed"
-    parts = [
-        f"{reason} {sum(counts.values())} ({', '.join(f'{name} {n}' for name, n in sorted(counts.items()))})"
-        for reason, counts in sorted(dropped.items())
+    reasons = [
+        f"{reason} {total({reason: row})} ({', '.join(f'{name} {n}' for name, n in sorted(row.items()))})"
+        for reason, row in sorted(dropped.items())
     ]
-    return "dropped for: " + "; ".join(parts)
-
-
-def _sum_counts(cases: Sequence[Mapping[str, Mapping[str, int]]]) -> Counts:
-    total: Counts = {}
-    for case in cases:
-        for outer, counts in case.items():
-            row = total.setdefault(outer, {})
-            for inner, count in counts.items():
-                row[inner] = row.get(inner, 0) + count
-    return total
-
-
-def _write_index(
-    directory: Path, split: str, source: Source, config: BuildConfig, results: Sequence[CaseResult]
-) -> None:
-    done = [result for result in results if result.status != "failed"]
-    cases = [
-        {
-            "case_id": result.case_id,
-            "subject_id": result.subject_id,
-            "file": f"{file_stem(result.case_id)}.npz",
-            "windows": result.windows,
-            "sha256": result.npz_sha256,
-        }
-        for result in done
-    ]
-    index = {
-        "format_version": FORMAT_VERSION,
-        "kind": INDEX_KIND,
-        "split": split,
-        "synthetic": source.name == "synthetic",
-        "source": source.describe(),
-        "dataset_version": source.version(),
-        **config.header(),
-        "settings_sha256": config.digest(),
-        "cases": cases,
-        "failed_cases": [result.case_id for result in results if result.status == "failed"],
-        "totals": {
-            "cases": len(done),
-            "subjects": len({result.subject_id for result in done}),
-            "candidates": sum(result.candidates for result in done),
-            "windows": sum(result.windows for result in done),
-            "hours": sum(result.windows for result in done) * config.window_samples / config.sfreq / 3600,
-        },
-        "dropped": _sum_counts([result.dropped for result in done]),
-        "rejected": _sum_counts([result.rejected for result in done]),
-        "fingerprint": fingerprint_of(cases),
-    }
-    try:
-        write_json(directory / INDEX_NAME, index)
-    except OSError as error:
-        raise _cannot_write(directory / INDEX_NAME, error) from error
+    return "dropped for: " + "; ".join(reasons)

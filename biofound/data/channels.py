@@ -1,12 +1,18 @@
-"""What is a channel: its name, the tracks it is read from, its unit, pass band and quality threshold."""
+"""Channels (name, tracks, unit, pass band, quality threshold) and the length of a window in samples."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from biofound.errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassBand:
     """A zero-phase band-pass: edges in Hz where the *forward-backward* response is -3 dB, and its order."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)  # read from JSON
 
     low_hz: float
     high_hz: float
@@ -35,6 +41,21 @@ class Channel:
     def modality(self) -> str:
         """`PPG`, `ECG` or `ACC`: what kind of signal it is, which decides how its quality is judged."""
         return self.name.split("_")[0].rstrip("0123456789")
+
+
+def samples_in_window(window_seconds: float, sfreq: float) -> int:
+    """Window length in samples.
+
+    Raises:
+        SettingsError: when it is not a whole number, or below 2.
+    """
+    samples = window_seconds * sfreq
+    if round(samples) < 2 or abs(samples - round(samples)) > 1e-6 * samples:
+        raise SettingsError(
+            "window_seconds x sfreq must be a whole number of samples, at least 2, "
+            f"but {window_seconds:g} s x {sfreq:g} Hz is {samples:g}"
+        )
+    return round(samples)
 
 
 PRETRAIN_CHANNELS = ("PPG", "ECG")

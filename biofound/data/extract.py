@@ -1,4 +1,4 @@
-"""How one recording becomes the windows of one case: conditioned, judged, cut on one grid for all channels.
+"""Extract the windows of one case from its recording: filter, assess quality, take the good windows.
 
 Windows are joint: one is kept only when every channel is good over the same seconds.
 """
@@ -14,18 +14,16 @@ from biofound.data.channels import Channel
 from biofound.data.conditioning import condition
 from biofound.data.quality import Reason, assess
 from biofound.data.sources import Recording
+from biofound.data.store import Counts
 from biofound.errors import DataError
 
-DTYPES = ("float16", "float32")
 FLOAT16_MAX_ERROR = 0.01
 """The largest rounding error, as a part of a window's standard deviation, that float16 may bring."""
-
-Counts = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseWindows:
-    """N kept windows of C channels and T samples, and what became of the others.
+    """N kept windows of C channels and T samples, and why the others were dropped.
 
     Attributes:
         x: (N, C, T) float16 or float32, physical units after filtering.
@@ -33,11 +31,10 @@ class CaseWindows:
         std: (N, C) float32 standard deviation of `x` over each window.
         start_s: (N,) float64 seconds from the recording's start, ascending multiples of the window length.
         quality: (N, C) float32 in [0, 1].
-        candidates: the windows on the grid; N of them were kept.
-        dropped: reason to channel to the windows dropped for it. Each dropped window counts once, under
-            the first test that any channel fails and the first channel that fails it: the counts and N
-            add up to `candidates`.
-        rejected: channel to reason to the windows that this channel alone would have dropped.
+        candidates: the number of windows in the recording; N of them were kept.
+        dropped: windows by reason and channel. Each dropped window counts once, under the first test that
+            any channel fails and the first channel that fails it: the counts and N add up to `candidates`.
+        rejected: windows that each channel alone would have dropped, by channel and reason.
     """
 
     x: NDArray[Any]
@@ -59,7 +56,7 @@ def extract_windows(
     max_gap_seconds: float,
     dtype: str,
 ) -> CaseWindows:
-    """Condition a whole recording, judge its windows, and keep those in which every channel is good.
+    """Filter a whole recording, assess its windows, and keep those in which every channel is good.
 
     Args:
         recording: the channels at their native rates.
@@ -73,7 +70,7 @@ def extract_windows(
         DataError: when a channel cannot be conditioned, or its values do not fit `dtype`.
     """
     conditioned = condition(recording, channels, sfreq=sfreq, max_gap_seconds=max_gap_seconds)
-    verdicts = [
+    assessments = [
         assess(
             recording.signals[channel.name],
             conditioned.samples[row],
@@ -85,7 +82,8 @@ def extract_windows(
         for row, channel in enumerate(channels)
     ]
     names = [channel.name for channel in channels]
-    reasons = np.stack([verdict.reason for verdict in verdicts], axis=1)
+    reasons = np.stack([assessment.reason for assessment in assessments], axis=1)
+    quality = np.stack([assessment.quality for assessment in assessments], axis=1)
     kept = np.flatnonzero((reasons == Reason.KEPT).all(axis=1))
     count = len(reasons)
     grid = conditioned.samples[:, : count * window_samples].reshape(len(channels), count, window_samples)
@@ -96,7 +94,7 @@ def extract_windows(
         mean=values.mean(axis=2, dtype=np.float64).astype(np.float32),
         std=values.std(axis=2, dtype=np.float64).astype(np.float32),
         start_s=kept * window_samples / sfreq,
-        quality=np.stack([verdict.quality for verdict in verdicts], axis=1)[kept].astype(np.float32),
+        quality=quality[kept].astype(np.float32),
         candidates=count,
         dropped=count_dropped(reasons, names),
         rejected=count_rejected(reasons, names),
@@ -108,23 +106,23 @@ def count_dropped(reasons: NDArray[np.uint8], channels: Sequence[str]) -> Counts
     failing = np.where(reasons == Reason.KEPT, np.iinfo(np.uint8).max, reasons)
     bad = (reasons != Reason.KEPT).any(axis=1)
     first_reason, first_channel = failing.min(axis=1)[bad], failing.argmin(axis=1)[bad]
-    found: Counts = {}
+    counts: Counts = {}
     for reason in Reason:
-        counts = np.bincount(first_channel[first_reason == reason], minlength=len(channels))
-        if counts.any():
-            found[reason.name.lower()] = _nonzero(channels, counts)
-    return found
+        row = np.bincount(first_channel[first_reason == reason], minlength=len(channels))
+        if row.any():
+            counts[reason.name.lower()] = _nonzero(channels, row)
+    return counts
 
 
 def count_rejected(reasons: NDArray[np.uint8], channels: Sequence[str]) -> Counts:
     """Count for each channel by itself: channel to reason to number, from `reasons` (N, C)."""
     names = [reason.name.lower() for reason in Reason]
-    found: Counts = {}
+    counts: Counts = {}
     for column, channel in enumerate(channels):
-        counts = np.bincount(reasons[:, column], minlength=len(names))
-        counts[Reason.KEPT] = 0
-        found[channel] = _nonzero(names, counts)
-    return found
+        row = np.bincount(reasons[:, column], minlength=len(names))
+        row[Reason.KEPT] = 0
+        counts[channel] = _nonzero(names, row)
+    return counts
 
 
 def _nonzero(names: Sequence[str], counts: NDArray[np.int64]) -> dict[str, int]:
@@ -132,7 +130,7 @@ def _nonzero(names: Sequence[str], counts: NDArray[np.int64]) -> dict[str, int]:
 
 
 def _as_dtype(x: NDArray[np.float32], dtype: str, channels: Sequence[str], case_id: str) -> NDArray[Any]:
-    """`x` (N, C, T) in `dtype`, after seeing that float16 neither overflows nor rounds away the signal."""
+    """`x` (N, C, T) in `dtype`; refused where float16 would overflow or round away the signal."""
     if dtype != "float16" or not len(x):
         return np.ascontiguousarray(x, dtype=dtype)
     with np.errstate(over="ignore"):

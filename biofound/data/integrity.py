@@ -1,4 +1,4 @@
-"""What is in a window store, and is it what its index says? Summaries to look at, checks to fail."""
+"""Summaries of window stores, and checks that a store is what its index says."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,23 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.checks import Check
-from biofound.data.extract import Counts
 from biofound.data.npz import find_members, map_members
-from biofound.data.npz_windows import NpzWindows, npz_file
+from biofound.data.npz_windows import npz_file
+from biofound.data.splits import SPLITS, SplitName
 from biofound.data.store import (
     INDEX_NAME,
     MEMBERS,
+    Counts,
+    IndexedCase,
+    Sidecar,
+    StoreHeader,
+    StoreIndex,
     StoreWindows,
     file_stem,
     fingerprint_of,
+    make_index,
     read_index,
     read_sidecar,
+    total,
 )
 from biofound.data.windows import Windows, open_windows
 from biofound.errors import DataError
 from biofound.files import sha256_of
 
-SPLITS = ("train", "val", "test")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MAX_NAMED = 3
 BLOCK_WINDOWS = 1024
@@ -41,7 +47,7 @@ class StoreSummary:
     """
 
     directory: Path
-    split: str
+    split: SplitName
     synthetic: bool
     channels: tuple[str, ...]
     sfreq: float
@@ -57,7 +63,7 @@ class StoreSummary:
     rejected: Counts
 
 
-def splits_in(data_dir: Path) -> list[str]:
+def splits_in(data_dir: Path) -> list[SplitName]:
     """The splits of which `data_dir` holds windows, in either form.
 
     Raises:
@@ -79,29 +85,25 @@ def inspect_store(directory: Path) -> StoreSummary:
     Raises:
         DataError: when there is no store, or it cannot be read.
     """
-    index, windows = read_index(directory), StoreWindows(directory)
-    try:
-        totals = index["totals"]
-        quality = [_map_case(directory, case)["quality"] for case in index["cases"] if case["windows"]]
-        return StoreSummary(
-            directory=directory,
-            split=index["split"],
-            synthetic=windows.synthetic,
-            channels=windows.channels,
-            sfreq=windows.sfreq,
-            window_seconds=windows.window_samples / windows.sfreq,
-            cases=totals["cases"],
-            subjects=totals["subjects"],
-            failed_cases=tuple(index["failed_cases"]),
-            candidates=totals["candidates"],
-            windows=totals["windows"],
-            hours=totals["hours"],
-            quality=_quantiles(quality, windows.channels),
-            dropped=index["dropped"],
-            rejected=index["rejected"],
-        )
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{directory / INDEX_NAME}: incomplete ({error!r}); build the store again") from error
+    index = StoreWindows(directory).index
+    quality = [_map_case(directory, case)["quality"] for case in index.cases if case.windows]
+    return StoreSummary(
+        directory=directory,
+        split=index.split,
+        synthetic=index.synthetic,
+        channels=index.channels,
+        sfreq=index.sfreq,
+        window_seconds=index.window_samples / index.sfreq,
+        cases=index.totals.cases,
+        subjects=index.totals.subjects,
+        failed_cases=index.failed_cases,
+        candidates=index.totals.candidates,
+        windows=index.totals.windows,
+        hours=index.totals.hours,
+        quality=_quantiles(quality, index.channels),
+        dropped=index.dropped,
+        rejected=index.rejected,
+    )
 
 
 def _quantiles(
@@ -113,12 +115,12 @@ def _quantiles(
     return {name: tuple(values[:, column].tolist()) for column, name in enumerate(channels)}
 
 
-def _map_case(directory: Path, case: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    path = directory / str(case["file"])
+def _map_case(directory: Path, case: IndexedCase) -> dict[str, NDArray[Any]]:
+    path = directory / case.file
     try:
         return map_members(path, find_members(path, MEMBERS))
     except OSError as error:
-        raise DataError(f"{path}: case {case['case_id']} cannot be read ({error})") from error
+        raise DataError(f"{path}: case {case.case_id} cannot be read ({error})") from error
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -162,89 +164,89 @@ def _is_begun(directory: Path) -> bool:
 
 def _check_split(directory: Path) -> Iterator[Check]:
     index = read_index(directory)
-    try:
-        sidecars = [read_sidecar(directory / f"{file_stem(case['case_id'])}.json") for case in index["cases"]]
-        yield _check_files(directory, index)
-        yield _check_checksums(directory, index, sidecars)
-        yield _check_sidecars(index, sidecars)
-        yield _check_counts(index, sidecars)
-        yield _check_fingerprint(index)
-        yield from _check_arrays(directory, index)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{directory}: {INDEX_NAME} or a sidecar is incomplete ({error!r})") from error
+    sidecars = [read_sidecar(directory / f"{file_stem(case.case_id)}.json") for case in index.cases]
+    expected = make_index(
+        sidecars,
+        header=index,
+        split=index.split,
+        source=index.source,
+        dataset_version=index.dataset_version,
+        failed_cases=index.failed_cases,
+    )
+    yield _check_files(directory, index)
+    yield _check_checksums(directory, index, sidecars)
+    yield _check_sidecars(index, sidecars, expected)
+    yield _check_counts(index, sidecars, expected)
+    yield _check_fingerprint(index)
+    yield from _check_arrays(directory, index)
 
 
-def _check_files(directory: Path, index: Mapping[str, Any]) -> Check:
+def _check_files(directory: Path, index: StoreIndex) -> Check:
     listed = {INDEX_NAME}
-    for case in index["cases"]:
-        listed |= {case["file"], f"{file_stem(case['case_id'])}.json"}
+    for case in index.cases:
+        listed |= {case.file, f"{file_stem(case.case_id)}.json"}
     strangers = [path.name for path in sorted(directory.iterdir()) if path.name not in listed]
     return _verdict("files", strangers, f"{len(listed)} files, all in the index", "not in the index")
 
 
-def _check_checksums(
-    directory: Path, index: Mapping[str, Any], sidecars: Sequence[Mapping[str, Any]]
-) -> Check:
+def _check_checksums(directory: Path, index: StoreIndex, sidecars: Sequence[Sidecar]) -> Check:
     bad = []
-    for case, sidecar in zip(index["cases"], sidecars, strict=True):
-        if not sha256_of(directory / case["file"]) == case["sha256"] == sidecar["npz_sha256"]:
-            bad.append(case["case_id"])
+    for case, sidecar in zip(index.cases, sidecars, strict=True):
+        path = directory / case.file
+        found = sha256_of(path), path.stat().st_size
+        if found != (sidecar.npz_sha256, sidecar.npz_bytes) or case.sha256 != sidecar.npz_sha256:
+            bad.append(case.case_id)
     return _verdict("checksums", bad, f"SHA-256 of {len(sidecars)} npz files", "npz changed")
 
 
-def _check_sidecars(index: Mapping[str, Any], sidecars: Sequence[Mapping[str, Any]]) -> Check:
-    """Index and sidecars tell the same of every case, and all cases were made alike."""
+def _check_sidecars(index: StoreIndex, sidecars: Sequence[Sidecar], expected: StoreIndex) -> Check:
+    """Index and sidecars say the same of every case, and all cases were made alike."""
+    by_id = {case.case_id: case for case in expected.cases}
     bad = []
-    common = ("settings_sha256", "channels", "units", "sfreq", "window_samples", "filters", "dtype")
-    for case, sidecar in zip(index["cases"], sidecars, strict=True):
-        same_case = all(case[key] == sidecar[key] for key in ("case_id", "subject_id", "file", "windows"))
-        if not same_case or any(index[key] != sidecar[key] for key in common):
-            bad.append(case["case_id"])
+    for case, sidecar in zip(index.cases, sidecars, strict=True):
+        same_case = case.model_copy(update={"sha256": sidecar.npz_sha256}) == by_id.get(case.case_id)
+        made_alike = all(getattr(index, name) == getattr(sidecar, name) for name in StoreHeader.model_fields)
+        if not (same_case and made_alike and sidecar.source == index.source["name"]):
+            bad.append(case.case_id)
+    if index.synthetic != expected.synthetic:
+        bad.append("synthetic")
     return _verdict("sidecars", bad, f"{len(sidecars)} agree with the index", "sidecar disagrees")
 
 
-def _check_counts(index: Mapping[str, Any], sidecars: Sequence[Mapping[str, Any]]) -> Check:
+def _check_counts(index: StoreIndex, sidecars: Sequence[Sidecar], expected: StoreIndex) -> Check:
     """Kept and dropped windows add up to the candidates, in every case and in all."""
     bad = [
-        str(sidecar["case_id"])
+        sidecar.case_id
         for sidecar in sidecars
-        if sidecar["windows"] + _count(sidecar["dropped"]) != sidecar["candidates"]
+        if sidecar.windows + total(sidecar.dropped) != sidecar.candidates
+        or sidecar.hours != sidecar.hours_of(sidecar.windows)
     ]
-    totals = index["totals"]
-    for key in ("candidates", "windows"):
-        if totals[key] != sum(sidecar[key] for sidecar in sidecars):
-            bad.append(f"total of {key}")
-    if totals["windows"] + _count(index["dropped"]) != totals["candidates"]:
-        bad.append("total of dropped")
-    if (totals["cases"], totals["subjects"]) != (len(sidecars), len({s["subject_id"] for s in sidecars})):
-        bad.append("total of cases or subjects")
-    measured = f"{totals['windows']} kept + {_count(index['dropped'])} dropped = {totals['candidates']}"
+    sums = ("totals", "dropped", "rejected")
+    bad += [f"{name} of the index" for name in sums if getattr(index, name) != getattr(expected, name)]
+    kept, candidates = index.totals.windows, index.totals.candidates
+    measured = f"{kept} kept + {total(index.dropped)} dropped = {candidates}"
     return _verdict("counts", bad, measured, "does not add up")
 
 
-def _count(counts: Mapping[str, Mapping[str, int]]) -> int:
-    return sum(sum(counts.values()) for counts in counts.values())
+def _check_fingerprint(index: StoreIndex) -> Check:
+    expected = fingerprint_of(index.cases)
+    measured = f"{index.fingerprint[:12]}, from the cases {expected[:12]}"
+    return Check(name="fingerprint", passed=index.fingerprint == expected, measured=measured)
 
 
-def _check_fingerprint(index: Mapping[str, Any]) -> Check:
-    expected = fingerprint_of(index["cases"])
-    measured = f"{index['fingerprint'][:12]}, from the cases {expected[:12]}"
-    return Check(name="fingerprint", passed=index["fingerprint"] == expected, measured=measured)
-
-
-def _check_arrays(directory: Path, index: Mapping[str, Any]) -> Iterator[Check]:
+def _check_arrays(directory: Path, index: StoreIndex) -> Iterator[Check]:
     """Shapes, numbers and the grid, of every window of every case, a block at a time."""
     bad: dict[str, list[str]] = {"shapes": [], "finite": [], "mean and std": [], "quality": [], "grid": []}
-    for case in index["cases"]:
+    for case in index.cases:
         arrays = _map_case(directory, case)
         if not _shapes_fit(arrays, case, index):
-            bad["shapes"].append(case["case_id"])
+            bad["shapes"].append(case.case_id)
             continue
         for name, broken in _faults(arrays, index).items():
             if broken:
-                bad[name].append(case["case_id"])
-    windows = sum(case["windows"] for case in index["cases"])
-    shape = f"({windows}, {len(index['channels'])}, {index['window_samples']}) {index['dtype']}"
+                bad[name].append(case.case_id)
+    windows = sum(case.windows for case in index.cases)
+    shape = f"({windows}, {len(index.channels)}, {index.window_samples}) {index.dtype}"
     yield _verdict("shapes", bad["shapes"], f"{shape} in all", "other shape or dtype")
     yield _verdict("finite", bad["finite"], f"{windows} windows", "NaN or infinity")
     yield _verdict("mean and std", bad["mean and std"], f"those of {windows} windows", "not those of x")
@@ -252,12 +254,10 @@ def _check_arrays(directory: Path, index: Mapping[str, Any]) -> Iterator[Check]:
     yield _verdict("grid", bad["grid"], "starts are multiples of the window", "starts off the grid")
 
 
-def _shapes_fit(
-    arrays: Mapping[str, NDArray[Any]], case: Mapping[str, Any], index: Mapping[str, Any]
-) -> bool:
-    n, c, t = case["windows"], len(index["channels"]), index["window_samples"]
+def _shapes_fit(arrays: Mapping[str, NDArray[Any]], case: IndexedCase, index: StoreIndex) -> bool:
+    n, c, t = case.windows, len(index.channels), index.window_samples
     expected = {
-        "x": (index["dtype"], (n, c, t)),
+        "x": (index.dtype, (n, c, t)),
         "mean": ("float32", (n, c)),
         "std": ("float32", (n, c)),
         "start_s": ("float64", (n,)),
@@ -266,7 +266,7 @@ def _shapes_fit(
     return all((str(arrays[name].dtype), arrays[name].shape) == want for name, want in expected.items())
 
 
-def _faults(arrays: Mapping[str, NDArray[Any]], index: Mapping[str, Any]) -> dict[str, bool]:
+def _faults(arrays: Mapping[str, NDArray[Any]], index: StoreIndex) -> dict[str, bool]:
     """Which properties the arrays of one case break."""
     finite, moments_fit = True, True
     for start in range(0, len(arrays["x"]), BLOCK_WINDOWS):
@@ -279,22 +279,21 @@ def _faults(arrays: Mapping[str, NDArray[Any]], index: Mapping[str, Any]) -> dic
         tolerance = 1e-4 * (np.abs(mean) + std) + 1e-12
         moments_fit &= bool((np.abs(arrays["mean"][block] - mean) <= tolerance).all())
         moments_fit &= bool((np.abs(arrays["std"][block] - std) <= tolerance).all())
-    thresholds = np.array([index["quality_thresholds"][name] for name in index["channels"]], np.float32)
+    thresholds = np.array([index.quality_thresholds[name] for name in index.channels], np.float32)
     quality = arrays["quality"]
-    places = arrays["start_s"] * index["sfreq"] / index["window_samples"]
-    on_grid = np.abs(places - np.rint(places)) < 1e-6
+    number = arrays["start_s"] * index.sfreq / index.window_samples
+    on_grid = np.abs(number - np.rint(number)) < 1e-6
     return {
         "finite": not finite,
         "mean and std": not moments_fit,
         "quality": not ((quality >= thresholds) & (quality <= 1)).all(),
-        "grid": not (on_grid.all() and (np.diff(places) > 0.5).all() and (places >= 0).all()),
+        "grid": not (on_grid.all() and (np.diff(number) > 0.5).all() and (number >= 0).all()),
     }
 
 
 def _check_plain(windows: Windows) -> Iterator[Check]:
-    assert isinstance(windows, NpzWindows)
-    said = "not said by the file, taken to be" if windows.sfreq_is_assumed else "said to be"
-    yield Check(name="sampling rate", passed=True, measured=f"{said} {windows.sfreq:g} Hz")
+    origin = "assumed, the file does not say" if windows.sfreq_is_assumed else "from the file"
+    yield Check(name="sampling rate", passed=True, measured=f"{windows.sfreq:g} Hz, {origin}")
     infinite = []
     for start in range(0, len(windows), BLOCK_WINDOWS):
         rows = np.arange(start, min(start + BLOCK_WINDOWS, len(windows)))
@@ -322,8 +321,8 @@ def _check_across(opened: Mapping[str, Windows]) -> Iterator[Check]:
     ]
     unsaid = [split for split, windows in opened.items() if not windows.subjects]
     numbers = ", ".join(f"{split} {len(windows.subjects)}" for split, windows in opened.items())
-    said = f"subjects: {numbers}" + (f"; not said by {', '.join(unsaid)}" if unsaid else "")
-    yield _verdict("splits: no subject in two", shared, said, "in two splits")
+    measured = f"subjects: {numbers}" + (f"; not said by {', '.join(unsaid)}" if unsaid else "")
+    yield _verdict("splits: no subject in two", shared, measured, "in two splits")
 
 
 def _verdict(name: str, bad: Sequence[str], measured: str, complaint: str) -> Check:

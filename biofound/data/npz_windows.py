@@ -1,78 +1,114 @@
-"""How windows are read from one plain npz a split, the form other people have them in.
+"""Windows held in arrays (`ArrayWindows`), and how a plain npz, the form other people have, is opened.
 
-Keys: one array `x`, `windows` or `data`, of shape (N, C, T) or (N, T, C), told apart by the number of
-names in `channels`. Optional: `sfreq` in Hz; `subjects` (N,); `synthetic`, True where nobody was recorded;
-`start_s` (N,) in seconds, to be given only when adjacent windows join without a seam (same units, none
-normalised on its own). NaN samples are gaps.
+Keys of the npz: one array `x`, `windows` or `data`, of shape (N, C, T) or (N, T, C), told apart by the
+number of names in `channels`. Optional: `sfreq` in Hz; `subjects` (N,); `case_ids` (N,), the recordings;
+`synthetic`, True where nobody was recorded; `start_s` (N,) in seconds, to be given only when adjacent
+windows join without a seam (same units, none normalised on its own). NaN samples are gaps.
 """
 
-from functools import cached_property
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from biofound.data.npz import find_members, map_members, member_names
-from biofound.data.segments import Segments, find_segments, gather
-from biofound.data.store import checked_index
+from biofound.data.segments import Segments, WindowInfo, checked_index, find_segments, gather
 from biofound.errors import DataError
 from biofound.files import sha256_of
 
 ARRAY_KEYS = ("x", "windows", "data")
 
 
-def npz_file(directory: Path, split: str) -> Path:
-    """Where the plain form of `split` is looked for."""
-    return directory / f"{split}_windows.npz"
+class ArrayWindows:
+    """Windows of arrays in memory or mapped; see `biofound.data.windows.Windows`.
 
-
-class NpzWindows:
-    """The windows of one plain npz; mapped when uncompressed, loaded into memory when compressed.
+    Args:
+        x: (N, C, T) numbers in physical units; NaN is a gap.
+        channels: the C channel names.
+        sfreq: sampling frequency in Hz.
+        subjects: (N,) whose window it is.
+        case_ids: (N,) the recording it was taken from; by default `name` and the row.
+        start_s: (N,) start in seconds since its recording started; without it no two windows adjoin.
+        quality: (N, C) in [0, 1].
+        filters: channel name to its pass band as JSON.
+        units: channel name to its physical unit.
+        synthetic: whether nobody was recorded.
+        sfreq_is_assumed: whether `sfreq` is a guess.
+        fingerprint: a hex digest of the windows, or what computes it when it is asked for; by default the
+            SHA-256 of `x`.
+        name: what messages call these windows.
 
     Raises:
-        DataError: when a key is missing, shapes do not fit, or the layout cannot be told.
+        ValueError: when shapes do not fit together.
     """
 
-    filters: dict[str, dict[str, Any]]
-    units: dict[str, str]
+    def __init__(
+        self,
+        x: NDArray[Any],
+        *,
+        channels: Sequence[str],
+        sfreq: float,
+        subjects: ArrayLike | None = None,
+        case_ids: ArrayLike | None = None,
+        start_s: ArrayLike | None = None,
+        quality: ArrayLike | None = None,
+        filters: Mapping[str, dict[str, Any]] | None = None,
+        units: Mapping[str, str] | None = None,
+        synthetic: bool = False,
+        sfreq_is_assumed: bool = False,
+        fingerprint: str | Callable[[], str] | None = None,
+        name: str = "window",
+    ) -> None:
+        if x.ndim != 3 or x.shape[1] != len(channels):
+            raise ValueError(f"`x` must have shape (N, {len(channels)}, T), got {x.shape}")
+        self._x, self.channels, self.sfreq = x, tuple(channels), float(sfreq)
+        self.window_samples = int(x.shape[2])
+        self.sfreq_is_assumed, self.synthetic, self.name = sfreq_is_assumed, synthetic, name
+        self.filters, self.units = dict(filters or {}), dict(units or {})
+        self._subjects, self._case_ids = self._texts("subjects", subjects), self._texts("case_ids", case_ids)
+        known = () if self._subjects is None else np.unique(self._subjects).tolist()
+        self.subjects: tuple[str, ...] = tuple(known)
+        self._start_s = self._numbers("start_s", start_s, (len(x),), np.float64)
+        self._quality = self._numbers("quality", quality, x.shape[:2], np.float32)
+        self._fingerprint = fingerprint
+        self._segments = None if self._start_s is None else self._find_segments(self._start_s)
 
-    def __init__(self, path: Path, *, sfreq_if_unsaid: float | None = None) -> None:
-        self.path = path
-        arrays = _load(path)
-        self.channels = _channel_names(arrays, path)
-        self._x = _windows_first(arrays, self.channels, path)
-        self.window_samples = int(self._x.shape[2])
-        self.sfreq = _sfreq(arrays, sfreq_if_unsaid, path)
-        self.sfreq_is_assumed = "sfreq" not in arrays
-        self.synthetic = _synthetic(arrays, path)
-        self.filters, self.units = {}, {}
-        owners = _per_window(arrays, "subjects", len(self._x), path)
-        self._subject_of_row = None if owners is None else owners.astype(str)
-        self.subjects: tuple[str, ...] = (
-            () if owners is None else tuple(np.unique(owners.astype(str)).tolist())
-        )
-        self._segments = self._find_stretches(_per_window(arrays, "start_s", len(self._x), path))
-
-    def _find_stretches(self, start_s: NDArray[Any] | None) -> Segments | None:
-        if start_s is None:
+    def _texts(self, key: str, values: ArrayLike | None) -> NDArray[np.str_] | None:
+        if values is None:
             return None
-        if start_s.dtype.kind not in "fiu" or not np.isfinite(start_s).all():
-            raise DataError(f"{self.path}: `start_s` must hold finite seconds, one for each window")
-        return find_segments(
-            start_s.astype(np.float64),
-            sfreq=self.sfreq,
-            window_samples=self.window_samples,
-            owner=self._subject_of_row,
-        )
+        texts = np.asarray(values).astype(str)
+        if texts.shape != (len(self),):
+            raise ValueError(
+                f"`{key}` must have one entry for each of {len(self)} windows, got {texts.shape}"
+            )
+        return texts
+
+    def _numbers(self, key: str, values: ArrayLike | None, shape: tuple[int, ...], dtype: type) -> Any:
+        """`values` as numbers of `shape`; None where there are none."""
+        if values is None:
+            return None
+        numbers = np.asarray(values)
+        if numbers.shape != shape or numbers.dtype.kind not in "fiu" or not np.isfinite(numbers).all():
+            raise ValueError(f"`{key}` must hold finite numbers of shape {shape}, got {numbers.shape}")
+        return numbers.astype(dtype)
+
+    def _find_segments(self, start_s: NDArray[np.float64]) -> Segments:
+        owner = self._subjects if self._case_ids is None else self._case_ids
+        return find_segments(start_s, sfreq=self.sfreq, window_samples=self.window_samples, owner=owner)
 
     def __len__(self) -> int:
         return len(self._x)
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 of the file, in hex."""
-        return sha256_of(self.path)
+        """A hex digest of what the windows hold."""
+        if self._fingerprint is None:
+            return hashlib.sha256(np.ascontiguousarray(self._x).data).hexdigest()
+        return self._fingerprint if isinstance(self._fingerprint, str) else self._fingerprint()
 
     def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """A batch (B, C, T); see `Windows.read`. Without `start_s` a crop is the window itself."""
@@ -82,14 +118,54 @@ class NpzWindows:
         return out
 
     def segments(self) -> Segments:
-        """Which of the N windows adjoin; none where the file does not say."""
+        """Which of the N windows adjoin; none where starts are not said."""
         alone = Segments(first=np.arange(len(self)), length=np.ones(len(self), np.int64))
         return self._segments or alone
 
-    def case_of(self, index: int) -> str:
-        """The file, row and, where known, subject of window `index`."""
-        subject = "" if self._subject_of_row is None else f", subject {self._subject_of_row[index]}"
-        return f"{self.path.name} row {index}{subject}"
+    def info(self, index: NDArray[np.int64]) -> WindowInfo:
+        """Case, subject, start and quality of the windows `index` (B,)."""
+        rows = checked_index(index, None, len(self))
+        named = np.array([f"{self.name} row {row}" for row in rows.tolist()], str)
+        unknown = np.full((len(rows), len(self.channels)), np.nan, np.float32)
+        return WindowInfo(
+            case_id=named if self._case_ids is None else self._case_ids[rows],
+            subject_id=np.full(len(rows), "") if self._subjects is None else self._subjects[rows],
+            start_s=np.full(len(rows), np.nan) if self._start_s is None else self._start_s[rows],
+            quality=unknown if self._quality is None else self._quality[rows],
+        )
+
+
+def npz_file(directory: Path, split: str) -> Path:
+    """Where the plain npz of `split` is looked for."""
+    return directory / f"{split}_windows.npz"
+
+
+def open_npz_windows(path: Path, *, sfreq_if_unsaid: float | None = None) -> ArrayWindows:
+    """Open the windows of one plain npz; mapped when uncompressed, loaded into memory when compressed.
+
+    Args:
+        path: the file.
+        sfreq_if_unsaid: Hz; used where the file holds no `sfreq`.
+
+    Raises:
+        DataError: when a key is missing, shapes do not fit, or the layout cannot be told.
+    """
+    arrays = _load(path)
+    channels = _channel_names(arrays, path)
+    said: dict[str, Any] = {key: arrays.get(key) for key in ("subjects", "case_ids", "start_s", "quality")}
+    try:
+        return ArrayWindows(
+            _windows_first(arrays, channels, path),
+            channels=channels,
+            sfreq=_sfreq(arrays, sfreq_if_unsaid, path),
+            sfreq_is_assumed="sfreq" not in arrays,
+            synthetic=_synthetic(arrays, path),
+            fingerprint=partial(sha256_of, path),
+            name=path.name,
+            **said,
+        )
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
@@ -170,15 +246,6 @@ def _synthetic(arrays: dict[str, NDArray[Any]], path: Path) -> bool:
     if value.size != 1 or value.dtype.kind != "b":
         raise DataError(f"{path}: `synthetic` must be one True or False, got {value.dtype} {value.shape}")
     return bool(value.item())
-
-
-def _per_window(arrays: dict[str, NDArray[Any]], key: str, windows: int, path: Path) -> NDArray[Any] | None:
-    values = arrays.get(key)
-    if values is not None and values.shape != (windows,):
-        raise DataError(
-            f"{path}: `{key}` must have one entry for each of {windows} windows, got {values.shape}"
-        )
-    return values
 
 
 def _held(arrays: dict[str, NDArray[Any]]) -> str:

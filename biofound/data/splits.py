@@ -1,28 +1,29 @@
-"""Who is trained on, who is validated on, who is kept for the test: splits by patient, and their JSON file.
+"""Train, validation and test splits by patient, and their JSON file.
 
 A patient's split depends on (seed, patient) alone, through a hash, so that cases that are added move nobody;
 both modes share the thresholds, so a test patient of `fasttrack` is no training patient of `full`.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from biofound.data.sources import Case
+from pydantic import model_validator
+
 from biofound.errors import DataError, SettingsError
-from biofound.files import write_json
+from biofound.files import JsonFile, StrictModel, read_json_as, write_json
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from biofound.data.sources import Case  # numpy comes with it, and the settings import this module
+
 Mode = Literal["full", "fasttrack"]
 SplitName = Literal["train", "val", "test"]
-
-FORMAT_VERSION = 1
-KIND = "biofound-splits"
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+SourceDescription = dict[str, str | int | float | bool | None]
+"""What `Source.describe` gives: plain values that open the source again."""
 
 _TRAIN_BELOW, _VAL_BELOW = 0.8, 0.9
 _FASTTRACK_CASES: dict[SplitName, int] = {"train": 50, "val": 10, "test": 10}
@@ -30,35 +31,52 @@ _SEEDS_TRIED = 1000
 _SHOWN = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitCase:
+class SplitCase(StrictModel):
     """One case of a split and whose it is."""
 
     case_id: str
     subject_id: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Splits:
-    """The cases of each split and all that decided about them; what `splits_<mode>.json` holds.
+class CasesBySplit(StrictModel):
+    """The cases of each split, sorted by case id; no case and no patient is in two."""
 
-    `source` is what `Source.describe` gave, `channels` the names that every case has, `case_set` VitalDB's
-    set of cases or None.
+    train: tuple[SplitCase, ...]
+    val: tuple[SplitCase, ...]
+    test: tuple[SplitCase, ...]
+
+    @model_validator(mode="after")
+    def _refuse_shared(self) -> "CasesBySplit":
+        for what, key in (("patients", "subject_id"), ("cases", "case_id")):
+            members = {name: {getattr(case, key) for case in getattr(self, name)} for name in SPLITS}
+            for one, other in combinations(SPLITS, 2):
+                if shared := sorted(members[one] & members[other]):
+                    raise ValueError(
+                        f"{what} {_some(shared)} are in both {one} and {other}; every number computed from "
+                        "such splits is too good"
+                    )
+        return self
+
+
+class Splits(JsonFile):
+    """The cases of each split and all that decided about them: what `splits_<mode>.json` holds.
+
+    `channels` are the names that every case has, `case_set` is VitalDB's set of cases or None.
     """
 
-    source: Mapping[str, Any]
+    kind: Literal["biofound-splits"] = "biofound-splits"
+    format_version: Literal[1] = 1
+    source: SourceDescription
     dataset_version: str
     channels: tuple[str, ...]
     mode: Mode
     case_set: str | None
     seed: int
-    train: tuple[SplitCase, ...]
-    val: tuple[SplitCase, ...]
-    test: tuple[SplitCase, ...]
+    splits: CasesBySplit
 
     def of(self, split: SplitName) -> tuple[SplitCase, ...]:
         """The cases of one split, sorted by case id."""
-        return {"train": self.train, "val": self.val, "test": self.test}[split]
+        return cast(tuple[SplitCase, ...], getattr(self.splits, split))
 
     def subjects(self, split: SplitName) -> tuple[str, ...]:
         """The patients of one split, sorted."""
@@ -66,11 +84,11 @@ class Splits:
 
 
 def make_splits(
-    cases: Sequence[Case],
+    cases: Sequence["Case"],
     *,
     mode: Mode,
     seed: int,
-    source: Mapping[str, Any],
+    source: SourceDescription,
     dataset_version: str,
     channels: Sequence[str],
     case_set: str | None = None,
@@ -102,24 +120,22 @@ def make_splits(
     if mode == "fasttrack":
         by_split = {name: _take(by_split[name], _FASTTRACK_CASES[name], seed) for name in SPLITS}
     return Splits(
-        source=dict(source),
+        source=source,
         dataset_version=dataset_version,
         channels=tuple(channels),
         mode=mode,
         case_set=case_set,
         seed=seed,
-        train=by_split["train"],
-        val=by_split["val"],
-        test=by_split["test"],
+        splits=CasesBySplit(**by_split),
     )
 
 
 def split_of(subject_id: str, *, seed: int) -> SplitName:
     """The split a patient belongs to, in every data set and mode."""
-    place = _fraction(f"{seed}:{subject_id}")
-    if place < _TRAIN_BELOW:
+    fraction = _fraction(f"{seed}:{subject_id}")
+    if fraction < _TRAIN_BELOW:
         return "train"
-    return "val" if place < _VAL_BELOW else "test"
+    return "val" if fraction < _VAL_BELOW else "test"
 
 
 def save_splits(path: Path, splits: Splits) -> None:
@@ -128,55 +144,20 @@ def save_splits(path: Path, splits: Splits) -> None:
     Raises:
         OSError: when the disk refuses; `path` is then untouched.
     """
-    write_json(
-        path,
-        {
-            "format_version": FORMAT_VERSION,
-            "kind": KIND,
-            "source": dict(splits.source),
-            "dataset_version": splits.dataset_version,
-            "channels": list(splits.channels),
-            "mode": splits.mode,
-            "case_set": splits.case_set,
-            "seed": splits.seed,
-            "splits": {
-                name: [{"case_id": c.case_id, "subject_id": c.subject_id} for c in splits.of(name)]
-                for name in SPLITS
-            },
-        },
-    )
+    write_json(path, splits.model_dump(mode="json"))
 
 
 def load_splits(path: Path) -> Splits:
-    """Read what `save_splits` wrote, and check that no patient is in two splits.
+    """Read what `save_splits` wrote.
 
     Raises:
-        DataError: when the file is missing, is not JSON, is no splits file, has another format version, lacks
-            something, or has a patient or case in two splits.
+        DataError: when the file is missing or no whole splits file of this format version, or has a patient
+            or case in two splits.
     """
-    content = _read_json(path)
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        kind = content.get("kind", "no kind") if isinstance(content, dict) else type(content).__name__
-        raise DataError(
-            f"{path}: expected a splits file (kind {KIND!r}), got {kind!r}; write one with `biofound prepare`"
-        )
-    if content.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: expected format version {FORMAT_VERSION}, got {content.get('format_version')!r}; the "
-            "file is from another version of biofound: write it again with `biofound prepare`"
-        )
-    try:
-        splits = _from_json(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: not a whole splits file ({type(error).__name__}: {error}); write it again with "
-            "`biofound prepare`"
-        ) from error
-    _refuse_shared(path, splits)
-    return splits
+    return read_json_as(path, Splits, hint="write the splits again with `biofound prepare`")
 
 
-def _divide(cases: Sequence[Case], seed: int) -> dict[SplitName, tuple[SplitCase, ...]]:
+def _divide(cases: Sequence["Case"], seed: int) -> dict[SplitName, tuple[SplitCase, ...]]:
     known = [
         SplitCase(case_id=case.case_id, subject_id=cast(str, case.subject_id))
         for case in sorted(cases, key=lambda case: case.case_id)
@@ -202,7 +183,7 @@ def _fraction(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _refuse_unusable(cases: Sequence[Case], channels: Sequence[str]) -> None:
+def _refuse_unusable(cases: Sequence["Case"], channels: Sequence[str]) -> None:
     if not cases:
         raise DataError(
             f"expected cases with the channels {', '.join(channels)}, found none; compare the channels' "
@@ -222,7 +203,7 @@ def _refuse_unusable(cases: Sequence[Case], channels: Sequence[str]) -> None:
 
 
 def _refuse_empty(
-    by_split: Mapping[SplitName, tuple[SplitCase, ...]], cases: Sequence[Case], seed: int
+    by_split: Mapping[SplitName, tuple[SplitCase, ...]], cases: Sequence["Case"], seed: int
 ) -> None:
     if all(by_split.values()):
         return
@@ -241,73 +222,6 @@ def _advice(subjects: set[str]) -> str:
         if {split_of(subject, seed=seed) for subject in subjects} == set(SPLITS):
             return f"another seed gives three: --seed {seed}"
     return "try another seed"
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: expected a splits file, found none; write one with `biofound prepare`"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the splits file cannot be read: {error}") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: expected JSON, got something else: {error}") from error
-
-
-def _from_json(content: dict[str, Any]) -> Splits:
-    """The splits in a file's content; KeyError, TypeError or ValueError where it is not what is written."""
-    parts = {name: _cases_from_json(content["splits"][name]) for name in SPLITS}
-    return Splits(
-        source=_typed(content["source"], dict, "source"),
-        dataset_version=_typed(content["dataset_version"], str, "dataset_version"),
-        channels=tuple(
-            _typed(name, str, "channels") for name in _typed(content["channels"], list, "channels")
-        ),
-        mode=_mode(content["mode"]),
-        case_set=None if content["case_set"] is None else _typed(content["case_set"], str, "case_set"),
-        seed=_typed(content["seed"], int, "seed"),
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
-    )
-
-
-def _cases_from_json(rows: object) -> tuple[SplitCase, ...]:
-    return tuple(
-        SplitCase(
-            case_id=_typed(row["case_id"], str, "case_id"),
-            subject_id=_typed(row["subject_id"], str, "subject_id"),
-        )
-        for row in _typed(rows, list, "splits")
-    )
-
-
-def _mode(value: object) -> Mode:
-    if value not in get_args(Mode):
-        raise ValueError(f"mode {value!r}")
-    return cast(Mode, value)
-
-
-def _typed(value: object, kind: type[T], key: str) -> T:
-    if not isinstance(value, kind):
-        raise TypeError(f"{key} must be {kind.__name__}, got {value!r}")
-    return value
-
-
-def _refuse_shared(path: Path, splits: Splits) -> None:
-    for what, of_case in (("patients", "subject_id"), ("cases", "case_id")):
-        seen: dict[str, str] = {}
-        for name in SPLITS:
-            mine = {getattr(case, of_case) for case in splits.of(name)}
-            shared = sorted(mine & seen.keys())
-            if shared:
-                raise DataError(
-                    f"{path}: {what} {_some(shared)} are in both {seen[shared[0]]} and {name}; every number "
-                    "computed from such splits is too good: write them again with `biofound prepare`"
-                )
-            seen.update(dict.fromkeys(mine, name))
 
 
 def _some(names: Sequence[str]) -> str:

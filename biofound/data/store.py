@@ -1,4 +1,4 @@
-"""How a window store lies on disk, and how it is read: one npz and one sidecar a case, one index.
+"""Window stores on disk: one npz and one sidecar a case, one index, and how they are read.
 
 ```
 DIR/train/index.json         what the store holds; there only when the store is whole
@@ -9,81 +9,212 @@ DIR/train/<case>.json        how the case was made, what was dropped and why, th
 
 import functools
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
+from biofound.data.channels import PassBand
 from biofound.data.npz import Member, find_members, map_members
-from biofound.data.segments import Segments, find_segments, gather
+from biofound.data.segments import Segments, WindowInfo, checked_index, find_segments, gather
+from biofound.data.splits import SourceDescription, SplitName
 from biofound.errors import DataError
+from biofound.files import JsonFile, StrictModel, read_json_as
 
-FORMAT_VERSION = 1
-INDEX_KIND = "biofound-windows"
-SIDECAR_KIND = "biofound-windows-case"
 INDEX_NAME = "index.json"
 MEMBERS = ("x", "mean", "std", "start_s", "quality")
 MAPS_OPEN = 256
 """Memory maps open at once. Each holds a file descriptor, of which a process commonly has 1,024."""
 
+DType = Literal["float16", "float32"]
+DTYPES: tuple[DType, ...] = get_args(DType)
+Counts = dict[str, dict[str, int]]
+"""Windows by reason and channel, or by channel and reason."""
+
+
+class StoreHeader(StrictModel):
+    """How all windows of a store were made: what its index and every sidecar say alike."""
+
+    biofound_version: str
+    settings_sha256: str
+    channels: tuple[str, ...]
+    units: dict[str, str]
+    filters: dict[str, PassBand]
+    quality_thresholds: dict[str, float]
+    sfreq: float
+    window_samples: int
+    max_gap_seconds: float
+    dtype: DType
+
+    def hours_of(self, windows: int) -> float:
+        """The length of so many windows in hours."""
+        return windows * self.window_samples / self.sfreq / 3600
+
+
+class CaseHeader(StoreHeader, JsonFile):
+    """How the windows of one case were made. A case whose sidecar says the same is up to date."""
+
+    kind: Literal["biofound-windows-case"] = "biofound-windows-case"
+    format_version: Literal[1] = 1
+    case_id: str
+    subject_id: str
+    source: str
+    source_fingerprint: str
+
+
+class Sidecar(CaseHeader):
+    """What stands beside the npz of a case: how it was made, and what it holds.
+
+    `dropped` is reason to channel to windows; each dropped window counts once, so that `windows` and these
+    add up to `candidates`. `rejected` is channel to reason to windows, each channel by itself.
+    """
+
+    file: str
+    npz_sha256: str
+    npz_bytes: int
+    candidates: int
+    windows: int
+    hours: float
+    dropped: Counts
+    rejected: Counts
+
+
+class IndexedCase(StrictModel):
+    """One case as the index lists it; `sha256` is that of `file`, its npz."""
+
+    case_id: str
+    subject_id: str
+    file: str
+    windows: int
+    sha256: str
+
+
+class Totals(StrictModel):
+    """Sums over a store's cases; cases without any kept window count too."""
+
+    cases: int
+    subjects: int
+    candidates: int
+    windows: int
+    hours: float
+
+
+class StoreIndex(StoreHeader, JsonFile):
+    """The index of one split's store; `dropped` and `rejected` are the sums of the sidecars'."""
+
+    kind: Literal["biofound-windows"] = "biofound-windows"
+    format_version: Literal[1] = 1
+    split: SplitName
+    synthetic: bool
+    source: SourceDescription
+    dataset_version: str
+    cases: tuple[IndexedCase, ...]
+    failed_cases: tuple[str, ...]
+    totals: Totals
+    dropped: Counts
+    rejected: Counts
+    fingerprint: str
+
+
+def make_index(
+    sidecars: Sequence[Sidecar],
+    *,
+    header: StoreHeader,
+    split: SplitName,
+    source: SourceDescription,
+    dataset_version: str,
+    failed_cases: Sequence[str],
+) -> StoreIndex:
+    """The index of a store that holds these cases."""
+    cases = tuple(
+        IndexedCase(
+            case_id=sidecar.case_id,
+            subject_id=sidecar.subject_id,
+            file=sidecar.file,
+            windows=sidecar.windows,
+            sha256=sidecar.npz_sha256,
+        )
+        for sidecar in sorted(sidecars, key=lambda sidecar: sidecar.case_id)
+    )
+    windows = sum(sidecar.windows for sidecar in sidecars)
+    return StoreIndex(
+        **{name: getattr(header, name) for name in StoreHeader.model_fields},
+        split=split,
+        synthetic=source["name"] == "synthetic",
+        source=source,
+        dataset_version=dataset_version,
+        cases=cases,
+        failed_cases=tuple(failed_cases),
+        totals=Totals(
+            cases=len(sidecars),
+            subjects=len({sidecar.subject_id for sidecar in sidecars}),
+            candidates=sum(sidecar.candidates for sidecar in sidecars),
+            windows=windows,
+            hours=header.hours_of(windows),
+        ),
+        dropped=sum_counts(sidecar.dropped for sidecar in sidecars),
+        rejected=sum_counts(sidecar.rejected for sidecar in sidecars),
+        fingerprint=fingerprint_of(cases),
+    )
+
+
+def sum_counts(counts: Iterable[Counts]) -> Counts:
+    """Add up counts key by key."""
+    sums: Counts = {}
+    for one in counts:
+        for outer, row in one.items():
+            sum_row = sums.setdefault(outer, {})
+            for inner, count in row.items():
+                sum_row[inner] = sum_row.get(inner, 0) + count
+    return sums
+
+
+def total(counts: Counts) -> int:
+    """The number of windows in all of `counts`."""
+    return sum(sum(row.values()) for row in counts.values())
+
 
 def file_stem(case_id: str) -> str:
-    """The name of a case's files, without suffix: its id, with what no file may be called escaped."""
+    """The name of a case's files without suffix: its id, percent-encoded where a file name needs it."""
     stem = quote(case_id, safe=" ()+,=@[]")
     return "%69ndex" if stem == "index" else stem
 
 
-def fingerprint_of(cases: Sequence[Mapping[str, Any]]) -> str:
+def fingerprint_of(cases: Iterable[IndexedCase]) -> str:
     """The SHA-256 over every case's id and npz SHA-256, in the order of their ids."""
-    lines = sorted(f"{case['case_id']} {case['sha256']}\n" for case in cases)
+    lines = sorted(f"{case.case_id} {case.sha256}\n" for case in cases)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_index(directory: Path) -> dict[str, Any]:
+def read_index(directory: Path) -> StoreIndex:
     """The index of the store in `directory`.
 
     Raises:
         DataError: when it is missing, no index, or of another format version.
     """
-    return _read_json(directory / INDEX_NAME, INDEX_KIND)
+    return read_json_as(directory / INDEX_NAME, StoreIndex, hint="build the store with `biofound windows`")
 
 
-def read_sidecar(path: Path) -> dict[str, Any]:
+def read_sidecar(path: Path) -> Sidecar:
     """The sidecar of one case.
 
     Raises:
         DataError: when it is missing, no sidecar, or of another format version.
     """
-    return _read_json(path, SIDECAR_KIND)
-
-
-def _read_json(path: Path, kind: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; build the store with `biofound windows`") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); build the store again") from error
-    if not isinstance(content, dict) or content.get("kind") != kind:
-        raise DataError(f"{path}: expected a JSON object of kind '{kind}'; this file is something else")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: format version {content.get('format_version')!r}, expected {FORMAT_VERSION}; "
-            "build the store again, or use the biofound that wrote it"
-        )
-    return content
+    return read_json_as(path, Sidecar, hint="build the store again with `biofound windows`")
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenCase:
-    """One mapped case: its windows (N, C, T) and their stretches."""
+    """The mapped arrays of one case of N windows, and which of them adjoin."""
 
     x: NDArray[Any]
+    start_s: NDArray[np.float64]
+    quality: NDArray[np.float32]
     segments: Segments
 
 
@@ -95,19 +226,21 @@ class StoreWindows:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
+        self.directory, self.index = directory, read_index(directory)
+        index = self.index
+        self.channels, self.sfreq, self.window_samples = index.channels, index.sfreq, index.window_samples
+        self.filters = {name: band.as_json() for name, band in index.filters.items()}
+        self.units, self.synthetic, self.fingerprint = index.units, index.synthetic, index.fingerprint
         self.sfreq_is_assumed = False
-        index = read_index(directory)
-        try:
-            self._read_header(index)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{directory / INDEX_NAME}: incomplete ({error!r}); build the store again"
-            ) from error
-        missing = [name for name in self._files if not (directory / name).is_file()]
+        self._cases = [case for case in index.cases if case.windows > 0]
+        self.subjects = tuple(sorted({case.subject_id for case in self._cases}))
+        windows = np.array([case.windows for case in self._cases], np.int64)
+        self._ends = np.cumsum(windows)
+        self._starts = self._ends - windows
+        missing = [case.file for case in self._cases if not (directory / case.file).is_file()]
         if missing:
             raise DataError(
-                f"{directory}: {len(missing)} of the {len(self._files)} files in {INDEX_NAME} are missing, "
+                f"{directory}: {len(missing)} of the {len(self._cases)} files in {INDEX_NAME} are missing, "
                 f"{missing[0]} first; run `biofound windows` again to build them"
             )
         self._refuse_short_files()
@@ -115,104 +248,126 @@ class StoreWindows:
         # an lru_cache is safe to use from a prefetching thread beside the main one
         self._case = functools.lru_cache(maxsize=MAPS_OPEN)(self._open_case)
 
-    def _read_header(self, index: dict[str, Any]) -> None:
-        self.channels: tuple[str, ...] = tuple(index["channels"])
-        self.sfreq = float(index["sfreq"])
-        self.window_samples = int(index["window_samples"])
-        self.filters: dict[str, dict[str, Any]] = index["filters"]
-        self.units: dict[str, str] = index["units"]
-        self._dtype = np.dtype(str(index["dtype"]))
-        self.synthetic = bool(index["synthetic"])
-        self.fingerprint = str(index["fingerprint"])
-        cases = [case for case in index["cases"] if case["windows"] > 0]
-        self.subjects: tuple[str, ...] = tuple(sorted({case["subject_id"] for case in cases}))
-        self._case_ids = [str(case["case_id"]) for case in cases]
-        self._files = [str(case["file"]) for case in cases]
-        self._ends = np.cumsum([int(case["windows"]) for case in cases], dtype=np.int64)
-        self._starts = np.concatenate([[0], self._ends[:-1]]) if cases else np.zeros(0, np.int64)
-
     def _refuse_short_files(self) -> None:
         """See at once, by their sizes, files cut short: else a run would meet them after hours."""
-        window = self._dtype.itemsize * len(self.channels) * self.window_samples
+        window_bytes = np.dtype(self.index.dtype).itemsize * len(self.channels) * self.window_samples
         short = [
-            name
-            for name, windows in zip(self._files, np.diff(self._ends, prepend=0).tolist(), strict=True)
-            if (self.directory / name).stat().st_size < windows * window
+            case.file
+            for case in self._cases
+            if (self.directory / case.file).stat().st_size < case.windows * window_bytes
         ]
         if short:
             raise DataError(
-                f"{self.directory}: {len(short)} of the {len(self._files)} files in {INDEX_NAME} are cut "
+                f"{self.directory}: {len(short)} of the {len(self._cases)} files in {INDEX_NAME} are cut "
                 f"short, {short[0]} first; run `biofound windows` again to build them"
             )
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def case_of(self, index: int) -> str:
-        """The id of the case that window `index` was cut from."""
-        return self._case_ids[int(np.searchsorted(self._ends, index, side="right"))]
-
     def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """A batch (B, C, T); see `Windows.read`."""
         index = checked_index(index, crop, len(self))
         out = np.empty((len(index), len(self.channels), self.window_samples), np.float32)
-        case = np.searchsorted(self._ends, index, side="right")
-        by_case = np.argsort(case, kind="stable")
-        cuts = np.flatnonzero(np.diff(case[by_case])) + 1
-        for into in np.split(by_case, cuts) if len(index) else ():
-            number = int(case[into[0]])
-            opened = self._case(number)
-            rows = index[into] - self._starts[number]
-            gather(opened.x, rows, out, into, opened.segments, None if crop is None else crop[into])
+        for case, into, rows in self._by_case(index):
+            gather(case.x, rows, out, into, case.segments, None if crop is None else crop[into])
         return out
+
+    def info(self, index: NDArray[np.int64]) -> WindowInfo:
+        """Case, subject, start and quality of the windows `index` (B,)."""
+        index = checked_index(index, None, len(self))
+        number = self._case_number(index)
+        case_id, subject_id = (
+            np.array([getattr(case, name) for case in self._cases], str)[number]
+            for name in ("case_id", "subject_id")
+        )
+        start_s = np.empty(len(index), np.float64)
+        quality = np.empty((len(index), len(self.channels)), np.float32)
+        for case, into, rows in self._by_case(index):
+            start_s[into], quality[into] = case.start_s[rows], case.quality[rows]
+        return WindowInfo(case_id=case_id, subject_id=subject_id, start_s=start_s, quality=quality)
+
+    def _case_number(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._ends, index, side="right")
+
+    def _by_case(
+        self, index: NDArray[np.int64]
+    ) -> Iterator[tuple[_OpenCase, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each case that `index` (B,) touches: the case, the positions in `index`, and its rows there."""
+        number = self._case_number(index)
+        by_case = np.argsort(number, kind="stable")
+        bounds = np.flatnonzero(np.diff(number[by_case])) + 1
+        for into in np.split(by_case, bounds) if len(index) else ():
+            case = int(number[into[0]])
+            yield self._case(case), into, index[into] - self._starts[case]
 
     def segments(self) -> Segments:
         """Which of the N windows adjoin."""
-        parts = [self._case(number).segments for number in range(len(self._files))]
-        firsts = [part.first + start for part, start in zip(parts, self._starts, strict=True)]
-        return Segments(first=np.concatenate(firsts), length=np.concatenate([part.length for part in parts]))
+        by_case = [self._case(number).segments for number in range(len(self._cases))]
+        firsts = [found.first + start for found, start in zip(by_case, self._starts, strict=True)]
+        lengths = [found.length for found in by_case]
+        return Segments(first=np.concatenate(firsts), length=np.concatenate(lengths))
 
     def _open_case(self, number: int) -> _OpenCase:
-        path = self.directory / self._files[number]
+        path = self.directory / self._cases[number].file
         try:
             layout = self._layouts.get(number) or self._find_layout(number, path)
             arrays = map_members(path, layout)
         except FileNotFoundError as error:
             raise DataError(
-                f"{path}: case {self._case_ids[number]} has gone since the store was opened"
+                f"{path}: case {self._cases[number].case_id} has been removed since the store was opened"
             ) from error
         segments = find_segments(arrays["start_s"], sfreq=self.sfreq, window_samples=self.window_samples)
-        return _OpenCase(x=arrays["x"], segments=segments)
+        return _OpenCase(arrays["x"], arrays["start_s"], arrays["quality"], segments)
 
     def _find_layout(self, number: int, path: Path) -> dict[str, Member]:
-        layout = find_members(path, ["x", "start_s"])
-        windows = int(self._ends[number] - self._starts[number])
-        expected = (windows, len(self.channels), self.window_samples)
-        if layout["x"].shape != expected or layout["start_s"].shape != (windows,):
-            raise DataError(
-                f"{path}: case {self._case_ids[number]} has windows of shape {layout['x'].shape}, "
-                f"{INDEX_NAME} says {expected}; run `biofound windows` again"
-            )
+        windows, channels = self._cases[number].windows, len(self.channels)
+        expected = {
+            "x": (windows, channels, self.window_samples),
+            "start_s": (windows,),
+            "quality": (windows, channels),
+        }
+        layout = find_members(path, tuple(expected))
+        for name, shape in expected.items():
+            if layout[name].shape != shape:
+                raise DataError(
+                    f"{path}: case {self._cases[number].case_id} has `{name}` of shape {layout[name].shape}, "
+                    f"{INDEX_NAME} says {shape}; run `biofound windows` again"
+                )
         self._layouts[number] = layout
         return layout
 
 
-def checked_index(
-    index: NDArray[np.int64], crop: NDArray[np.float64] | None, windows: int
-) -> NDArray[np.int64]:
-    """`index` as int64 (B,), after seeing that it lies in [0, windows) and `crop` fits it.
+@dataclass(frozen=True, kw_only=True)
+class WindowSample:
+    """One window of a store: `samples` (C, T) in physical units, `quality` (C,), and where it was taken."""
+
+    samples: NDArray[np.float32]
+    quality: NDArray[np.float32]
+    split: str
+    case_id: str
+    start_s: float
+
+
+def random_windows(directory: Path, *, count: int, seed: int) -> list[WindowSample]:
+    """Draw `count` different windows of the store of one split (all, if there are fewer), in its order.
 
     Raises:
-        IndexError: when a window is asked for that is not there.
-        ValueError: when `crop` has another length, or values outside [0, 1).
+        DataError: when there is no store, or it cannot be read.
     """
-    index = np.asarray(index, dtype=np.int64)
-    if index.ndim != 1:
-        raise ValueError(f"index must be one-dimensional, got shape {index.shape}")
-    if len(index) and (index.min() < 0 or index.max() >= windows):
-        raise IndexError(f"index reaches from {index.min()} to {index.max()}, there are {windows} windows")
-    if crop is not None and crop.shape != index.shape:
-        raise ValueError(f"crop has shape {crop.shape}, index {index.shape}")
-    if crop is not None and not np.all((crop >= 0) & (crop < 1)):
-        raise ValueError(f"crop must lie in [0, 1), got {crop.min()} to {crop.max()}")
-    return index
+    windows = StoreWindows(directory)
+    draw = np.random.default_rng(seed).choice(len(windows), min(count, len(windows)), replace=False)
+    index = np.sort(draw)
+    info = windows.info(index)
+    return [
+        WindowSample(
+            samples=samples,
+            quality=quality,
+            split=windows.index.split,
+            case_id=str(case_id),
+            start_s=float(start_s),
+        )
+        for samples, quality, case_id, start_s in zip(
+            windows.read(index), info.quality, info.case_id, info.start_s, strict=True
+        )
+    ]

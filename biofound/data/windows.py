@@ -1,24 +1,35 @@
-"""What windows are to whoever trains on them, and how they are opened, whichever form they are stored in.
+"""The `Windows` protocol: what training needs of windows, and how they are opened.
 
-Two forms: a store that `biofound windows` built (`store.py`), and one plain npz a split (`plain.py`).
-Building is `build.py`; looking into a store and checking it is `integrity.py`.
+Two forms on disk: a store that `biofound windows` built (`StoreWindows`), and one plain npz a split
+(`ArrayWindows`, which holds arrays in memory too). `build.py` builds a store, `integrity.py` checks one.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from biofound.data.npz_windows import ARRAY_KEYS, NpzWindows, npz_file
-from biofound.data.segments import Segments
+from biofound.data.npz_windows import ARRAY_KEYS, ArrayWindows, npz_file, open_npz_windows
+from biofound.data.segments import Segments, WindowInfo
 from biofound.data.store import INDEX_NAME, StoreWindows
 from biofound.errors import DataError
 
+__all__ = [
+    "ArrayWindows",
+    "Segments",
+    "StoreWindows",
+    "WindowInfo",
+    "Windows",
+    "open_windows",
+    "select_channels",
+]
+
 
 class Windows(Protocol):
-    """N windows of C channels and T samples on disk, read by batch."""
+    """N windows of C channels and T samples, read by batch."""
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -72,13 +83,13 @@ class Windows(Protocol):
     def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """A batch (B, C, T) of the windows `index` (B,), in physical units, NaN only in gaps.
 
-        With `crop` (B,), each u in [0, 1), window i at place j in a stretch of n adjacent windows
-        gives the T samples from sample floor((j + u) * ((n - 1) * T + 1) / n) of that stretch.
+        With `crop` (B,), each u in [0, 1), window j of a segment of n adjacent windows gives the T samples
+        from sample floor((j + u) * ((n - 1) * T + 1) / n) of that segment.
         """
         ...
 
-    def case_of(self, index: int) -> str:
-        """Where window `index` comes from, for messages."""
+    def info(self, index: NDArray[np.int64]) -> WindowInfo:
+        """Case, subject, start and quality of the windows `index` (B,)."""
         ...
 
     def segments(self) -> Segments:
@@ -100,7 +111,7 @@ def open_windows(path: Path, split: str, *, sfreq_if_unsaid: float | None = None
     if (path / split / INDEX_NAME).is_file():
         return StoreWindows(path / split)
     if npz_file(path, split).is_file():
-        return NpzWindows(npz_file(path, split), sfreq_if_unsaid=sfreq_if_unsaid)
+        return open_npz_windows(npz_file(path, split), sfreq_if_unsaid=sfreq_if_unsaid)
     raise DataError(_nothing_found(path, split))
 
 
@@ -113,7 +124,7 @@ def _nothing_found(path: Path, split: str) -> str:
     if (path / split).is_dir() and any((path / split).iterdir()):
         return (
             f"{path / split}: holds no {INDEX_NAME}, so its build did not finish; run `biofound windows` "
-            "again with the same options, it goes on where it stopped"
+            "again with the same options to resume it"
         )
     return (
         f"{path}: no windows for split '{split}'. Expected a store {split}/{INDEX_NAME} (from `biofound "
@@ -136,10 +147,10 @@ def select_channels(windows: Windows, channels: Sequence[str]) -> Windows:
             f"these windows hold {', '.join(windows.channels)}, but not {', '.join(absent)}; "
             "ask for other channels, or build windows with them"
         )
-    return _SomeChannels(windows, tuple(channels))
+    return _SelectedChannels(windows, tuple(channels))
 
 
-class _SomeChannels:
+class _SelectedChannels:
     """Windows of which only some channels are read, or all in another order."""
 
     def __init__(self, windows: Windows, channels: tuple[str, ...]) -> None:
@@ -149,11 +160,12 @@ class _SomeChannels:
         self.sfreq_is_assumed = windows.sfreq_is_assumed
         self.filters = {name: band for name, band in windows.filters.items() if name in channels}
         self.units = {name: unit for name, unit in windows.units.items() if name in channels}
-        self.synthetic, self.fingerprint, self.subjects = (
-            windows.synthetic,
-            windows.fingerprint,
-            windows.subjects,
-        )
+        self.synthetic, self.subjects = windows.synthetic, windows.subjects
+
+    @property
+    def fingerprint(self) -> str:
+        """That of all channels."""
+        return self._windows.fingerprint
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -162,9 +174,10 @@ class _SomeChannels:
         """A batch (B, C, T); see `Windows.read`."""
         return self._windows.read(index, crop)[:, self._rows]
 
-    def case_of(self, index: int) -> str:
-        """Where window `index` comes from."""
-        return self._windows.case_of(index)
+    def info(self, index: NDArray[np.int64]) -> WindowInfo:
+        """Case, subject, start and quality of the windows `index` (B,)."""
+        info = self._windows.info(index)
+        return replace(info, quality=info.quality[:, self._rows])
 
     def segments(self) -> Segments:
         """Which of the windows adjoin."""

@@ -8,7 +8,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
 
-from biofound.data.channels import FINETUNE_CHANNELS, PRETRAIN_CHANNELS, Channel, PassBand
+from biofound.data.channels import (
+    FINETUNE_CHANNELS,
+    PRETRAIN_CHANNELS,
+    Channel,
+    PassBand,
+    samples_in_window,
+)
+from biofound.data.splits import SPLITS, SplitName
+from biofound.errors import SettingsError
 from biofound.settings.base import CHANNEL_NAME, REQUIRED, Conflict, Derived, Settings, setting
 
 
@@ -252,9 +260,7 @@ class WindowsSettings(Settings):
         panel=_DATA,
         in_file=False,
     )
-    split: Literal["train", "val", "test", "all"] = setting(
-        "all", "Which split to build.", panel=_DATA, in_file=False
-    )
+    split: SplitName | Literal["all"] = setting("all", "Which split to build.", panel=_DATA, in_file=False)
     vitaldb_url: str | None = setting(None, _VITALDB_URL, panel=_DATA, in_file=False, env=VITALDB_URL)
     channels_yaml: Path | None = setting(None, _CHANNELS_YAML, panel=_DATA, in_file=False)
     section: Section = setting(
@@ -320,16 +326,13 @@ class WindowsSettings(Settings):
 
     def conflicts(self) -> Iterator[Conflict]:
         """A window is a whole number of samples; a store's directory holds nothing but its own files."""
-        samples = self.sfreq * self.window_seconds
-        if abs(samples - round(samples)) > 1e-6 or round(samples) < 2:
-            message = (
-                f"window_seconds x sfreq must be a whole number of samples, at least 2, "
-                f"but {self.window_seconds:g} s x {self.sfreq:g} Hz is {samples:g}"
-            )
-            yield Conflict(("window_seconds", "sfreq"), message)
+        try:
+            samples_in_window(self.window_seconds, self.sfreq)
+        except SettingsError as error:
+            yield Conflict(("window_seconds", "sfreq"), str(error))
         store = self.outdir if self.inspect is None else self.inspect
-        of_splits = {store / name for name in ("train", "val", "test")}
-        if store.name in ("train", "val", "test"):
+        of_splits = {store / name for name in SPLITS}
+        if store.name in SPLITS:
             of_splits.add(store)
         if self.picture is not None and self.picture.parent in of_splits:
             message = f"picture must not lie among a store's own files, in {self.picture.parent}"

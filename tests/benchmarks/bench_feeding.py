@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,28 +16,24 @@ from rich.table import Table
 
 from biofound.data.npz import write_npz
 from biofound.data.store import StoreWindows
-from biofound.files import write_json
 from tests.benchmarks.timing import anonymous_memory
+from tests.data.cohort import write_index
 
 BATCH, ROUNDS = 128, 5
 SHAPE = (2, 1250)
 
 
 def make_store(directory: Path, *, cases: int, windows: int) -> StoreWindows:
-    """A store of random windows in which every case is one stretch."""
+    """A store of random windows in which every case is one segment."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(windows, *SHAPE)).astype(np.float16)
     start_s = np.arange(windows) * 10.0
-    listed = []
-    for number in range(cases):
-        name = f"case{number:04d}"
+    quality = np.ones((windows, SHAPE[0]), np.float32)
+    names = [f"case{number:04d}" for number in range(cases)]
+    for name in names:
         with (directory / f"{name}.npz").open("wb") as file:
-            write_npz(file, {"x": x, "start_s": start_s})
-        listed.append({"case_id": name, "subject_id": name, "file": f"{name}.npz", "windows": windows})
-    index: dict[str, Any] = {"kind": "biofound-windows", "format_version": 1, "cases": listed}
-    index |= {"channels": ["PPG", "ECG"], "sfreq": 125.0, "window_samples": SHAPE[1], "filters": {}}
-    index |= {"units": {}, "dtype": "float16"}
-    write_json(directory / "index.json", {**index, "synthetic": False, "fingerprint": ""})
+            write_npz(file, {"x": x, "start_s": start_s, "quality": quality})
+    write_index(directory, dict.fromkeys(names, windows))
     return StoreWindows(directory)
 
 

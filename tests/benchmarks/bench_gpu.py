@@ -74,7 +74,7 @@ class _First:
 
     def __init__(self, windows: GpuWindowCache, count: int) -> None:
         self.windows, self.count, self.channels = windows, count, windows.channels
-        self.read, self.case_of = windows.read, windows.case_of
+        self.read, self.info = windows.read, windows.info
 
     def __len__(self) -> int:
         return self.count

@@ -4,7 +4,6 @@ Judged by anonymous memory: mapped pages of the store count as resident, but the
 whenever it needs them.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from biofound.data.store import StoreWindows
 from tests.benchmarks.bench_feeding import make_store
 from tests.benchmarks.ours import BATCH, our_trainer
 from tests.benchmarks.timing import GB, MB, MemoryWatch, Row, in_new_process
+from tests.data.cohort import write_index
 
 WINDOWS_A_CASE = 600
 """About 100 minutes, 3 MB."""
@@ -58,14 +58,11 @@ def large_store(directory: Path, gigabytes: float) -> Path:
     """A store of so many GB: one case's file, copied."""
     directory.mkdir(parents=True)
     make_store(directory, cases=1, windows=WINDOWS_A_CASE)
-    index = json.loads((directory / "index.json").read_text())
-    first = index["cases"][0]
-    source = directory / first["file"]
-    for number in range(1, round(gigabytes * GB / source.stat().st_size)):
-        name = f"case{number:04d}"
+    source = directory / "case0000.npz"
+    names = [f"case{number:04d}" for number in range(round(gigabytes * GB / source.stat().st_size))]
+    for name in names[1:]:
         shutil.copyfile(source, directory / f"{name}.npz")
-        index["cases"].append({**first, "case_id": name, "subject_id": name, "file": f"{name}.npz"})
-    (directory / "index.json").write_text(json.dumps(index))
+    write_index(directory, dict.fromkeys(names, WINDOWS_A_CASE))
     return directory
 
 

@@ -8,6 +8,7 @@ from biofound.core.checkpoint import DataDescription
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import TrainConfig
 from biofound.core.verify import probe_windows
+from biofound.data.windows import WindowInfo
 
 DEFAULT = {
     "context_length": 1250,
@@ -68,8 +69,10 @@ class MemoryWindows:
         shift = (crop * self.windows.shape[-1]).astype(int)
         return np.stack([np.roll(self.windows[i], -s, axis=-1) for i, s in zip(index, shift, strict=True)])
 
-    def case_of(self, index):
-        return f"case{index}"
+    def info(self, index):
+        nothing = np.full(len(index), np.nan)
+        cases = np.array([f"case{i}" for i in index])
+        return WindowInfo(case_id=cases, subject_id=cases, start_s=nothing, quality=nothing[:, None])
 
 
 @pytest.fixture

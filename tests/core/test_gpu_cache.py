@@ -8,7 +8,7 @@ from biofound.data.windows import open_windows, select_channels
 
 @pytest.fixture
 def stored(tmp_path):
-    """20 windows: stretches of 4, 1, 8 and 7 windows of two subjects, told by their start times."""
+    """20 windows: segments of 4, 1, 8 and 7 windows of two subjects, known by their start times."""
     random = np.random.default_rng(0)
     starts = np.array([0, 1, 2, 3, 7, *range(10, 18), *range(20, 27)], float) * 2.0
     np.savez(
@@ -34,7 +34,7 @@ def test_a_gather_on_the_device_gives_what_the_disk_does(stored, channels):
     assert np.array_equal(resident.read(index, crop).numpy(), windows.read(index, crop))
     assert not np.array_equal(windows.read(index, crop), windows.read(index))
     assert len(resident) == 20
-    assert resident.case_of(3) == windows.case_of(3)
+    assert resident.info(index).case_id.tolist() == windows.info(index).case_id.tolist()
 
 
 def test_nothing_is_resident_on_a_cpu(stored):

@@ -10,6 +10,7 @@ from biofound.core import inflate as inflation
 from biofound.core import losses, models, trainer, verify
 from biofound.core.checkpoint import Checkpoint
 from biofound.core.models import build_model
+from biofound.data.windows import ArrayWindows
 
 
 @pytest.fixture
@@ -21,8 +22,8 @@ def target(model, data, train_config, windows):
 def with_checkpoint(target, tmp_path, data, train_config):
     run = trainer.Trainer(
         model=build_model(target.model.config, seed=train_config.seed),
-        train=verify._Memory(target.windows, target.model.config.channels),
-        val=verify._Memory(target.windows, target.model.config.channels),
+        train=ArrayWindows(target.windows, channels=target.model.config.channels, sfreq=125.0),
+        val=ArrayWindows(target.windows, channels=target.model.config.channels, sfreq=125.0),
         data=data,
         config=replace(train_config, epochs=1),
         settings={},

@@ -3,16 +3,18 @@
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from biofound.data.build import CaseResult, build_windows
+from biofound.data.build import BuildConfig, CaseResult, build_windows
 from biofound.data.channels import Channel, PassBand
 from biofound.data.sources import Recording
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.splits import SplitCase
+from biofound.data.store import IndexedCase, StoreIndex, Totals, fingerprint_of
 from biofound.errors import DataError
+from biofound.files import write_json
 
 PPG = Channel(
     name="PPG",
@@ -65,6 +67,32 @@ def building(
 def build(outdir: Path, **changes: Any) -> list[CaseResult]:
     """All results of `building`."""
     return list(building(outdir, **changes))
+
+
+def write_index(directory: Path, cases: Mapping[str, int]) -> None:
+    """The index of a store of `cases` (id to windows), each of a subject of its own."""
+    config = BuildConfig(
+        channels=CHANNELS, sfreq=125.0, window_samples=1250, max_gap_seconds=1.0, dtype="float16"
+    )
+    listed = tuple(
+        IndexedCase(case_id=name, subject_id=name, file=f"{name}.npz", windows=windows, sha256="")
+        for name, windows in cases.items()
+    )
+    total = sum(cases.values())
+    index = StoreIndex(
+        **dict(config.header()),
+        split="train",
+        synthetic=False,
+        source={"name": "made"},
+        dataset_version="1",
+        cases=listed,
+        failed_cases=(),
+        totals=Totals(cases=len(cases), subjects=len(cases), candidates=total, windows=total, hours=0.0),
+        dropped={},
+        rejected={},
+        fingerprint=fingerprint_of(listed),
+    )
+    write_json(directory / "index.json", index.model_dump(mode="json"))
 
 
 def bytes_of(directory: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""What is in a store is told right, and every property that can break is seen to break."""
+"""Summaries of a store, and that every check fails when its property is broken."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from biofound.data.integrity import QUANTILES, check_store, inspect_store, splits_in
 from biofound.data.npz import write_npz
-from biofound.data.store import fingerprint_of
+from biofound.data.store import IndexedCase, StoreHeader, fingerprint_of, total
 from biofound.errors import DataError
 from biofound.files import sha256_of
 from tests.data.cohort import build, building, cohort, entries_of
@@ -51,17 +51,21 @@ def change_arrays(data_dir: Path, **changes) -> None:
         arrays[name] = function(arrays[name].copy())
     with path.open("wb") as file:
         write_npz(file, arrays)
-    change(path.with_suffix(".json"), npz_sha256=sha256_of(path))
-    index = json.loads((data_dir / "train" / "index.json").read_text())
-    index["cases"][0]["sha256"] = sha256_of(path)
-    change(
-        data_dir / "train" / "index.json", cases=index["cases"], fingerprint=fingerprint_of(index["cases"])
-    )
+    change(path.with_suffix(".json"), npz_sha256=sha256_of(path), npz_bytes=path.stat().st_size)
+    change_case(data_dir, sha256=sha256_of(path))
 
 
-def with_one(place, value):
+def change_case(data_dir: Path, **changes) -> None:
+    """Change what the index says of the first training case, and make its fingerprint fit again."""
+    path = data_dir / "train" / "index.json"
+    cases = json.loads(path.read_text())["cases"]
+    cases[0] |= changes
+    change(path, cases=cases, fingerprint=fingerprint_of([IndexedCase(**case) for case in cases]))
+
+
+def with_one(position, value):
     def changed(array):
-        array[place] = value
+        array[position] = value
         return array
 
     return changed
@@ -111,7 +115,13 @@ def flip_a_byte(data_dir):
             "train: counts",
             "does not add up: syn0002_1",
         ),
-        (lambda d: change(d / "train" / "index.json", dropped={}), "train: counts", "total of dropped"),
+        (lambda d: change(d / "train" / "index.json", dropped={}), "train: counts", "dropped of the index"),
+        (lambda d: change(d / "train" / "index.json", rejected={}), "train: counts", "rejected of the index"),
+        (lambda d: change(d / "train" / "syn0001_1.json", hours=9.0), "train: counts", "syn0001_1"),
+        (lambda d: change(d / "train" / "index.json", synthetic=False), "train: sidecars", "synthetic"),
+        (lambda d: change(d / "train" / "syn0001_1.json", npz_bytes=9), "train: checksums", "syn0001_1"),
+        (lambda d: change(d / "train" / "syn0001_1.json", source="wfdb"), "train: sidecars", "syn0001_1"),
+        (lambda d: change_case(d, subject_id="nobody"), "train: sidecars", "syn0001_1"),
         (lambda d: change(d / "train" / "index.json", fingerprint="0" * 64), "train: fingerprint", "0" * 12),
         (
             lambda d: change_arrays(d, x=lambda x: x.astype(np.float32)),
@@ -136,8 +146,16 @@ def flip_a_byte(data_dir):
             "train: readable",
             "1 of the 2 files in index.json are missing",
         ),
-        (lambda d: (d / "train" / "syn0001_1.json").unlink(), "train: readable", "no such file"),
-        (lambda d: (d / "train" / "index.json").write_text("{"), "train: readable", "not readable as JSON"),
+        (
+            lambda d: (d / "train" / "syn0001_1.json").unlink(),
+            "train: readable",
+            "syn0001_1.json: no such file",
+        ),
+        (
+            lambda d: (d / "train" / "index.json").write_text("{"),
+            "train: readable",
+            "index.json: Invalid JSON",
+        ),
     ],
 )
 def test_each_check_fails_when_its_property_is_broken_and_no_other_does(copied, damage, name, measured):
@@ -147,10 +165,22 @@ def test_each_check_fails_when_its_property_is_broken_and_no_other_does(copied, 
     assert measured in found[name]
 
 
+OTHER = {"units": {}, "filters": {}, "quality_thresholds": {"PPG": 0.0, "ECG": 0.0}, "dtype": "float32"}
+
+
+@pytest.mark.parametrize("key", StoreHeader.model_fields)
+def test_every_setting_that_index_and_sidecars_say_alike_is_compared(copied, key):
+    path = copied / "train" / "syn0002_1.json"
+    value = json.loads(path.read_text())[key]
+    other = OTHER.get(key) if key in OTHER else value[::-1] if key == "channels" else value * 2
+    change(path, **{key: other})
+    assert "syn0002_1" in failed(copied)["train: sidecars"]
+
+
 def test_totals_that_are_not_the_sum_are_seen(copied):
     path = copied / "train" / "index.json"
     totals = json.loads(path.read_text())["totals"]
-    for key in ("cases", "subjects", "windows", "candidates"):
+    for key in ("cases", "subjects", "windows", "candidates", "hours"):
         change(path, totals={**totals, key: totals[key] + 1})
         assert list(failed(copied)) == ["train: counts"]
 
@@ -200,11 +230,11 @@ def test_a_directory_without_windows_is_an_error(tmp_path):
         splits_in(tmp_path / "typo")
 
 
-def test_a_summary_tells_what_numpy_finds_in_the_files(built):
+def test_a_summary_holds_what_numpy_finds_in_the_files(built):
     summary = inspect_store(built / "train")
     arrays = [np.load(path) for path in sorted((built / "train").glob("*.npz"))]
     quality = np.concatenate([archive["quality"] for archive in arrays])
-    assert summary.windows == len(quality) == 24 - sum(sum(c.values()) for c in summary.dropped.values())
+    assert summary.windows == len(quality) == 24 - total(summary.dropped)
     assert (summary.cases, summary.subjects, summary.candidates) == (2, 2, 24)
     assert summary.hours == pytest.approx(summary.windows / 360)
     assert (summary.channels, summary.window_seconds, summary.synthetic) == (("PPG", "ECG"), 10.0, True)
@@ -219,5 +249,5 @@ def test_a_summary_of_an_unfinished_store_is_an_error(tmp_path):
     running = building(tmp_path)
     next(running)
     running.close()
-    with pytest.raises(DataError, match="no such file; build the store"):
+    with pytest.raises(DataError, match=r"no such file; .*`biofound windows`"):
         inspect_store(tmp_path / "train")

@@ -1,4 +1,4 @@
-"""Is a patient in one split only, and always in the same?"""
+"""Splits by patient: a patient is in one split only, and always in the same; and their file."""
 
 import json
 import random
@@ -172,10 +172,8 @@ def test_the_file_holds_everything_and_reads_back_equal(saved):
     assert load_splits(path) == splits
     content = json.loads(path.read_text())
     assert (content["format_version"], content["kind"], content["case_set"]) == (1, "biofound-splits", "bis")
-    assert content["splits"]["val"][0] == {
-        "case_id": splits.val[0].case_id,
-        "subject_id": splits.val[0].subject_id,
-    }
+    first = splits.of("val")[0]
+    assert content["splits"]["val"][0] == {"case_id": first.case_id, "subject_id": first.subject_id}
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -210,16 +208,19 @@ def share_case(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed(format_version=2), "expected format version 1, got 2"),
-        (changed(format_version=None), "expected format version 1, got None"),
-        (changed(kind="biofound-windows"), "expected a splits file .* got 'biofound-windows'"),
-        (drop("kind"), "expected a splits file .* got 'no kind'"),
-        (drop("splits"), "not a whole splits file .*splits"),
-        (drop("seed"), "not a whole splits file .*seed"),
-        (changed(mode="quick"), "not a whole splits file .*mode 'quick'"),
-        (changed(seed="42"), "not a whole splits file .*seed must be int"),
-        (changed(splits={"train": [], "val": []}), "not a whole splits file .*test"),
-        (changed(splits={"train": [1], "val": [], "test": []}), "not a whole splits file"),
+        (changed(format_version=2), "format_version: expected 1, got 2"),
+        (changed(format_version=None), "format_version: expected 1, got None"),
+        (drop("format_version"), "format_version: missing"),
+        (changed(kind="biofound-windows"), "kind: expected 'biofound-splits', got 'biofound-windows'"),
+        (drop("kind"), "kind: missing"),
+        (drop("splits"), "splits: missing"),
+        (drop("seed"), "seed: missing"),
+        (changed(colour="red"), "colour: not a known key"),
+        (changed(mode="quick"), "mode: expected 'full' or 'fasttrack', got 'quick'"),
+        (changed(seed="42"), "seed: expected a valid integer, got '42'"),
+        (changed(source={"name": float("nan")}), "source"),
+        (changed(splits={"train": [], "val": []}), r"splits\.test: missing"),
+        (changed(splits={"train": [1], "val": [], "test": []}), r"splits\.train\.0: "),
         (share_patient, r"patients p\d+ are in both train and test"),
         (share_case, r"cases \S+ are in both train and val"),
     ],
@@ -231,23 +232,25 @@ def test_a_file_that_is_not_a_sound_splits_file_is_refused_with_its_path(saved, 
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=message) as refused:
         load_splits(path)
-    assert str(path) in str(refused.value)
+    assert str(path) in str(refused.value) and "`biofound prepare`" in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"case,split\n", "expected JSON"), (b'{"kind": "biof', "expected JSON"), (b"[]", "got 'list'")],
+    [(b"case,split\n", "JSON"), (b'{"kind": "biof', "JSON"), (b"\xff\xfe", "JSON"), (b"[]", "object")],
 )
 def test_a_file_that_is_no_json_or_cut_short_is_refused(tmp_path, content, message):
     path = tmp_path / "splits.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=rf"splits\.json: .*{message}.*`biofound prepare`"):
         load_splits(path)
 
 
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere\.json: expected a splits file, found none"):
+def test_a_file_that_is_missing_or_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.json: no such file; .*`biofound prepare`"):
         load_splits(tmp_path / "nowhere.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_splits(tmp_path)
 
 
 # BIDMC
