@@ -17,7 +17,7 @@ import biofound
 from biofound import console
 from biofound.cli import app
 from biofound.errors import DataError, SettingsError
-from biofound.options import Run, add_command, help_text
+from biofound.options import Invocation, add_command, help_text
 from biofound.settings import COMMANDS, PretrainSettings
 from biofound.settings.base import Settings, setting
 from biofound.settings.resolve import environment_name
@@ -125,7 +125,7 @@ def toy(failure: BaseException | None = None) -> typer.Typer:
     toy_app.callback()(lambda: None)
 
     @add_command(toy_app, ToySettings)
-    def body(run: Run[ToySettings]) -> None:
+    def body(run: Invocation[ToySettings]) -> None:
         """Do [something]."""
         if failure is not None:
             raise failure
