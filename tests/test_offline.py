@@ -1,4 +1,4 @@
-"""The tests' own fence: the loopback is open, everything else is closed."""
+"""Network guard of the tests: the loopback is open, everything else is closed."""
 
 import socket
 

@@ -1,6 +1,6 @@
-"""How a whole recording becomes clean samples on one clock: gaps, then resampling, then zero-phase filter.
+"""Condition a whole recording: bridge gaps, resample to one rate, filter with zero phase.
 
-Everything happens on the whole recording, before any window is cut: a filter that starts anew in each
+Everything happens on the whole recording, before windows are extracted: a filter that starts anew in each
 10 s window is wrong by 23 to 31 % of the signal at the window's edges.
 """
 
@@ -22,15 +22,15 @@ RESAMPLER_QUALITY = "HQ"
 """soxr's 20-bit recipe: pass band to 0.91 of the lower Nyquist rate, what would alias is 120 dB down."""
 
 RESAMPLER_MARGIN_SECONDS = 1.0
-"""How far a recording is mirrored at its ends before resampling: beyond its input soxr assumes zeros."""
+"""Length by which a recording is mirrored at its ends before resampling: soxr assumes zeros beyond them."""
 
 FILTER_MARGIN_CYCLES = 2.0
-"""How far a stretch is mirrored before filtering, in cycles of the band's low edge (0.5 Hz: 4 s).
+"""Length by which a segment is mirrored before filtering, in cycles of the band's low edge (0.5 Hz: 4 s).
 
 Mirroring (not the odd extension that scipy takes by default) is what makes a recording's first
 window usable: on BIDMC that window then differs from the one filtered in context by 4 % (PPG) and
 2 % (ECG) of the signal's standard deviation in the median; with the odd extension by 11 % and 7 %.
-No further margin is void, therefore.
+So no samples at the ends are marked invalid.
 """
 
 
@@ -43,7 +43,7 @@ class Conditioned:
         sfreq: sampling rate in Hz; sample k of every row lies k / sfreq seconds after the recording's start.
         samples: (C, T) float32 in each channel's physical unit; finite, and 0 wherever `invalid`.
         invalid: (C, T) bool, True where a sample must not be used: nothing was recorded there for longer
-            than the gaps that are bridged, or the stretch between two such gaps is too short to filter.
+            than the gaps that are bridged, or the segment between two such gaps is too short to filter.
     """
 
     channels: tuple[str, ...]
@@ -55,13 +55,13 @@ class Conditioned:
 def condition(
     recording: Recording, channels: Sequence[Channel], *, sfreq: float, max_gap_seconds: float
 ) -> Conditioned:
-    """Bring the channels of a recording to one rate and their pass bands.
+    """Resample the channels of a recording to one rate and filter them to their pass bands.
 
     Gaps (samples that are not finite) of at most `max_gap_seconds` between real samples are bridged by a
     straight line; longer ones, and missing samples before the first and after the last real one, are
-    void, and what lies between them is filtered as a recording of its own, so that nothing rings across.
-    T follows the longest channel; a shorter one is void at its end. A recording shorter than one sample
-    at `sfreq` gives T = 0, and one without any usable stretch is void throughout; neither is an error.
+    invalid. Each segment between them is filtered as a recording of its own, so that nothing rings across.
+    T follows the longest channel; a shorter one is invalid at its end. A recording shorter than one sample
+    at `sfreq` gives T = 0, and one without any usable segment is invalid throughout; neither is an error.
 
     Args:
         recording: signals at their native rates, all starting at the same instant.
@@ -75,16 +75,15 @@ def condition(
     """
     signals = [_signal_of(recording, channel) for channel in channels]
     filters = [design(channel.band, sfreq=sfreq) for channel in channels]
-    length = max((_length_at(signal, sfreq) for signal in signals), default=0)
+    length = max((_samples_at(len(s.samples), s.sfreq, sfreq) for s in signals), default=0)
     samples = np.zeros((len(channels), length), dtype=np.float32)
     invalid = np.ones((len(channels), length), dtype=np.bool_)
     for row, (channel, signal, sos) in enumerate(zip(channels, signals, filters, strict=True)):
         bridged, gaps = bridge_gaps(signal.samples, longest=math.floor(max_gap_seconds * signal.sfreq + 1e-9))
         resampled = resample(bridged, signal.sfreq, sfreq)
-        usable = list(_segments(gaps, len(resampled), sfreq / signal.sfreq))
         margin = math.ceil(FILTER_MARGIN_CYCLES / channel.band.low_hz * sfreq)
         shortest = math.ceil(sfreq / channel.band.low_hz)
-        for start, stop in usable:
+        for start, stop in _segments(gaps, len(resampled), sfreq / signal.sfreq):
             if stop - start < shortest:
                 continue
             samples[row, start:stop] = filter_zero_phase(resampled[start:stop], sos, margin=margin)
@@ -97,7 +96,7 @@ def condition(
 def bridge_gaps(
     samples: NDArray[np.float32], *, longest: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Replace what is not finite by straight lines, and say which gaps are too long to be believed.
+    """Bridge gaps (samples that are not finite) by straight lines, and list those too long to use.
 
     Args:
         samples: (T,) with NaN or infinity where nothing was recorded.
@@ -110,15 +109,15 @@ def bridge_gaps(
     missing = ~np.isfinite(samples)
     if not missing.any():
         return samples, np.empty((0, 2), dtype=np.int64)
-    runs = _runs(missing)
-    at_an_end = (runs[:, 0] == 0) | (runs[:, 1] == len(samples))
-    unbridged = runs[at_an_end | (runs[:, 1] - runs[:, 0] > longest)]
+    gaps = _true_intervals(missing)
+    at_an_end = (gaps[:, 0] == 0) | (gaps[:, 1] == len(samples))
+    unbridged = gaps[at_an_end | (gaps[:, 1] - gaps[:, 0] > longest)]
     filled = samples.copy()
     if missing.all():
         filled[:] = 0.0
         return filled, unbridged
     # The samples beside the gaps are all that a straight line needs.
-    beside = np.unique(np.concatenate([runs[:, 0] - 1, runs[:, 1]]))
+    beside = np.unique(np.concatenate([gaps[:, 0] - 1, gaps[:, 1]]))
     beside = beside[(beside >= 0) & (beside < len(samples))]
     holes = np.flatnonzero(missing)
     filled[holes] = np.interp(holes, beside, samples[beside])
@@ -126,10 +125,10 @@ def bridge_gaps(
 
 
 def resample(samples: NDArray[np.float32], native_sfreq: float, sfreq: float) -> NDArray[np.float32]:
-    """Resample (T,) finite samples with anti-aliasing and no delay: sample k stays at k / sfreq seconds.
+    """Resample (T,) finite samples with anti-aliasing and no delay: sample k is at k / sfreq seconds.
 
-    The same rate gives back the very same samples. The ends are mirrored, so that neither an offset nor
-    a wave that is cut there rings.
+    Samples that have the rate already are returned unchanged. The ends are mirrored, so that neither an
+    offset nor a wave that is cut there rings.
     """
     length = _samples_at(len(samples), native_sfreq, sfreq)
     if native_sfreq == sfreq or length == 0:
@@ -144,7 +143,7 @@ def resample(samples: NDArray[np.float32], native_sfreq: float, sfreq: float) ->
 
 
 def design(band: PassBand, *, sfreq: float) -> NDArray[np.float64]:
-    """Butterworth band-pass as second-order sections, to be run forward and backward.
+    """Design a Butterworth band-pass as second-order sections, to be run forward and backward.
 
     `band.low_hz` and `band.high_hz` are where the forward-backward gain is -3 dB: a pass then loses only
     half of that at the edge. A Butterworth pass of order N has power gain 1 / (1 + W^2N), W being the
@@ -174,7 +173,7 @@ def design(band: PassBand, *, sfreq: float) -> NDArray[np.float64]:
 def filter_zero_phase(
     samples: NDArray[np.float32], sos: NDArray[np.float64], *, margin: int
 ) -> NDArray[np.float32]:
-    """Run `sos` forward and backward over (T,) finite samples mirrored by `margin` samples at both ends."""
+    """Filter (T,) finite samples, mirrored by `margin` samples at both ends, forward and backward."""
     if len(samples) == 0:
         return samples
     # In float32 a 0.5 Hz edge at 125 Hz loses digits in the recursion; scipy computes in float64.
@@ -200,26 +199,22 @@ def _signal_of(recording: Recording, channel: Channel) -> Signal:
     return signal
 
 
-def _length_at(signal: Signal, sfreq: float) -> int:
-    return _samples_at(len(signal.samples), signal.sfreq, sfreq)
-
-
 def _samples_at(length: int, native_sfreq: float, sfreq: float) -> int:
-    """How many samples at `sfreq` lie in `length` samples' time; the nudge keeps exact ratios exact."""
+    """Number of samples at `sfreq` in the time of `length` native ones; 1e-6 keeps exact ratios exact."""
     return math.floor(length * sfreq / native_sfreq + 1e-6)
 
 
-def _runs(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(R, 2) start and stop of each run of True."""
+def _true_intervals(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(R, 2) start and stop of each interval of True."""
     steps = np.diff(flags.view(np.int8), prepend=np.int8(0), append=np.int8(0))
     return np.stack([np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)], axis=1)
 
 
 def _segments(gaps: NDArray[np.int64], length: int, ratio: float) -> Iterator[tuple[int, int]]:
-    """Start and stop, in resampled samples, of what lies between native gaps and has real data on both sides.
+    """Start and stop, in resampled samples, of the segments between native gaps.
 
     A resampled sample is real when its time lies between two real native neighbours, so that bridging
-    values weigh little in it.
+    values have little weight in it.
     """
     start = 0
     for first_missing, first_real in gaps.tolist():

@@ -1,17 +1,17 @@
-"""How arrays are laid in an uncompressed npz, with the same bytes every time, and mapped out of it again.
+"""Write uncompressed npz files with the same bytes every time, and map their arrays into memory.
 
 `np.load(path, mmap_mode="r")` ignores `mmap_mode` for an npz and reads every member into memory;
 an uncompressed member is a plain `.npy` at some offset of the file, and that is what is mapped here.
 """
 
-import ast
 import mmap
 import struct
+import tokenize
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +22,19 @@ _EARLIEST_DATE = (1980, 1, 1, 0, 0, 0)
 _LOCAL_HEADER_BYTES = 30
 _ALIGNMENT_BYTES = 64
 _PADDING_FIELD = 0xD935  # the id zipalign uses for the extra field that only pads
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}  # version 3.0 is for tables whose column names are not Latin-1
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where one array lies in an npz: its dtype, shape, memory order (`C` or `F`) and byte offset."""
+    """Position of one array in an npz: dtype, shape, memory order and byte offset."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    order: str
+    order: Literal["C", "F"]
     offset: int
 
     @property
@@ -63,7 +67,7 @@ def _padding(position: int) -> bytes:
 
 
 def member_names(path: Path) -> dict[str, bool]:
-    """The arrays in an npz: name to whether it is compressed.
+    """Names of the arrays in an npz, each with whether it is compressed.
 
     Raises:
         DataError: when `path` cannot be read as an npz (cut short, or another format).
@@ -76,7 +80,7 @@ def member_names(path: Path) -> dict[str, bool]:
 
 
 def find_members(path: Path, names: Sequence[str]) -> dict[str, Member]:
-    """Where the arrays `names` lie in the uncompressed npz `path`; reads headers only.
+    """Locate the arrays `names` in the uncompressed npz `path`, by reading headers only.
 
     Raises:
         DataError: when the file is cut short or no npz, or an array is missing, compressed or of objects.
@@ -117,18 +121,13 @@ def _locate(file: BinaryIO, info: zipfile.ZipInfo, path: Path) -> Member:
         header = file.read(_LOCAL_HEADER_BYTES)
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         file.seek(info.header_offset + _LOCAL_HEADER_BYTES + name_length + extra_length)
-        version = np.lib.format.read_magic(file)
-        length_format = "<H" if version == (1, 0) else "<I"
-        (header_length,) = struct.unpack(length_format, file.read(struct.calcsize(length_format)))
-        fields = ast.literal_eval(file.read(header_length).decode("utf-8" if version >= (3, 0) else "latin1"))
-        dtype = np.lib.format.descr_to_dtype(fields["descr"])
-        order = "F" if fields["fortran_order"] else "C"
-        shape = tuple(int(length) for length in fields["shape"])
-    except (struct.error, ValueError, SyntaxError, KeyError, TypeError) as error:
+        read_header = _HEADER_READERS[np.lib.format.read_magic(file)]
+        shape, fortran_order, dtype = read_header(file)
+    except (struct.error, ValueError, SyntaxError, KeyError, TypeError, tokenize.TokenError) as error:
         raise DataError(f"{path}: '{info.filename}' has a damaged header ({error})") from error
     if dtype.hasobject:
         raise DataError(f"{path}: '{info.filename}' holds Python objects; save it as numbers or as text")
-    return Member(dtype=dtype, shape=shape, order=order, offset=file.tell())
+    return Member(dtype=dtype, shape=shape, order="F" if fortran_order else "C", offset=file.tell())
 
 
 def map_members(path: Path, members: Mapping[str, Member]) -> dict[str, NDArray[Any]]:
@@ -142,8 +141,6 @@ def map_members(path: Path, members: Mapping[str, Member]) -> dict[str, NDArray[
     if any(member.end > len(mapped) for member in members.values()):
         raise DataError(f"{path}: changed while it was in use; it is now {len(mapped)} bytes long")
     return {
-        name: np.ndarray(
-            m.shape, m.dtype, buffer=mapped, offset=m.offset, order="F" if m.order == "F" else "C"
-        )
+        name: np.ndarray(m.shape, m.dtype, buffer=mapped, offset=m.offset, order=m.order)
         for name, m in members.items()
     }

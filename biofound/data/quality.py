@@ -1,10 +1,10 @@
-"""Is a window of signal fit to learn from: a quality in [0, 1] and the first reason against it.
+"""Signal quality of windows: a value in [0, 1] and, for a window that is dropped, the first reason.
 
-All windows of a recording are judged at once. Flat lines and rails are looked for in the signal as it was
-recorded; beats in the filtered one. A beat is good when others of the same recording look like it, which
+All windows of a recording are assessed at once. Flat lines and clipping are looked for in the signal as
+recorded, beats in the filtered one. A beat is good when others of the same recording look like it, which
 extends the template matching of Li & Clifford 2012 (https://doi.org/10.1088/0967-3334/33/9/1491) and
 Orphanidou et al. 2015 (https://doi.org/10.1109/JBHI.2014.2338351): their template is the one mean beat, ours
-the beat's own nearest neighbours, so that atrial fibrillation and ectopic beats keep their place.
+the beat's own nearest neighbours, so that atrial fibrillation and ectopic beats are kept.
 `docs/signal_quality.md` has the measurements behind the constants.
 """
 
@@ -23,73 +23,82 @@ from biofound.errors import DataError
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 
-SPOT_SECONDS = 2.0
-"""A window is as good as its worst two seconds: a fault that long in a 10 s window is to drop it."""
+SUB_WINDOW_SECONDS = 2.0
+"""A window is as good as its worst sub-window of this length: a fault of 2 s drops a 10 s window."""
 
 FLAT_SECONDS = {"PPG": 0.5, "ECG": 0.5, "ACC": 1.5}
-"""A signal that repeats one value for longer is flat; the longest run in clean BIDMC beats is 0.28 s.
-
-"""
+"""A signal that repeats one value for longer is flat; the longest run in clean BIDMC beats is 0.28 s."""
 
 COARSE_SHARE = 0.05
-"""An accelerometer that spends more of its time than this in shorter repeats is coarse.
+"""An accelerometer with more than this fraction of its time in shorter repeats is coarsely quantised.
 
 Such a one (16 mg steps are common on the wrist) repeats itself whenever it lies still: only a run of a
 whole window counts as flat then.
 """
 
 FLAT_SHARE = 0.05
-"""What flat lines may cover of a window (0.5 s of 10 s)."""
+"""Largest fraction of a window that flat lines may cover (0.5 s of 10 s)."""
 
 CLIPPED_SHARE = 0.08
-"""What a window's worst two seconds may spend at a rail.
+"""Largest fraction of a window's worst sub-window that may be clipped.
 
-R waves just cut at their tips, as in several BIDMC records, come to 2 to 5 %.
+R waves that are clipped at their tips only, as in several BIDMC records, come to 2 to 5 %.
 """
 
 FAINT_RATIO = 0.1
-"""Below this part of the usual size for three seconds there is no signal to speak of."""
+"""A signal below this fraction of its usual size for three seconds is too small."""
 
 SLOWEST_BEAT_SECONDS = 2.0
+"""Longest interval between beats: 30 beats a minute."""
+
 FASTEST_BEATS_PER_SECOND = 220 / 60
 
 USUAL_SECONDS = 121.0
 """The usual size of a signal is a median over this long, centred."""
 
 CORNER_SECONDS = 0.02
-"""How far from a rail's ends its steepness is measured."""
+"""How far from the ends of a clipped run the slope is measured."""
 
 REFRACTORY_SECONDS = 0.2
-"""No two beats are closer."""
+"""Shortest interval between two beats."""
 
 NEIGHBOURHOOD = 64
-"""Each beat is compared with the others of a group of this many (about a minute)."""
+"""Number of beats in a group (about a minute); each is compared with the others of its group."""
 
-LIKENESS_RAMP = (0.75, 0.95)
-"""A beat's similarity below which it counts nothing, and above which it counts in full."""
+SIMILARITY_RAMP = (0.75, 0.95)
+"""Similarity of a beat at which its confidence is 0, and at which it is 1; linear in between."""
 
 K_NEAREST = 3
 """A beat's similarity is the mean over this many of the beats that are most like it."""
 
 
 class Reason(IntEnum):
-    """Why a window is dropped: the first test it fails, in the order below; KEPT when it fails none."""
+    """Reason why a window is dropped: the first test it fails, in the order below; KEPT when it fails none.
+
+    The store counts dropped windows under these names in lower case.
+    """
 
     KEPT = 0
     GAP = 1
+    """A sample is missing, for longer than the gaps that are bridged."""
     FLAT = 2
+    """The recorded signal repeats one value."""
     CLIPPED = 3
+    """The recorded signal stands at the limit of its range."""
     AMPLITUDE = 4
+    """The signal swings much wider than usual, or hardly moves."""
     HEART_RATE_RANGE = 5
+    """Fewer beats than 30 a minute (none, for example), or more than 220."""
     TEMPLATE = 6
+    """Its beats do not look like others of the recording."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowQuality:
-    """The verdict on N consecutive windows of one channel.
+    """Quality and reason of N consecutive windows of one channel.
 
     `quality` is (N,) float32 in [0, 1]: 0 where a window fails a test other than the template's, else how
-    well the beats of its worst two seconds match others (1 for signals without beats). `reason` is (N,)
+    well the beats of its worst sub-window match others (1 for signals without beats). `reason` is (N,)
     uint8 of `Reason`: KEPT exactly where `quality` is at least the channel's threshold and no gap is in
     the window, so that a threshold of 0 switches the gate off but never lets a gap through.
     """
@@ -100,11 +109,11 @@ class WindowQuality:
 
 @dataclass(frozen=True, kw_only=True)
 class _Shape:
-    """How the beats of a modality are found and compared.
+    """Parameters of beat detection and comparison for a modality.
 
-    `before`, `after`: what of a beat is compared, in s around its steepest rise (PPG) or QRS;
-    `points_hz`: how densely; `least`: the smallest beat, as part of the usual one; `outlier`: the
-    largest swing, in usual ones (ectopic beats reach 4 to 5 times a small QRS).
+    `before`, `after`: the part of a beat that is compared, in s around its steepest rise (PPG) or QRS;
+    `points_hz`: samples a second of that part; `least`: the smallest beat, as a fraction of the usual one;
+    `outlier`: the largest swing, in usual ones (ectopic beats reach 4 to 5 times a small QRS).
     """
 
     before: float
@@ -129,15 +138,15 @@ def assess(
     sfreq: float,
     window_samples: int,
 ) -> WindowQuality:
-    """Judge the N = T // window_samples windows that follow one another from a recording's start.
+    """Assess the quality of the N = T // window_samples consecutive windows from a recording's start.
 
     PPG and ECG pass all tests in the order of `Reason`; ACC those for gaps, flat lines and clipping.
 
     Args:
-        signal: the channel as the source gave it: native rate, NaN gaps; rails and flat lines show there.
+        signal: the channel as the source gave it: native rate, NaN gaps; clipping and flat lines show there.
         samples: (T,) the same channel conditioned (`Conditioned.samples[row]`).
         invalid: (T,) where it must not be used (`Conditioned.invalid[row]`).
-        channel: its modality decides the method, its `quality_threshold` what is kept.
+        channel: its modality sets the method, its `quality_threshold` which windows are kept.
         sfreq: rate of `samples` in Hz.
         window_samples: window length in samples of `samples`.
 
@@ -155,7 +164,7 @@ def assess(
     )
     failed = {
         Reason.GAP: touched,
-        **_stuck(signal, channel.modality, grid),
+        **_flat_or_clipped(signal, channel.modality, grid),
     }
     quality = np.ones(grid.count)
     shape = _SHAPES.get(channel.modality)
@@ -163,12 +172,14 @@ def assess(
         failed[Reason.AMPLITUDE] = _implausible_swings(samples, invalid, shape, sfreq, grid)
         beats = find_beats(samples, invalid, channel.modality, sfreq=sfreq)
         failed[Reason.HEART_RATE_RANGE] = _implausible_rate(beats / sfreq, grid)
-        confidence = _trust(_likeness(samples, beats, shape, sfreq))
+        confidence = _confidence(_similarity(samples, beats, shape, sfreq))
         quality = _worst_match(beats / sfreq, confidence, grid)
-    return _verdict(quality, failed, threshold=channel.quality_threshold)
+    return _combined(quality, failed, threshold=channel.quality_threshold)
 
 
-def _verdict(quality: NDArray[np.float64], failed: dict[Reason, Flags], *, threshold: float) -> WindowQuality:
+def _combined(
+    quality: NDArray[np.float64], failed: dict[Reason, Flags], *, threshold: float
+) -> WindowQuality:
     quality = np.where(np.any(list(failed.values()), axis=0), 0.0, np.clip(quality, 0.0, 1.0))
     rounded = quality.astype(np.float32)
     reason = np.where(rounded >= threshold, Reason.KEPT, Reason.TEMPLATE).astype(np.uint8)
@@ -183,30 +194,31 @@ def _verdict(quality: NDArray[np.float64], failed: dict[Reason, Flags], *, thres
 
 @dataclass(frozen=True, kw_only=True)
 class _Grid:
-    """`count` windows of `seconds` each, and the spots (two seconds long, every quarter second) in them."""
+    """`count` windows of `seconds` each; in them sub-windows of two seconds, one every quarter second."""
 
     count: int
     seconds: float
 
     @property
-    def spot_seconds(self) -> float:
-        return min(SPOT_SECONDS, self.seconds)
+    def sub_window_seconds(self) -> float:
+        return min(SUB_WINDOW_SECONDS, self.seconds)
 
     @property
-    def spots(self) -> NDArray[np.float64]:
-        """(N, S) where the spots start, in s."""
-        room = self.seconds - self.spot_seconds
+    def sub_windows(self) -> NDArray[np.float64]:
+        """(N, S) start of each sub-window in s."""
+        room = self.seconds - self.sub_window_seconds
         within = np.linspace(0.0, room, 1 + round(4 * room), dtype=np.float64)
         return np.asarray(np.arange(self.count)[:, None] * self.seconds + within)
 
-    def of_windows(self, spent: "_Coverage") -> NDArray[np.float64]:
-        """(N,) the share of each window that `spent` covers."""
+    def of_windows(self, coverage: "_Coverage") -> NDArray[np.float64]:
+        """(N,) covered fraction of each window."""
         edges = np.arange(self.count + 1) * self.seconds
-        return np.asarray(np.diff(spent.before(edges)) / self.seconds)
+        return np.asarray(np.diff(coverage.before(edges)) / self.seconds)
 
-    def of_spots(self, spent: "_Coverage") -> NDArray[np.float64]:
-        """(N, S) the share of each spot that `spent` covers."""
-        return (spent.before(self.spots + self.spot_seconds) - spent.before(self.spots)) / self.spot_seconds
+    def of_sub_windows(self, coverage: "_Coverage") -> NDArray[np.float64]:
+        """(N, S) covered fraction of each sub-window."""
+        starts, seconds = self.sub_windows, self.sub_window_seconds
+        return (coverage.before(starts + seconds) - coverage.before(starts)) / seconds
 
 
 class _Coverage:
@@ -218,29 +230,30 @@ class _Coverage:
         lengths = stop - start if weight is None else (stop - start) * weight
         total = np.cumsum(lengths)
         self._times = np.stack([start, stop], axis=1).ravel()
-        self._spent = np.stack([total - lengths, total], axis=1).ravel()
+        self._covered = np.stack([total - lengths, total], axis=1).ravel()
 
     def before(self, time: NDArray[Any]) -> NDArray[np.float64]:
-        """How much of the intervals lies before `time` (any shape)."""
-        return np.interp(time, self._times, self._spent) if len(self._times) else np.zeros(np.shape(time))
+        """Covered time before `time` (any shape)."""
+        return np.interp(time, self._times, self._covered) if len(self._times) else np.zeros(np.shape(time))
 
 
-# ---------------------------------------------------------------- flat lines and rails
+# ---------------------------------------------------------------- flat lines and clipping
 
 
-def _stuck(signal: Signal, modality: str, grid: _Grid) -> dict[Reason, Flags]:
-    """Where the recorded signal stands still: too long (flat), or with corners (clipped)."""
+def _flat_or_clipped(signal: Signal, modality: str, grid: _Grid) -> dict[Reason, Flags]:
+    """(N,) windows whose recorded signal repeats one value: too long (flat), or with corners (clipped)."""
     start, stop = _equal_runs(signal.samples)
     lengths = stop - start
     flat = lengths > FLAT_SECONDS[modality] * signal.sfreq
     if modality == "ACC" and lengths[~flat].sum() > COARSE_SHARE * len(signal.samples):
         flat = lengths >= grid.seconds * signal.sfreq
-    at_rail = _has_corners(signal, start, stop) & ~flat
-    share_flat = grid.of_windows(_Coverage(start[flat] / signal.sfreq, stop[flat] / signal.sfreq))
-    share_clipped = grid.of_spots(_Coverage(start[at_rail] / signal.sfreq, stop[at_rail] / signal.sfreq))
+    clipped = _has_corners(signal, start, stop) & ~flat
+    start_s, stop_s = start / signal.sfreq, stop / signal.sfreq
+    flat_fraction = grid.of_windows(_Coverage(start_s[flat], stop_s[flat]))
+    clipped_fraction = grid.of_sub_windows(_Coverage(start_s[clipped], stop_s[clipped]))
     return {
-        Reason.FLAT: share_flat > FLAT_SHARE,
-        Reason.CLIPPED: share_clipped.max(axis=1, initial=0.0) > CLIPPED_SHARE,
+        Reason.FLAT: flat_fraction > FLAT_SHARE,
+        Reason.CLIPPED: clipped_fraction.max(axis=1, initial=0.0) > CLIPPED_SHARE,
     }
 
 
@@ -256,7 +269,7 @@ def _equal_runs(samples: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _has_corners(signal: Signal, start: NDArray[np.int64], stop: NDArray[np.int64]) -> Flags:
-    """Tell a rail from the round top of a coarsely quantised wave.
+    """Tell clipping from the round top of a coarsely quantised wave.
 
     A round top that stays within one quantisation step over L samples is a parabola, and has fallen by
     (1 + 2d/L)^2 steps d samples beyond either end. A clipped wave comes and goes steeper, on one side.
@@ -267,13 +280,13 @@ def _has_corners(signal: Signal, start: NDArray[np.int64], stop: NDArray[np.int6
     level = samples[start]
     before = level - samples[np.where(inner, start - reach, start)]
     after = level - samples[np.where(inner, stop - 1 + reach, start)]
-    round_top = _quantum(samples) * (1.0 + 2.0 * reach / (stop - start)) ** 2
+    round_top = _quantisation_step(samples) * (1.0 + 2.0 * reach / (stop - start)) ** 2
     steep = np.minimum(np.abs(before), np.abs(after)) > 3.0 * round_top
     return np.asarray(inner & (before * after > 0) & steep)
 
 
-def _quantum(samples: Floats) -> float:
-    """The quantisation step: the smallest change that is not rare (0 when nothing changes)."""
+def _quantisation_step(samples: Floats) -> float:
+    """The quantisation step: the first percentile of the changes (0 when nothing changes)."""
     changes = np.abs(np.diff(samples[:: max(1, len(samples) // 100_000)]))
     changes = changes[changes > 0]
     return float(np.quantile(changes, 0.01)) if len(changes) else 0.0
@@ -283,7 +296,7 @@ def _quantum(samples: Floats) -> float:
 
 
 def _implausible_swings(samples: Floats, invalid: Flags, shape: _Shape, sfreq: float, grid: _Grid) -> Flags:
-    """(N,) windows with a half second that swings too wide, or three seconds that hardly move."""
+    """(N,) windows with half a second that swings too wide, or three seconds that hardly move."""
     cell = max(1, round(0.5 * sfreq))
     starts = np.arange(0, len(samples), cell)
     top, bottom = np.maximum.reduceat(samples, starts), np.minimum.reduceat(samples, starts)
@@ -312,7 +325,7 @@ def _usual(sizes: Floats, valid: Flags, *, seconds_each: float) -> Floats:
 
 
 def find_beats(samples: Floats, invalid: Flags, modality: str, *, sfreq: float) -> NDArray[np.int64]:
-    """Where the beats of a conditioned (T,) PPG or ECG are: the pulse's steepest rise, or the QRS.
+    """Find the beats of a conditioned (T,) PPG or ECG: sample index of the pulse's steepest rise, or the QRS.
 
     A beat is a maximum of the activity (PPG: slope upward; ECG: size of the 5 to 20 Hz part, smoothed)
     that is large enough by the usual maximum of two minutes, and the largest within the refractory time.
@@ -380,8 +393,8 @@ def _implausible_rate(beats: NDArray[np.float64], grid: _Grid) -> Flags:
     return np.asarray((count < least) | (count > most))
 
 
-def _likeness(samples: Floats, beats: NDArray[np.int64], shape: _Shape, sfreq: float) -> Floats:
-    """(K,) how much each beat is like its best friends, 0 to 1, in form and in size.
+def _similarity(samples: Floats, beats: NDArray[np.int64], shape: _Shape, sfreq: float) -> Floats:
+    """(K,) mean similarity of each beat to its `K_NEAREST` nearest beats, 0 to 1, in form and in size.
 
     The similarity of beats a and b is 2 a.b / (a.a + b.b) = r * 2q / (1 + q^2), with their correlation r
     and the ratio q of their sizes.
@@ -399,20 +412,20 @@ def _likeness(samples: Floats, beats: NDArray[np.int64], shape: _Shape, sfreq: f
     products = grouped @ grouped.transpose(0, 2, 1)  # (groups, group, group)
     energy = np.einsum("gii->gi", products)
     pairs = products / np.maximum(0.5 * (energy[:, :, None] + energy[:, None, :]), np.finfo(np.float32).tiny)
-    pairs[:, np.arange(group), np.arange(group)] = -1.0  # nobody is his own friend
+    pairs[:, np.arange(group), np.arange(group)] = -1.0  # a beat is no neighbour of its own
     best = np.partition(pairs, group - K_NEAREST, axis=2)[:, :, group - K_NEAREST :].mean(axis=2)
     similarity = np.empty(len(beats), dtype=np.float32)
     similarity[members] = best
     return np.maximum(similarity, 0.0)
 
 
-def _trust(similarity: Floats) -> NDArray[np.float64]:
-    """(K,) from similarity to trust in a beat, 0 to 1; one odd beat between two trusted ones counts half.
+def _confidence(similarity: Floats) -> NDArray[np.float64]:
+    """(K,) confidence in each beat from its similarity, 0 to 1; one odd beat between good ones counts half.
 
-    Noise finds likenesses of 0.5 to 0.8 by chance, so only what exceeds that counts. A single odd beat among
-    good ones is a rare ectopic beat, which has no friends near; noise that matters lasts longer.
+    Noise reaches similarities of 0.5 to 0.8 by chance, so only what exceeds that counts. A single odd beat
+    among good ones is a rare ectopic beat, which has no similar beat near; noise that matters lasts longer.
     """
-    low, high = LIKENESS_RAMP
+    low, high = SIMILARITY_RAMP
     confidence = np.clip((similarity.astype(np.float64) - low) / (high - low), 0.0, 1.0)
     between = 0.5 * np.minimum(confidence[:-2], confidence[2:])
     confidence[1:-1] = np.maximum(confidence[1:-1], between)
@@ -422,13 +435,13 @@ def _trust(similarity: Floats) -> NDArray[np.float64]:
 def _worst_match(
     beats: NDArray[np.float64], confidence: NDArray[np.float64], grid: _Grid
 ) -> NDArray[np.float64]:
-    """(N,) the mean trust over a window's worst two seconds; time without a beat near counts as 0.
+    """(N,) mean confidence over a window's worst sub-window; time without a beat near counts as 0.
 
-    A beat at `beats` (K,) s answers for the time half-way to its neighbours, at most a second each way.
+    A beat at `beats` (K,) s stands for the time half-way to its neighbours, at most a second each way.
     """
     reach = SLOWEST_BEAT_SECONDS / 2
     half = np.minimum(np.diff(beats) / 2, reach)
     start = beats - np.concatenate([np.full(min(1, len(beats)), reach), half])
     stop = beats + np.concatenate([half, np.full(min(1, len(beats)), reach)])
-    matched = grid.of_spots(_Coverage(start, stop, confidence))
+    matched = grid.of_sub_windows(_Coverage(start, stop, confidence))
     return np.asarray(matched.min(axis=1))

@@ -5,25 +5,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy import signal as scipy_signal
 
-from biofound.data.channels import Channel, PassBand
+from biofound.data.channels import PassBand
 from biofound.data.conditioning import bridge_gaps, condition, design, filter_zero_phase, resample
 from biofound.data.sources import Recording, Signal
 from biofound.errors import DataError, SettingsError
-
-PPG = Channel(
-    name="PPG",
-    tracks=(),
-    unit="NU",
-    band=PassBand(low_hz=0.5, high_hz=8.0, order=2),
-    quality_threshold=0.5,
-)
-ECG = Channel(
-    name="ECG",
-    tracks=(),
-    unit="mV",
-    band=PassBand(low_hz=0.5, high_hz=40.0, order=4),
-    quality_threshold=0.5,
-)
+from tests.data.cohort import ECG, PPG
 
 
 def recording(**signals: tuple[NDArray[np.float32], float]) -> Recording:
@@ -120,7 +106,7 @@ def test_a_recordings_own_first_window_is_nearly_what_context_would_give() -> No
     ("low", "high", "order"), [(0.0, 8.0, 2), (8.0, 0.5, 2), (0.5, 62.5, 2), (0.5, 8.0, 0)]
 )
 def test_a_band_that_cannot_be_is_a_settings_error(low: float, high: float, order: int) -> None:
-    with pytest.raises(SettingsError, match=r"0 < low_hz < high_hz < 62\.5 Hz"):
+    with pytest.raises(SettingsError, match=rf" 62\.5 Hz.*low_hz={low:g}, high_hz={high:g}, order={order}"):
         design(PassBand(low_hz=low, high_hz=high, order=order), sfreq=125.0)
 
 
@@ -174,13 +160,13 @@ def test_a_short_gap_becomes_a_straight_line_and_nothing_else_changes() -> None:
     assert unbridged.tolist() == []
 
 
-def test_a_gap_is_bridged_up_to_the_limit_and_void_beyond() -> None:
+def test_a_gap_is_bridged_up_to_the_limit_and_invalid_beyond() -> None:
     x = np.ones(100, dtype=np.float32)
     x[10:13] = x[50:54] = np.nan
     assert bridge_gaps(x, longest=3)[1].tolist() == [[50, 54]]
 
 
-def test_missing_ends_are_void_however_short() -> None:
+def test_missing_ends_are_invalid_however_short() -> None:
     x = np.arange(10, dtype=np.float32)
     x[[0, 9]] = np.nan
     filled, unbridged = bridge_gaps(x, longest=3)
@@ -188,7 +174,7 @@ def test_missing_ends_are_void_however_short() -> None:
     assert filled[[0, 9]].tolist() == [1.0, 8.0]
 
 
-def test_samples_are_void_exactly_between_the_last_and_the_next_real_one() -> None:
+def test_samples_are_invalid_exactly_between_the_last_and_the_next_real_one() -> None:
     x = pulses(sfreq=500.0, seconds=60)
     x[10_002:12_003] = np.nan  # real up to 20.002 s, and again from 24.006 s
     result = condition(recording(PPG=(x, 500.0)), [PPG], sfreq=125.0, max_gap_seconds=1.0)
@@ -218,7 +204,7 @@ def test_nothing_rings_across_a_long_gap() -> None:
     np.testing.assert_array_equal(joined.samples[0, -len(calm) :], alone.samples[0])
 
 
-def test_a_stretch_shorter_than_a_cycle_of_the_low_edge_is_void() -> None:
+def test_a_segment_shorter_than_a_cycle_of_the_low_edge_is_invalid() -> None:
     x = pulses(sfreq=125.0, seconds=60)
     x[1000:1200] = x[1400:1600] = np.nan  # 1.6 s of signal between two gaps; 0.5 Hz takes 2 s
     x[3000:3200] = x[3500:3700] = np.nan  # 2.4 s
@@ -240,7 +226,7 @@ def test_recordings_of_any_length_are_conditioned(length: int, rate: float) -> N
     assert result.invalid.all() == (length < 2 * rate)
 
 
-def test_a_channel_without_a_real_sample_is_void_throughout() -> None:
+def test_a_channel_without_a_real_sample_is_invalid_throughout() -> None:
     x = np.full(5000, np.nan, dtype=np.float32)
     result = condition(recording(PPG=(x, 500.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
     assert result.invalid.all()
@@ -272,12 +258,12 @@ def test_the_recording_is_left_as_it_was() -> None:
 
 def test_one_hertz_data_cannot_pass_as_a_waveform() -> None:
     x = np.ones(600, dtype=np.float32)
-    with pytest.raises(DataError, match=r"case1, channel PPG: sampled at 1 Hz.*needs at least 16 Hz"):
+    with pytest.raises(DataError, match=r"case1, channel PPG: .* 1 Hz.* 16 Hz"):
         condition(recording(PPG=(x, 1.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
 
 
 def test_a_channel_that_was_not_read_is_named() -> None:
-    with pytest.raises(DataError, match="case1: expected channel ECG, got PPG"):
+    with pytest.raises(DataError, match=r"case1: .*ECG.*PPG"):
         condition(
             recording(PPG=(pulses(sfreq=125.0, seconds=5), 125.0)), [ECG], sfreq=125.0, max_gap_seconds=0.1
         )

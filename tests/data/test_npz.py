@@ -69,19 +69,19 @@ def test_members_start_on_64_byte_boundaries(tmp_path):
 
 def test_a_compressed_array_is_refused_with_the_way_out(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(9))
-    with pytest.raises(DataError, match=r"'x' is compressed .* np\.savez, not np\.savez_compressed"):
+    with pytest.raises(DataError, match=r"a\.npz: .*'x'.*np\.savez_compressed"):
         find_members(tmp_path / "a.npz", ["x"])
 
 
 def test_a_missing_array_is_named_beside_those_that_are_there(tmp_path):
     path = save(tmp_path / "a.npz", {"mean": np.zeros(1), "std": np.zeros(1)})
-    with pytest.raises(DataError, match="expected an array named 'x', found mean, std"):
+    with pytest.raises(DataError, match=r"'x'.*mean, std"):
         find_members(path, ["x"])
 
 
 def test_python_objects_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object))
-    with pytest.raises(DataError, match="Python objects"):
+    with pytest.raises(DataError, match=r"a\.npz: 'x\.npy'.*objects"):
         find_members(tmp_path / "a.npz", ["x"])
 
 
@@ -110,17 +110,13 @@ def test_a_file_that_shrank_after_it_was_located_is_an_error(tmp_path):
     path = save(tmp_path / "a.npz", ARRAYS)
     members = find_members(path, ["text"])
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(DataError, match="changed while it was in use"):
+    with pytest.raises(DataError, match=f"{path}: .* 300 bytes"):
         map_members(path, members)
 
 
-def test_mapping_reads_nothing_while_numpys_own_mmap_mode_reads_everything(tmp_path):
+def test_mapping_reads_only_the_pages_that_are_used(tmp_path):
     path = save(tmp_path / "a.npz", {"x": np.ones((32, 1024, 1024), np.uint8)})
     with traced_memory() as peak:
         ours = map_members(path, find_members(path, ["x"]))["x"]
         assert ours[::8, ::64].sum() == 4 * 16 * 1024
-        assert peak() < 4e6
-        with np.load(path, mmap_mode="r") as archive:
-            theirs = archive["x"]
-        assert not isinstance(theirs, np.memmap)
-        assert peak() > 30e6
+        assert peak() < 4e6  # of the array's 34e6

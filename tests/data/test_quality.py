@@ -1,4 +1,4 @@
-"""The quality gate against injected faults, ground truth of the embedded cohort, and brute force."""
+"""Signal quality against injected faults, ground truth of the synthetic cohort, and brute force."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -22,7 +22,7 @@ from tests.benchmarks.quality_report import CHANNELS, judge_cohort, rates
 PPG, ECG, ACC = CHANNELS
 
 
-def judged(samples: NDArray[np.float32], sfreq: float, channel: Channel) -> WindowQuality:
+def assessed(samples: NDArray[np.float32], sfreq: float, channel: Channel) -> WindowQuality:
     signal = Signal(samples=samples.astype(np.float32), sfreq=sfreq, unit=channel.unit)
     recording = Recording(case_id="case1", signals={channel.name: signal})
     conditioned = condition(recording, [channel], sfreq=125.0, max_gap_seconds=0.1)
@@ -57,28 +57,28 @@ def rate_of(channel: Channel) -> int:
 
 @pytest.mark.parametrize("channel", CHANNELS, ids=lambda channel: channel.name)
 def test_every_clean_window_is_kept(channel: Channel) -> None:
-    verdict = judged(clean(channel), rate_of(channel), channel)
-    assert verdict.quality.dtype == np.float32
-    assert verdict.reason.tolist() == [Reason.KEPT] * 30
-    assert (verdict.quality >= 0.9).all()
+    result = assessed(clean(channel), rate_of(channel), channel)
+    assert result.quality.dtype == np.float32
+    assert result.reason.tolist() == [Reason.KEPT] * 30
+    assert (result.quality >= 0.9).all()
 
 
 @pytest.mark.parametrize("channel", CHANNELS, ids=lambda channel: channel.name)
 def test_a_gap_drops_the_window_it_touches_and_no_other(channel: Channel) -> None:
     x, rate = clean(channel), rate_of(channel)
     x[int(102.0 * rate) : int(102.5 * rate)] = np.nan
-    assert np.flatnonzero(judged(x, rate, channel).reason).tolist() == [10]
-    assert judged(x, rate, channel).reason[10] == Reason.GAP
+    assert np.flatnonzero(assessed(x, rate, channel).reason).tolist() == [10]
+    assert assessed(x, rate, channel).reason[10] == Reason.GAP
 
 
 @pytest.mark.parametrize("channel", CHANNELS, ids=lambda channel: channel.name)
 def test_a_flat_line_drops_its_window(channel: Channel) -> None:
     x, rate = clean(channel), rate_of(channel)
     x[104 * rate : 106 * rate] = x[104 * rate]
-    verdict = judged(x, rate, channel)
-    assert verdict.reason[10] == Reason.FLAT
-    assert verdict.quality[10] == 0
-    assert not verdict.reason[[8, 9, 11, 12]].any()
+    result = assessed(x, rate, channel)
+    assert result.reason[10] == Reason.FLAT
+    assert result.quality[10] == 0
+    assert not result.reason[[8, 9, 11, 12]].any()
 
 
 @pytest.mark.parametrize("channel", CHANNELS, ids=lambda channel: channel.name)
@@ -89,9 +89,9 @@ def test_clipping_drops_its_windows_at_either_rail(channel: Channel) -> None:
             x += np.sin(2 * np.pi * 1.5 * np.arange(len(x)) / rate).astype(np.float32)
         part = x[100 * rate : 105 * rate]
         np.minimum(part, np.quantile(part, 0.8), out=part)
-        verdict = judged(sign * x, rate, channel)
-        assert verdict.reason[10] == Reason.CLIPPED
-        assert not verdict.reason[[8, 9, 11, 12]].any()
+        result = assessed(sign * x, rate, channel)
+        assert result.reason[10] == Reason.CLIPPED
+        assert not result.reason[[8, 9, 11, 12]].any()
 
 
 @pytest.mark.parametrize("channel", [PPG, ECG], ids=lambda channel: channel.name)
@@ -100,10 +100,10 @@ def test_a_burst_of_the_beats_own_size_fails_the_template(channel: Channel) -> N
     rng = np.random.default_rng(5)
     noise = np.convolve(rng.standard_normal(1500), np.hanning(60 if channel is PPG else 12), "same")
     x[51_500:53_000] += (np.ptp(x[50_000:51_000]) * 0.35 * noise / noise.std()).astype(np.float32)
-    verdict = judged(x, 500.0, channel)
-    assert verdict.reason[10] == Reason.TEMPLATE
-    assert 0 <= verdict.quality[10] < 0.5
-    assert not verdict.reason[[8, 9, 11, 12]].any()
+    result = assessed(x, 500.0, channel)
+    assert result.reason[10] == Reason.TEMPLATE
+    assert 0 <= result.quality[10] < 0.5
+    assert not result.reason[[8, 9, 11, 12]].any()
 
 
 @pytest.mark.parametrize("channel", [PPG, ECG], ids=lambda channel: channel.name)
@@ -111,7 +111,7 @@ def test_a_swing_far_beyond_the_usual_fails_by_its_amplitude(channel: Channel) -
     x = clean(channel)
     bump = np.sin(np.linspace(0, 2 * np.pi, 500)) * 20 * np.ptp(x[50_000:51_000])
     x[52_500:53_000] += bump.astype(np.float32)
-    assert judged(x, 500.0, channel).reason[10] == Reason.AMPLITUDE
+    assert assessed(x, 500.0, channel).reason[10] == Reason.AMPLITUDE
 
 
 @pytest.mark.parametrize("channel", [PPG, ECG], ids=lambda channel: channel.name)
@@ -119,29 +119,29 @@ def test_a_signal_that_fades_away_fails_by_its_amplitude(channel: Channel) -> No
     x = clean(channel)
     level = x[50_000:].mean()
     x[50_000:55_000] = level + 0.01 * (x[50_000:55_000] - level)
-    assert judged(x, 500.0, channel).reason[10] == Reason.AMPLITUDE
+    assert assessed(x, 500.0, channel).reason[10] == Reason.AMPLITUDE
 
 
-def test_too_few_or_too_many_beats_are_no_heart() -> None:
+def test_too_few_or_too_many_beats_are_outside_the_heart_rate_range() -> None:
     time = np.arange(60 * 500) / 500
     spikes = np.exp(-(((time + 1.3) % 2.6 - 1.3) ** 2) / 2 / 0.012**2)  # 23 a minute
     spikes += 0.02 * np.random.default_rng(0).standard_normal(len(time))
-    assert set(judged(spikes, 500.0, ECG).reason) == {Reason.HEART_RATE_RANGE}
+    assert set(assessed(spikes, 500.0, ECG).reason) == {Reason.HEART_RATE_RANGE}
     tremor = np.sin(2 * np.pi * 4.6 * time)  # 276 a minute
-    assert set(judged(tremor, 500.0, PPG).reason) == {Reason.HEART_RATE_RANGE}
+    assert set(assessed(tremor, 500.0, PPG).reason) == {Reason.HEART_RATE_RANGE}
 
 
 @pytest.mark.parametrize("channel", [PPG, ECG], ids=lambda channel: channel.name)
 def test_noise_alone_has_no_beats_worth_keeping(channel: Channel) -> None:
     noise = np.random.default_rng(2).standard_normal(500 * 600).astype(np.float32)
-    assert (judged(noise, 500.0, channel).reason != Reason.KEPT).all()
+    assert (assessed(noise, 500.0, channel).reason != Reason.KEPT).all()
 
 
 def test_the_first_failed_test_is_the_reason() -> None:
     x = clean(PPG)
     x[51_000:53_000] = x[51_000]
     x[54_000:54_500] = np.nan
-    assert judged(x, 500.0, PPG).reason[10] == Reason.GAP
+    assert assessed(x, 500.0, PPG).reason[10] == Reason.GAP
 
 
 # ---------------------------------------------------------------- what must be kept
@@ -173,7 +173,7 @@ def _train(onsets_s: NDArray[np.float64], kinds: NDArray[np.int64], modality: st
 def test_slow_and_fast_hearts_are_kept(channel: Channel, per_minute: int) -> None:
     intervals = 60 / per_minute * np.random.default_rng(6).normal(1, 0.02, 4 * per_minute)
     x = _train(np.cumsum(intervals), np.zeros(len(intervals), dtype=np.int64), channel.modality)
-    reasons = judged(x[: 240 * 250], 250.0, channel).reason
+    reasons = assessed(x[: 240 * 250], 250.0, channel).reason
     assert (reasons[:-1] == Reason.KEPT).mean() >= 0.95
 
 
@@ -181,14 +181,14 @@ def test_slow_and_fast_hearts_are_kept(channel: Channel, per_minute: int) -> Non
 def test_atrial_fibrillation_is_kept(channel: Channel) -> None:
     intervals = np.random.default_rng(4).uniform(0.42, 1.25, 300)
     x = _train(np.cumsum(intervals), np.zeros(300, dtype=np.int64), channel.modality)
-    assert (judged(x, 250.0, channel).reason == Reason.KEPT).mean() >= 0.95
+    assert (assessed(x, 250.0, channel).reason == Reason.KEPT).mean() >= 0.95
 
 
 @pytest.mark.parametrize("channel", [PPG, ECG], ids=lambda channel: channel.name)
 def test_bigeminy_is_kept(channel: Channel) -> None:
     kinds = np.arange(300) % 2
     x = _train(np.cumsum(np.where(kinds == 1, 0.65, 1.05)), kinds, channel.modality)
-    assert (judged(x, 250.0, channel).reason == Reason.KEPT).mean() >= 0.95
+    assert (assessed(x, 250.0, channel).reason == Reason.KEPT).mean() >= 0.95
 
 
 @pytest.mark.parametrize("channel", [PPG, ECG], ids=lambda channel: channel.name)
@@ -196,9 +196,9 @@ def test_a_single_ectopic_beat_is_kept(channel: Channel) -> None:
     kinds = np.zeros(200, dtype=np.int64)
     kinds[[60, 130]] = 1
     intervals = np.where(kinds == 1, 0.6, 0.9) + np.where(np.roll(kinds, 1) == 1, 0.3, 0.0)
-    verdict = judged(_train(np.cumsum(intervals), kinds, channel.modality), 250.0, channel)
-    assert (verdict.reason == Reason.KEPT).all()
-    assert verdict.quality.min() < 0.9  # it shows, though
+    result = assessed(_train(np.cumsum(intervals), kinds, channel.modality), 250.0, channel)
+    assert (result.reason == Reason.KEPT).all()
+    assert result.quality.min() < 0.9  # it shows, though
 
 
 @pytest.mark.parametrize("bits", [5, 6, 8, 10])
@@ -206,7 +206,7 @@ def test_round_tops_of_coarse_quantisation_are_not_clipping(bits: int) -> None:
     x = clean(PPG)[::4]
     step = np.ptp(x[:10_000]) / 2**bits
     coarse = np.round(x / step) * step
-    assert Reason.CLIPPED not in judged(coarse, 125.0, PPG).reason
+    assert Reason.CLIPPED not in assessed(coarse, 125.0, PPG).reason
 
 
 def test_a_coarse_accelerometer_may_lie_still_and_a_fine_one_may_not() -> None:
@@ -214,16 +214,16 @@ def test_a_coarse_accelerometer_may_lie_still_and_a_fine_one_may_not() -> None:
     coarse = np.round(fine * 128) / 128
     for x, expected in ((coarse, Reason.KEPT), (fine, Reason.FLAT)):
         x[10_200:10_500] = x[10_200]
-        assert judged(x, 100.0, ACC).reason[10] == expected
+        assert assessed(x, 100.0, ACC).reason[10] == expected
     coarse[10_900:12_100] = coarse[10_900]  # longer than a window, even a coarse one is stuck
-    assert judged(coarse, 100.0, ACC).reason[11] == Reason.FLAT
+    assert assessed(coarse, 100.0, ACC).reason[11] == Reason.FLAT
 
 
 @pytest.mark.parametrize("channel", [PPG, ECG], ids=lambda channel: channel.name)
 def test_units_do_not_matter(channel: Channel) -> None:
     x = clean(channel)
     x[51_000:53_000] += x[40_000:42_000]
-    one, other = judged(x, 500.0, channel), judged(x * np.float32(1024), 500.0, channel)
+    one, other = assessed(x, 500.0, channel), assessed(x * np.float32(1024), 500.0, channel)
     np.testing.assert_array_equal(one.reason, other.reason)
     np.testing.assert_allclose(one.quality, other.quality, atol=1e-4)
 
@@ -235,17 +235,17 @@ def test_a_window_is_kept_exactly_when_its_quality_reaches_the_threshold() -> No
     source = SyntheticSource(seed=12, subjects=1, minutes=20, artefacts=4)
     samples = source.read("syn0001_1", [PPG]).signals["PPG"].samples
     for threshold in (0.2, 0.5, 0.8):
-        verdict = judged(samples, 500.0, replace(PPG, quality_threshold=threshold))
-        np.testing.assert_array_equal(verdict.reason == Reason.KEPT, verdict.quality >= np.float32(threshold))
-        assert 0 < (verdict.reason == Reason.KEPT).sum() < len(verdict.reason)
+        result = assessed(samples, 500.0, replace(PPG, quality_threshold=threshold))
+        np.testing.assert_array_equal(result.reason == Reason.KEPT, result.quality >= np.float32(threshold))
+        assert 0 < (result.reason == Reason.KEPT).sum() < len(result.reason)
 
 
 def test_a_threshold_of_zero_keeps_all_but_gaps() -> None:
     x = clean(PPG)
     x[51_000:53_000] = x[51_000]
     x[60_500:61_500] = np.nan
-    verdict = judged(x, 500.0, replace(PPG, quality_threshold=0.0))
-    assert np.flatnonzero(verdict.reason).tolist() == [12]
+    result = assessed(x, 500.0, replace(PPG, quality_threshold=0.0))
+    assert np.flatnonzero(result.reason).tolist() == [12]
 
 
 # ---------------------------------------------------------------- degenerate recordings
@@ -253,27 +253,27 @@ def test_a_threshold_of_zero_keeps_all_but_gaps() -> None:
 
 @pytest.mark.parametrize("channel", CHANNELS, ids=lambda channel: channel.name)
 @pytest.mark.parametrize("seconds", [0.0, 0.002, 5.0, 9.99])
-def test_less_than_a_window_gives_no_verdict(channel: Channel, seconds: float) -> None:
-    verdict = judged(clean(channel)[: int(seconds * rate_of(channel))], rate_of(channel), channel)
-    assert verdict.quality.shape == verdict.reason.shape == (0,)
+def test_less_than_a_window_gives_no_quality(channel: Channel, seconds: float) -> None:
+    result = assessed(clean(channel)[: int(seconds * rate_of(channel))], rate_of(channel), channel)
+    assert result.quality.shape == result.reason.shape == (0,)
 
 
 @pytest.mark.parametrize("channel", CHANNELS, ids=lambda channel: channel.name)
 @pytest.mark.parametrize("value", [np.nan, 0.0, 3.0])
 def test_a_recording_of_nothing_is_dropped_throughout(channel: Channel, value: float) -> None:
-    verdict = judged(np.full(30_000, value, dtype=np.float32), 500.0, channel)
-    assert set(verdict.reason) == {Reason.GAP if np.isnan(value) else Reason.FLAT}
-    assert not verdict.quality.any()
+    result = assessed(np.full(30_000, value, dtype=np.float32), 500.0, channel)
+    assert set(result.reason) == {Reason.GAP if np.isnan(value) else Reason.FLAT}
+    assert not result.quality.any()
 
 
 @pytest.mark.parametrize("channel", [PPG, ECG], ids=lambda channel: channel.name)
 def test_one_window_alone_can_be_kept(channel: Channel) -> None:
-    assert judged(clean(channel)[:5000], 500.0, channel).reason.tolist() == [Reason.KEPT]
+    assert assessed(clean(channel)[:5000], 500.0, channel).reason.tolist() == [Reason.KEPT]
 
 
 def test_an_unknown_modality_is_an_error_with_the_channel_named() -> None:
-    with pytest.raises(DataError, match=r"channel EEG_1.*modality EEG"):
-        judged(clean(PPG), 500.0, replace(PPG, name="EEG_1"))
+    with pytest.raises(DataError, match=r"channel EEG_1: .*EEG"):
+        assessed(clean(PPG), 500.0, replace(PPG, name="EEG_1"))
 
 
 # ---------------------------------------------------------------- the parts, against brute force
@@ -313,7 +313,7 @@ def test_a_dicrotic_wave_is_no_beat() -> None:
 @pytest.mark.parametrize(
     ("pause_s", "expected"), [(1.0, 1.0), (2.0, 1.0), (3.0, 0.5), (4.0, 0.0), (6.0, 0.0)]
 )
-def test_a_beat_answers_for_a_second_each_way(pause_s: float, expected: float) -> None:
+def test_a_beat_stands_for_a_second_each_way(pause_s: float, expected: float) -> None:
     grid = quality._Grid(count=2, seconds=10.0)
     times = np.arange(0.5, 20.0, 0.5)
     beats = times[(times <= 13.0) | (times >= 13.0 + pause_s)]
@@ -321,7 +321,7 @@ def test_a_beat_answers_for_a_second_each_way(pause_s: float, expected: float) -
     np.testing.assert_allclose(worst, [1.0, expected], atol=1e-9)
 
 
-def test_likeness_is_that_of_the_three_best_friends() -> None:
+def test_similarity_is_the_mean_over_the_three_nearest_beats() -> None:
     rng = np.random.default_rng(0)
     samples = rng.standard_normal(3000).astype(np.float32)
     beats = np.arange(100, 2900, 60)
@@ -332,11 +332,11 @@ def test_likeness_is_that_of_the_three_best_friends() -> None:
     for a in forms:
         sizes = sorted(2 * (a @ b) / (a @ a + b @ b) for b in forms if b is not a)
         expected.append(max(0.0, float(np.mean(sizes[-3:]))))
-    np.testing.assert_allclose(quality._likeness(samples, beats, shape, 125.0), expected, atol=1e-5)
+    np.testing.assert_allclose(quality._similarity(samples, beats, shape, 125.0), expected, atol=1e-5)
 
 
 def test_an_odd_beat_counts_half_between_good_ones_and_nothing_beside_another_odd_one() -> None:
-    confidence = quality._trust(np.array([1.0, 0.1, 1.0, 0.2, 0.3, 1.0, 0.85], dtype=np.float32))
+    confidence = quality._confidence(np.array([1.0, 0.1, 1.0, 0.2, 0.3, 1.0, 0.85], dtype=np.float32))
     np.testing.assert_allclose(confidence, [1, 0.5, 1, 0, 0, 1, 0.5], atol=1e-6)
 
 
@@ -353,7 +353,7 @@ def test_equal_runs_are_those_that_counting_finds() -> None:
         assert list(zip(start.tolist(), stop.tolist(), strict=True)) == expected
 
 
-def test_spent_time_is_the_weighted_overlap_with_each_window() -> None:
+def test_coverage_is_the_weighted_overlap_with_each_window() -> None:
     rng = np.random.default_rng(8)
     edges = np.sort(rng.uniform(-1, 41, 30))
     start, stop, weight = edges[0::2], edges[1::2], rng.random(15)
@@ -362,12 +362,12 @@ def test_spent_time_is_the_weighted_overlap_with_each_window() -> None:
     covered = sum(
         w * ((fine >= a) & (fine < b)) for a, b, w in zip(start, stop, weight, strict=True)
     ).reshape(4, -1)
-    spent = quality._Coverage(start, stop, weight)
-    np.testing.assert_allclose(grid.of_windows(spent), covered.mean(axis=1), atol=2e-3)
-    assert grid.spots[1, 0] == 10.0
-    assert grid.spots[1, -1] == 18.0
-    first_spots = covered[:, :2000].mean(axis=1)
-    np.testing.assert_allclose(grid.of_spots(spent)[:, 0], first_spots, atol=2e-3)
+    coverage = quality._Coverage(start, stop, weight)
+    np.testing.assert_allclose(grid.of_windows(coverage), covered.mean(axis=1), atol=2e-3)
+    assert grid.sub_windows[1, 0] == 10.0
+    assert grid.sub_windows[1, -1] == 18.0
+    first = covered[:, :2000].mean(axis=1)
+    np.testing.assert_allclose(grid.of_sub_windows(coverage)[:, 0], first, atol=2e-3)
 
 
 # ---------------------------------------------------------------- ground truth
@@ -395,5 +395,5 @@ def test_bidmc_keeps_most_and_loses_what_deserves_it(
     raw = wfdb.rdrecord(str(bidmc_dir / f"bidmc{record:02d}"))
     names = [name.rstrip(",") for name in raw.sig_name]
     for channel, track, least in ((PPG, "PLETH", least_ppg), (ECG, "II", least_ecg)):
-        kept = judged(raw.p_signal[:, names.index(track)], raw.fs, channel).reason == Reason.KEPT
+        kept = assessed(raw.p_signal[:, names.index(track)], raw.fs, channel).reason == Reason.KEPT
         assert least <= kept.mean() <= (0.05 if least == 0 else 1.0)

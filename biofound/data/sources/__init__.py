@@ -1,4 +1,4 @@
-"""What is a source: the protocol by which recordings come in, whatever their file format."""
+"""Sources of recordings: the protocol that each implements, whatever its file format."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from biofound.data.channels import Channel
 class Case:
     """One recording session as its source lists it, before any sample is read.
 
-    `subject_id` is None where the source cannot say who was recorded: the split then refuses
-    unless the user says that a record is a subject. `tracks` are the raw names available.
-    `duration_s` is in seconds; None where the source knows it only after reading (VitalDB).
+    `subject_id` is None where the source does not know who was recorded: the split then refuses, unless
+    told to treat each record as a different subject. `tracks` are the raw names available.
+    `duration_s` is in seconds; None where the source knows it only after reading.
     """
 
     case_id: str
@@ -37,7 +37,7 @@ class Signal:
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """What `Source.read` gives: the channels asked for, all starting at the same instant.
+    """The channels asked for of one case, all starting at the same instant.
 
     `signals` maps channel *name* to its signal; rates may differ, the start does not.
     """
@@ -47,20 +47,20 @@ class Recording:
 
 
 class Source(Protocol):
-    """Where recordings come from. All methods raise `DataError` with the case and channel named.
+    """A source of recordings. All methods raise `DataError` with the case and channel named.
 
     A source is picklable, and small when pickled: each worker of a build gets a copy.
     """
 
     name: str
-    """`synthetic`, `wfdb`, ...; as given on the command line."""
+    """`synthetic`, `wfdb`, ...; see `registry.SourceName`."""
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """Plain JSON that opens this very source again (`open_source(**description)`)."""
         ...
 
     def version(self) -> str:
-        """The data set's version: what changes when the recordings change."""
+        """The data set's version, which changes when the recordings change."""
         ...
 
     def cases(self, channels: Sequence[Channel]) -> list[Case]:
@@ -78,17 +78,17 @@ class Source(Protocol):
 
 @runtime_checkable
 class FetchingSource(Source, Protocol):
-    """A source whose recordings come from afar, and can be brought here before they are read."""
+    """A source whose recordings can be downloaded before they are read."""
 
     def fetch(self, case_id: str) -> Path:
-        """Bring one case here, if it is not here yet; safe from several threads and processes at once."""
+        """Download one case unless it is in the cache; safe from several threads and processes at once."""
         ...
 
 
 @runtime_checkable
 class SelectiveSource(Source, Protocol):
-    """A source that can say which recordings it did not list as cases."""
+    """A source that lists the recordings that lack a channel."""
 
     def left_out(self, channels: Sequence[Channel]) -> Mapping[str, tuple[str, ...]]:
-        """The recordings that are no cases: id to the channels they lack."""
+        """The recordings that are no cases, by id, each with the channels it lacks."""
         ...

@@ -1,9 +1,9 @@
-"""Where in time do a wave track's packets go?
+"""Align the packets of a wave track in time, and check the track's sampling rate against them.
 
 A `.vital` file stores a wave as packets, each stamped with the time of its first sample. Stamps are
 floating point, and some recorders take them from a clock of their own. Placing each packet by itself
 (`ceil`, as `vitaldb.VitalFile.to_numpy` does, or even rounding) then shifts whole packets by a sample
-against their neighbours. Here a packet that follows on from the one before is placed right behind it.
+against their neighbours. Here a packet that continues the one before is put right behind it.
 """
 
 import numpy as np
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from biofound.errors import DataError
 
 SLACK_SAMPLES = 0.95
-"""How far a stamp may stray before it counts as a gap: under one sample, so that one lost sample shows."""
+"""Largest deviation of a stamp that is no gap: under one sample, so that one lost sample is found."""
 
 JITTER_FACTOR = 8.0
-"""The slack of a recorder whose stamps jitter, in medians of the jitter from packet to packet."""
+"""Allowed deviation of stamps that jitter, in medians of the jitter from packet to packet."""
 
 RATE_TOLERANCE = 0.05
-"""How far the rate that packet times imply may be from the header's, as a share of it."""
+"""Largest difference between the rate by packet times and the header's, as a fraction of it."""
 
 _INTERVALS_FOR_RATE = 3
 _AGREEING_WITHIN = 0.2
@@ -28,16 +28,16 @@ _AGREEING_SHARE = 0.75
 def align_packets(
     starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq: float, origin: float
 ) -> NDArray[np.int64]:
-    """Give each of K packets the index of its first sample on a clock that starts at `origin`.
+    """Index of the first sample of each of K packets, on a clock that starts at `origin`.
 
-    Let `e` be how many samples later than its predecessors' samples would put it a packet is stamped:
-    constant while packets follow on, one step up by n where n samples were lost. A stretch goes on while
-    `e` stays within the slack of the stretch's first packet; otherwise a new stretch starts at the sample
-    nearest to its stamp. The slack is just under one sample, and more only where the stamps of
-    the track jitter by more (then up to half a packet, so that a lost packet is always seen).
+    Let `e` be the time of a packet's stamp, in samples, minus the number of samples before it: constant
+    while no sample is missing, and n higher once n samples were lost. A segment continues while `e` stays
+    within the slack of the segment's first packet; otherwise a new segment starts at the sample nearest to
+    its stamp. The slack is just under one sample, and more only where the stamps of the track jitter by
+    more (then up to half a packet, so that a lost packet is always found).
 
-    So with stamps good to +-0.45 samples every gap of one sample or more is found where it is, and each
-    sample lies within 1.5 samples of its stamp (half a sample for the first packet of a stretch).
+    So with stamps exact to +-0.45 samples every gap of one sample or more is found where it is, and each
+    sample lies within 1.5 samples of its stamp (half a sample for the first packet of a segment).
 
     Args:
         starts: (K,) seconds, ascending, none before `origin`.
@@ -61,12 +61,12 @@ def align_packets(
 
 
 def check_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq: float, what: str) -> None:
-    """Refuse a header's rate that the packets' own times contradict (1 Hz data labelled 500 Hz).
+    """Check a header's sampling rate against the packets' times (1 Hz data may be labelled 500 Hz).
 
     The rate implied by a packet is its samples over the time to the next one. Gaps make single values
-    too low, each by another factor. So the header is wrong where the median is above its rate (most
-    packets would overlap), or below it with most packets agreeing. With fewer than four packets (a
-    packed track has one) nothing can be said.
+    too low, by different factors. So the header is wrong where the median is above its rate (most packets
+    would overlap), or below it with most packets agreeing. With fewer than four packets (a packed track
+    has one) nothing is checked.
 
     Args:
         starts: (K,) seconds, ascending.
@@ -75,7 +75,7 @@ def check_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq:
         what: case, channel and track, for the message.
 
     Raises:
-        DataError: the packets imply another rate.
+        DataError: the packets imply a different rate.
     """
     intervals = np.diff(starts)
     usable = intervals > 0
@@ -95,7 +95,7 @@ def check_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq:
 
 
 def _slack(late: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
-    """How far, in samples, a stamp may stray inside a stretch."""
+    """Largest deviation of a stamp inside a segment, in samples."""
     if len(late) < 2:
         return SLACK_SAMPLES
     jitter = float(np.median(np.abs(np.diff(late))))

@@ -1,10 +1,10 @@
-"""Which source does a name stand for: opens what `Source.describe` gave."""
+"""Open a source by its name; and the names that settings offer, without the imports of the sources."""
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from biofound.data.sources import Source
 from biofound.errors import SettingsError
@@ -16,8 +16,15 @@ _CLASSES = {
     "vital": "biofound.data.sources.vitaldb:VitalFilesSource",
 }
 
-SOURCES = tuple(_CLASSES)
+SourceName = Literal["synthetic", "wfdb", "vitaldb", "vital"]
+SOURCES: tuple[SourceName, ...] = get_args(SourceName)
 """The names a source can have."""
+
+CaseSet = Literal["bis", "ppf", "rft20", "sevo", "des", "tiva", "all"]
+CASE_SETS: tuple[CaseSet, ...] = get_args(CaseSet)
+"""Sets of cases that the `vitaldb` package ships (`caseids_*`), and `all` for every case."""
+
+DEFAULT_CASE_SET: CaseSet = "bis"
 
 
 def open_source(*, name: str, **description: Any) -> Source:
@@ -47,6 +54,6 @@ def open_source(*, name: str, **description: Any) -> Source:
     return make(**description)
 
 
-def _suggestion(got: str, known: tuple[str, ...]) -> str:
+def _suggestion(got: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(got), known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"

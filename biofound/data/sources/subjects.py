@@ -1,4 +1,4 @@
-"""Who was recorded, by a CSV beside the recordings or by the user's word that each is another person?"""
+"""Subjects of recordings, read from a CSV."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -19,16 +19,16 @@ def find_subjects(
     """The subject of each recording from `given`, else from `subjects.csv` in the root; None without either.
 
     Args:
-        root: the directory of the recordings; None where its `subjects.csv` is not to count.
+        root: the directory of the recordings; None to ignore its `subjects.csv`.
         given: the CSV that the user names.
-        record_is_subject: the user's word that every recording is another person.
+        record_is_subject: treat each recording as a different subject; then there must be no CSV.
         source: the name of the source, for messages.
-        columns: what the column of the recordings may be called; the first also says what one is.
+        columns: accepted names of the column of recordings; the first is used in messages.
         key_of: the key of a recording, from its name in that column.
 
     Raises:
         DataError: when the CSV cannot be read, or does not give each recording it names one subject.
-        SettingsError: when a recording is said to be a subject while a CSV says who was recorded.
+        SettingsError: `record_is_subject` together with a CSV.
     """
     in_root = None if root is None else root / "subjects.csv"
     path = given or (in_root if in_root is not None and in_root.is_file() else None)

@@ -1,8 +1,8 @@
-"""Where do recordings come from when there are none: an embedded cohort of synthetic subjects.
+"""Synthetic cohort: generated PPG, ECG and acceleration of virtual subjects, with ground truth.
 
-PPG, ECG and acceleration come from one heart, with every artefact labelled. Nothing here is measured from a
-person; whatever is made from it is to say "synthetic". A case depends on (seed, subject, case) and the
-signals' settings alone, not on how many others there are.
+The channels of a subject come from one heart, and every artefact is labelled. Nothing here is measured from a
+person; everything made from it must say "synthetic". A case depends on (seed, subject, case) and the
+signals' settings only, not on the number of others.
 """
 
 import hashlib
@@ -38,6 +38,9 @@ from biofound.data.sources.synthetic_heart import (
 )
 from biofound.errors import DataError, SettingsError
 
+MIN_MINUTES, MAX_MINUTES = 0.1, 1440
+"""Bounds of a recording's length."""
+
 ACCELERATION_HZ = 100.0
 """The rate of the accelerometer channels, in Hz; PPG and ECG have the source's `sfreq`."""
 
@@ -49,16 +52,16 @@ _CASE_ID = re.compile(r"syn(\d{4,})_(\d+)")
 
 
 class SyntheticSource:
-    """An embedded cohort: `subjects` subjects with `cases_per_subject` recordings of `minutes` each.
+    """A synthetic cohort: `subjects` subjects with `cases_per_subject` recordings of `minutes` each.
 
     Args:
-        seed: which cohort.
+        seed: seed of the cohort.
         subjects: number of subjects, named syn0001, syn0002, ...
         cases_per_subject: recordings of each, named syn0001_1, syn0001_2, ...
         minutes: length of a recording.
         sfreq: rate of PPG and ECG in Hz; acceleration has 100 Hz.
-        artefacts: how many artefacts, as a factor on the usual rate; 0 gives clean signals. Ectopic
-            beats belong to the heart and stay.
+        artefacts: rate of artefacts, as a factor on the usual one; 0 gives clean signals. Ectopic
+            beats are no artefacts and stay.
 
     Raises:
         SettingsError: when a value is out of range.
@@ -79,7 +82,7 @@ class SyntheticSource:
         _require(seed >= 0, "seed", seed, "0 or more")
         _require(subjects >= 1, "subjects", subjects, "1 or more")
         _require(cases_per_subject >= 1, "cases_per_subject", cases_per_subject, "1 or more")
-        _require(0.1 <= minutes <= 24 * 60, "minutes", minutes, "0.1 to 1440")
+        _require(MIN_MINUTES <= minutes <= MAX_MINUTES, "minutes", minutes, f"{MIN_MINUTES} to {MAX_MINUTES}")
         _require(60.0 <= sfreq <= 4000.0, "sfreq", sfreq, "60 to 4000 Hz")
         _require(0.0 <= artefacts <= 20.0, "artefacts", artefacts, "0 to 20")
         self.seed = seed
@@ -90,7 +93,7 @@ class SyntheticSource:
         self.artefacts = float(artefacts)
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
-        """Plain JSON that opens this very cohort again."""
+        """Plain JSON that opens the same cohort again."""
         return {
             "name": self.name,
             "seed": self.seed,
@@ -122,12 +125,12 @@ class SyntheticSource:
         return sorted(found, key=lambda case: case.case_id)
 
     def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
-        """Make one case: float32, NaN in gaps. The same channel is the same whatever else is asked for.
+        """Generate one case: float32, NaN in gaps. A channel does not depend on the others asked for.
 
         Raises:
             DataError: when there is no such case or channel, or gaps cover a channel throughout.
         """
-        made = _Case(self, case_id)
+        case = _GeneratedCase(self, case_id)
         signals = {}
         for channel in channels:
             track = _track_of(channel)
@@ -137,7 +140,7 @@ class SyntheticSource:
                     f"{', '.join(UNITS)}, got {', '.join(channel.tracks) or 'no tracks'}; name one of "
                     "them in the channel's tracks"
                 )
-            samples = made.samples_of(track)
+            samples = case.samples_of(track)
             if np.isnan(samples).all():
                 raise DataError(f"case {case_id}, channel {channel.name}: every sample is a gap")
             signals[channel.name] = Signal(
@@ -146,7 +149,7 @@ class SyntheticSource:
         return Recording(case_id=case_id, signals=signals)
 
     def fingerprint(self, case_id: str) -> str:
-        """A SHA-256 over all that shapes this case's samples; other cases do not matter."""
+        """A SHA-256 over all settings that affect this case's samples."""
         self._numbers(case_id)
         shaping = {
             key: value
@@ -161,18 +164,18 @@ class SyntheticSource:
         Raises:
             DataError: when there is no such case.
         """
-        made = _Case(self, case_id)
+        case = _GeneratedCase(self, case_id)
         labels = [
             label_of(event, track, samples=self._samples(self._rate(track)), sfreq=self._rate(track))
-            for event in made.events
+            for event in case.events
             for track in event.channels
         ]
         for track in ("PPG", "ECG"):
-            delay = made.subject.arrival_time if track == "PPG" else 0.0
+            delay = case.subject.arrival_time if track == "PPG" else 0.0
             labels += ectopic_labels(
                 track,
-                made.beats.times + delay,
-                made.beats.ectopic,
+                case.beats.times + delay,
+                case.beats.ectopic,
                 samples=self._samples(self.sfreq),
                 sfreq=self.sfreq,
             )
@@ -184,7 +187,7 @@ class SyntheticSource:
         Raises:
             DataError: when there is no such case.
         """
-        times: Floats = _Case(self, case_id).beats.times
+        times: Floats = _GeneratedCase(self, case_id).beats.times
         return np.asarray(times[(times >= 0) & (times < self._samples(self.sfreq) / self.sfreq)])
 
     def _samples(self, sfreq: float) -> int:
@@ -206,8 +209,8 @@ class SyntheticSource:
         return subject, case
 
 
-class _Case:
-    """One case in the making: its subject, beats and events, each from random numbers of its own."""
+class _GeneratedCase:
+    """One case while it is generated: its subject, beats and events, each from random numbers of its own."""
 
     def __init__(self, source: SyntheticSource, case_id: str) -> None:
         self._source = source
@@ -223,7 +226,7 @@ class _Case:
         self._axes: Floats | None = None
 
     def samples_of(self, track: str) -> Floats:
-        """The samples (T,) of a track, artefacts and all."""
+        """The samples (T,) of a track, with its artefacts."""
         if track in ACCELERATION:
             signal: Floats = self._acceleration()[ACCELERATION.index(track)].copy()
             size = 1.0
@@ -251,7 +254,7 @@ class _Case:
         return signal
 
     def _acceleration(self) -> Floats:
-        """The three axes (3, T), made once for all of them."""
+        """The three axes (3, T), generated once."""
         if self._axes is None:
             self._axes = self._make_acceleration()
         return self._axes
@@ -267,7 +270,7 @@ class _Case:
         return axes
 
     def _stream(self, purpose: str, number: int = 0) -> np.random.Generator:
-        """Random numbers that depend on the case and `purpose` alone, so that no channel disturbs another."""
+        """Random numbers that depend on the case and `purpose` only, so that channels are independent."""
         return np.random.default_rng(
             [self._source.seed, self._subject_number, self._case_number, _key(purpose), number]
         )
@@ -277,7 +280,7 @@ class _Case:
 
 
 def _track_of(channel: Channel) -> str | None:
-    """The synthetic track of a channel: the first of its `tracks` there is, else the one of its name."""
+    """The synthetic track of a channel: the first of its `tracks` that exists, else the one of its name."""
     return next((track for track in (*channel.tracks, channel.name) if track in UNITS), None)
 
 

@@ -1,4 +1,4 @@
-"""What spoils a synthetic recording, and exactly where: artefacts drawn, applied and labelled.
+"""Artefacts of synthetic recordings: drawn, applied and labelled.
 
 Hard artefacts (motion bursts, clipping, flat lines, gaps) destroy what they cover and are the ground
 truth for quality gating. Mild ones (mains hum and baseline wander of ordinary size) lie outside the pass
@@ -42,7 +42,7 @@ class Artefact:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One thing that happens to some channels at once, in s; `number` keys its random numbers."""
+    """An artefact that affects some channels at once, in s; `number` keys its random numbers."""
 
     number: int
     kind: Kind

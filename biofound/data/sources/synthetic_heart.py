@@ -1,4 +1,4 @@
-"""What does one synthetic heart do: beat times, and the clean ECG, PPG and acceleration they give.
+"""Synthetic heart: beat times, and the clean ECG, PPG and acceleration they give.
 
 Beats come from integral pulse frequency modulation: a beat falls wherever the integral of the
 instantaneous heart rate passes a whole number, so respiratory sinus arrhythmia and slow drift enter

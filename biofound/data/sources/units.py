@@ -1,4 +1,4 @@
-"""By what factor do a track's values become the channel's unit?"""
+"""Convert units of tracks to units of channels."""
 
 from biofound.data.channels import Channel
 from biofound.errors import DataError
@@ -19,7 +19,7 @@ _ARBITRARY = {"nu", "au", "a.u.", "arbitrary", "unitless", ""}
 def conversion(unit: str, channel: Channel, *, what: str) -> tuple[float, str]:
     """The factor from a track's unit to the channel's, and the resulting unit.
 
-    A channel of arbitrary unit (a PPG) takes whatever there is.
+    A channel of arbitrary unit (a PPG) takes any unit, unconverted.
 
     Raises:
         DataError: no factor is known; the message starts with `what`.

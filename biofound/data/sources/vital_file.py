@@ -1,8 +1,7 @@
-"""What does a `.vital` file hold: its tracks, and the samples of the wanted ones on one clock.
+"""Read `.vital` files: their tracks, and the samples of the wanted ones on one clock.
 
-The packets come from the parser of the `vitaldb` package; where they go in time, what is a gap and
-whether the file is whole are decided here, because the package's own `to_numpy` gets them wrong without
-a word (see docs/vitaldb.md). Format: https://vitaldb.net/docs/?documentId=VitalRecorder/Vital_File_Format.md
+The packets come from the parser of the `vitaldb` package. Their alignment in time, gaps and completeness are
+handled here, because the package's own `to_numpy` gets them wrong silently (see docs/vitaldb.md). Format: https://vitaldb.net/docs/?documentId=VitalRecorder/Vital_File_Format.md
 """
 
 import contextlib
@@ -27,10 +26,10 @@ from biofound.data.sources.units import conversion
 from biofound.errors import DataError
 
 MAX_HOURS = 48.0
-"""Longest recording that is believed; a wrong stamp would otherwise ask for years of memory."""
+"""Longest recording that is accepted; a wrong time stamp would otherwise need memory for years."""
 
 LARGEST_VALUE = 4e9
-"""Physical values beyond it are no signal; recorders write the 32-bit sentinel into float tracks."""
+"""Larger physical values are gaps; recorders write the 32-bit sentinel into float tracks."""
 
 LARGEST_UNPACKED_PACKET = 1_000_000
 """Bytes beyond which the `vitaldb` parser stops reading an unpacked file, silently."""
@@ -47,7 +46,7 @@ _one_at_a_time = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a file holds, without its samples: track names and the time span in seconds."""
+    """Track names of a file, and its time span in seconds."""
 
     tracks: tuple[str, ...]
     duration_s: float | None
@@ -77,11 +76,11 @@ def find_track(wanted: Sequence[str], available: Iterable[str], *, what: str) ->
     return None
 
 
-def check_whole(path: Path, *, what: str) -> None:
-    """Make sure that a `.vital` file is all there: gzip end, CRC, and every packet inside.
+def check_complete(path: Path, *, what: str) -> None:
+    """Check that a `.vital` file is complete: gzip end, CRC, and every packet inside.
 
-    Neither the `vitaldb` parser nor a plain download notices a file cut short: the rest of the
-    recording is simply missing. Costs one gunzip.
+    Neither the `vitaldb` parser nor a plain download notices a truncated file: the rest of the recording
+    is missing then. Costs one gunzip.
 
     Raises:
         DataError: cut short, damaged, or not a `.vital` file; the message says which.
@@ -100,12 +99,12 @@ def check_whole(path: Path, *, what: str) -> None:
 
 
 def contents(path: Path, *, what: str) -> Contents:
-    """List a file's wave, numeric and string tracks, and how long it lasts.
+    """List a file's wave, numeric and string tracks, and its duration.
 
     Raises:
         DataError: the file is damaged or cannot be parsed.
     """
-    check_whole(path, what=what)
+    check_complete(path, what=what)
     file = _parse(path, None, what, header_only=True)
     duration = float(file.dtend - file.dtstart)
     return Contents(tracks=tuple(file.get_track_names()), duration_s=duration if duration > 0 else None)
@@ -114,11 +113,11 @@ def contents(path: Path, *, what: str) -> Contents:
 def read_recording(
     path: Path, *, case_id: str, channels: Sequence[Channel], known: Mapping[str, Mapping[str, Any]]
 ) -> Recording:
-    """Read the wanted channels of a `.vital` file, which must be whole (`check_whole`).
+    """Read the wanted channels of a `.vital` file, which must be complete (`check_complete`).
 
     All signals start at the earliest packet of any of them. Each keeps its native rate; its samples lie
-    on a grid from that start, each stretch to the nearest one: two tracks are off against each other by
-    half a sample of each (at 500 Hz 2 ms in all) plus what their stamps stray (see
+    on a grid from that start, each segment at the nearest grid point: two tracks are misaligned by up to
+    half a sample of each (at 500 Hz 2 ms in all) plus the jitter of their stamps (see
     `packets.align_packets`). Gaps are NaN: time without a packet, the integer sentinel of the track's
     format, and floats that are not finite or beyond 4e9.
 
@@ -126,9 +125,8 @@ def read_recording(
         path: the file.
         case_id: for messages and the result.
         channels: which tracks to read.
-        known: what is known of tracks beforehand, by full name: `srate` in Hz, which the header must agree
-            with (other rates are believed unless the packet times contradict them), and `unit`, for
-            headers that give none.
+        known: properties of tracks by full name: `srate` in Hz, which the header must agree with (other
+            rates are accepted unless the packet times contradict them), and `unit`, for headers without.
 
     Raises:
         DataError: a track is absent, no wave, all gaps, in another unit, or its rate cannot be right; or the
@@ -166,7 +164,7 @@ class _Wave:
 
 
 def _walk(body: bytes, path: Path, what: str) -> None:
-    """Step over every packet of an unzipped file: each must end inside it, the last at its very end."""
+    """Check the packets of an unzipped file: each must end inside it, the last at its very end."""
     header_length = int.from_bytes(body[8:10], "little")
     packed = header_length >= 27 and len(body) > 36 and body[36] == 1
     limit = len(body) if packed else LARGEST_UNPACKED_PACKET
@@ -188,8 +186,8 @@ def _walk(body: bytes, path: Path, what: str) -> None:
 
 
 def _parse(path: Path, wanted: list[str] | None, what: str, *, header_only: bool) -> Any:
-    """Run the package's parser; whatever it would print or pass over becomes a `DataError`."""
-    from vitaldb.utils import VitalFile  # costs nearly two seconds, so only where it is used
+    """Call the package's parser; what it would print or pass over becomes a `DataError`."""
+    from vitaldb.utils import VitalFile  # takes nearly two seconds
 
     said = io.StringIO()
     # It prints its errors, and leaves its file to the garbage collector. Both redirections are
@@ -208,7 +206,7 @@ def _parse(path: Path, wanted: list[str] | None, what: str, *, header_only: bool
 def _wave_of(
     file: Any, channel: Channel, path: Path, what: str, known: Mapping[str, Mapping[str, Any]]
 ) -> _Wave:
-    """Pick a channel's track from a parsed file and check everything that its header says."""
+    """Find a channel's track in a parsed file, and check its header and packet times."""
     name = find_track(channel.tracks, file.get_track_names(), what=f"{what}, channel {channel.name}")
     if name is None:
         raise DataError(
@@ -261,13 +259,13 @@ def _check_times(wave: _Wave) -> None:
     if hours > MAX_HOURS:
         raise DataError(
             f"{wave.what}: its packets span {hours:.0f} h, more than {MAX_HOURS:g} h: a packet's time is"
-            " wrong, or the file must be cut into several."
+            " wrong, or the file must be split into several."
         )
     check_rate(wave.starts, counts, sfreq=wave.sfreq, what=wave.what)
 
 
 def _samples(wave: _Wave, origin: float) -> NDArray[np.float32]:
-    """Lay a wave's packets out from `origin` on: (T,) float32 in physical units, NaN in gaps."""
+    """Join a wave's packets from `origin` on: (T,) float32 in physical units, NaN in gaps."""
     counts = np.array([len(packet) for packet in wave.packets], dtype=np.int64)
     first = align_packets(wave.starts, counts, sfreq=wave.sfreq, origin=origin)
     last = first + counts
@@ -277,15 +275,15 @@ def _samples(wave: _Wave, origin: float) -> NDArray[np.float32]:
         )
     values = _physical(np.concatenate(wave.packets), wave)
     samples = np.full(int(last.max()), np.nan, dtype=np.float32)
-    # Packets that follow on are copied in one piece: the loop is over stretches, not over packets.
+    # Packets that follow on are copied in one piece: the loop is over segments, not over packets.
     edges = np.flatnonzero(first[1:] != last[:-1]) + 1
     offsets = np.concatenate([[0], np.cumsum(counts)])
     filled = 0
     for start, stop in zip(np.r_[0, edges].tolist(), np.r_[edges, len(counts)].tolist(), strict=True):
-        piece = values[offsets[start] : offsets[stop]]
-        place_at = samples[first[start] : last[stop - 1]]
+        segment = values[offsets[start] : offsets[stop]]
+        target = samples[first[start] : last[stop - 1]]
         # Where packets overlap the later one counts, but its gaps do not wipe out real samples.
-        np.copyto(place_at, piece, where=True if first[start] >= filled else ~np.isnan(piece))
+        np.copyto(target, segment, where=True if first[start] >= filled else ~np.isnan(segment))
         filled = max(filled, int(last[stop - 1]))
     return samples
 

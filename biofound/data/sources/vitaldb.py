@@ -1,4 +1,4 @@
-"""Which recordings do VitalDB and directories of `.vital` files give, and whose are they?
+"""Read VitalDB, downloaded case by case into a cache, and directories of `.vital` files.
 
 VitalDB: Lee et al. 2022, "VitalDB, a high-fidelity multi-parameter vital signs database in surgical
 patients", https://doi.org/10.1038/s41597-022-01411-5.
@@ -13,16 +13,19 @@ import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from urllib3 import Retry
+
 from biofound.data.channels import Channel
 from biofound.data.sources import Case, Recording
-from biofound.data.sources.download import GZIP_MAGIC, RetryPolicy, fetch
+from biofound.data.sources.download import GZIP_MAGIC, fetch
+from biofound.data.sources.registry import CASE_SETS, DEFAULT_CASE_SET
 from biofound.data.sources.subjects import find_subjects
-from biofound.data.sources.vital_file import check_whole, contents, find_track, read_recording
+from biofound.data.sources.vital_file import check_complete, contents, find_track, read_recording
 from biofound.errors import DataError, SettingsError
 from biofound.files import sha256_of, write_json
 
@@ -32,9 +35,6 @@ BASE_URL = "https://api.vitaldb.net"
 DATASET_VERSION = "1.0.1"
 """Version of the `.vital` files, and the folder of the API they lie in: packed, all tracks on one clock."""
 
-CASE_SETS = ("bis", "ppf", "rft20", "sevo", "des", "tiva", "all")
-"""Selections of cases that the `vitaldb` package ships (`caseids_*`), and `all` for no selection."""
-
 _TABLES = {
     "cases": ("the clinical table", ("caseid", "subjectid")),
     "trks": ("the track list", ("caseid", "tname")),
@@ -42,10 +42,10 @@ _TABLES = {
 
 
 def case_ids_in(case_set: str) -> frozenset[str] | None:
-    """The case ids of one of `CASE_SETS`; None for all, which is no selection."""
+    """The case ids of one of `CASE_SETS`; None for `all`."""
     if case_set == "all":
         return None
-    import vitaldb  # nearly two seconds; only for its literal sets of case ids
+    import vitaldb  # takes nearly two seconds
 
     return frozenset(map(str, getattr(vitaldb, f"caseids_{case_set}")))
 
@@ -58,11 +58,15 @@ class VitalDBSource:
     a wave and may be shifted by a constant per case.
 
     Args:
-        cache_dir: where tables and cases are kept; with everything in it no network is needed.
+        cache_dir: directory of tables and cases; with everything in it no network is needed.
         case_set: one of `CASE_SETS`.
         base_url: another server that answers as the API does (a mirror, a test).
         dataset_version: folder of the `.vital` files on the server.
-        timeout_s, retries, backoff_s, longest_wait_s, at_once: see `RetryPolicy`.
+        timeout_s: seconds without an answer, or of a transfer that crawls, until an attempt is given up.
+        retries: attempts after the first.
+        backoff_s: factor of urllib3's exponential back-off: waits of 0, 2, 4, 8, ... times this.
+        longest_wait_s: no wait is longer, whatever the server's `Retry-After` asks for.
+        at_once: downloads at a time, over all processes that share the cache.
     """
 
     name = "vitaldb"
@@ -71,7 +75,7 @@ class VitalDBSource:
         self,
         *,
         cache_dir: str | Path,
-        case_set: str = "bis",
+        case_set: str = DEFAULT_CASE_SET,
         base_url: str = BASE_URL,
         dataset_version: str = DATASET_VERSION,
         timeout_s: float = 30.0,
@@ -88,11 +92,11 @@ class VitalDBSource:
         self.case_set = case_set
         self.base_url = base_url.rstrip("/")
         self.dataset_version = dataset_version
-        self.politeness = RetryPolicy(
+        self._fetch = partial(
+            fetch,
+            cache_dir=self.cache_dir,
+            retry=Retry(total=retries, backoff_factor=backoff_s, backoff_max=longest_wait_s),
             timeout_s=timeout_s,
-            retries=retries,
-            backoff_s=backoff_s,
-            longest_wait_s=longest_wait_s,
             at_once=at_once,
         )
 
@@ -101,7 +105,7 @@ class VitalDBSource:
         return {key: value for key, value in self.__dict__.items() if key not in ("_clinical", "_tracks")}
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
-        """Plain JSON that opens this source again; how patient its downloads are is left to who opens it."""
+        """Plain JSON that opens this source again; without the settings of its downloads."""
         return {
             "name": self.name,
             "cache_dir": str(self.cache_dir),
@@ -123,28 +127,27 @@ class VitalDBSource:
         The subject is the clinical table's `subjectid`; None for a case that the table does not have.
 
         Raises:
-            DataError: the tables cannot be had, or no case is left (with the counts that led there).
+            DataError: the tables cannot be downloaded, or no case is left (with the counts at each step).
         """
         chosen = case_ids_in(self.case_set)
         clinical, tracks = self._clinical, self._tracks
         inside = sorted(case_id for case_id in tracks if chosen is None or case_id in chosen)
         found = [self._case(case_id) for case_id in inside if _has_all(channels, tracks[case_id], case_id)]
         if not found:
-            wanted = "; ".join(f"{c.name}: {' or '.join(c.tracks)}" for c in channels)
             raise DataError(
                 f"VitalDB: no case is left. The clinical table has {len(clinical)} cases, the track list"
                 f" {len(tracks)}, case set {self.case_set} {len(inside)} of them, and none of those has every"
-                f" channel ({wanted}). Choose another case set or other tracks."
+                f" channel ({_tracks_of(channels)}). Choose another case set or other tracks."
             )
         return found
 
     def fetch(self, case_id: str) -> Path:
         """The case's file in the cache, downloaded and checked if it is not there yet.
 
-        For overlapping downloads with computing: safe to call from several threads and processes.
+        Safe to call from several threads and processes, to download ahead of reading.
 
         Raises:
-            DataError: the file cannot be had, with the reason.
+            DataError: the file cannot be downloaded, with the reason.
         """
         path, _ = self._checked(case_id)
         return path
@@ -153,7 +156,7 @@ class VitalDBSource:
         """The samples of one case at their native rates, NaN in gaps, on one clock.
 
         Raises:
-            DataError: the file cannot be had, or a channel is absent, all gaps or at another rate than
+            DataError: the file cannot be downloaded, or a channel is absent, all gaps or at another rate than
                 the data set's.
         """
         from vitaldb.utils import TRACK_INFO  # as slow to import as all of the package
@@ -164,8 +167,8 @@ class VitalDBSource:
     def fingerprint(self, case_id: str) -> str:
         """SHA-256 of the case's file (downloaded if need be; remembered beside it in the cache).
 
-        What is remembered counts without the file too: files of one version of the data set do not change,
-        and whoever removed them to save space need not download them again to learn that nothing did.
+        The remembered digest is given without the file too: files of one version of the data set do not
+        change, so those removed to save space are not downloaded again.
         """
         path = self._path(case_id)
         known = None if path.exists() else _read_record(path.with_suffix(".json"))
@@ -178,7 +181,7 @@ class VitalDBSource:
         return self.cache_dir / self.dataset_version / f"{case_id}.vital"
 
     def _checked(self, case_id: str) -> tuple[Path, str]:
-        """The case's file, known to be whole, and its SHA-256.
+        """The case's file, known to be complete, and its SHA-256.
 
         A record beside the file says that these very bytes (by size and time of change) were checked;
         a file without one, or changed since, is checked again, and replaced if it is damaged.
@@ -186,31 +189,27 @@ class VitalDBSource:
         path, what = self._path(case_id), f"case {case_id}"
         record = path.with_suffix(".json")
         # The record may be written of the temporary file: a rename changes neither its size nor its time.
-        fetch(
+        self._fetch(
             f"{self.base_url}/{self.dataset_version}/{case_id}.vital",
             path,
-            cache_dir=self.cache_dir,
             what=what,
             check=lambda file: _check_and_record(file, record, what=what),
-            politeness=self.politeness,
-            trusted=lambda file: _is_recorded(file, record),
+            already_checked=lambda file: _is_recorded(file, record),
         )
         known = _read_record(record)
         if known is None:
-            raise DataError(f"case {case_id}: {record} has gone while it was in use. Run the command again.")
+            raise DataError(f"case {case_id}: {record} was removed while it was in use. Rerun the command.")
         return path, str(known["sha256"])
 
     def _table(self, table: str) -> Path:
         """One of the API's two tables, in the cache."""
         what, columns = _TABLES[table]
         path = self.cache_dir / f"{table}.csv"
-        fetch(
+        self._fetch(
             f"{self.base_url}/{table}",
             path,
-            cache_dir=self.cache_dir,
             what=what,
             check=lambda file: _check_table(file, what, columns),
-            politeness=self.politeness,
             accept_gzip=True,
         )
         return path
@@ -244,19 +243,19 @@ class VitalDBSource:
 class VitalFilesSource:
     """A directory of `.vital` files from any hospital, searched with its subdirectories.
 
-    A case is a file; its id is the path without `.vital`, `/` written as `__`. Who was recorded comes from
-    `subjects_csv`, else from `subjects.csv` in the root, or from the user's word that a file is a subject;
-    where none of them says so the subject is unknown.
+    A case is a file; its id is the path without `.vital`, `/` written as `__`. Its subject comes from
+    `subjects_csv`, else from `subjects.csv` in the root, else is the file itself with `record_is_subject`,
+    else is unknown.
 
     Args:
         root: the directory.
         subjects_csv: columns `file` (or `record`; as in the directory, with or without `.vital`) and
             `subject`.
-        record_is_subject: the user's word that every file is another person.
+        record_is_subject: treat each file as a different subject.
 
     Raises:
         DataError: when the directory or the CSV cannot be read.
-        SettingsError: when a file is said to be a subject while a CSV says who was recorded.
+        SettingsError: `record_is_subject` together with a CSV of subjects.
     """
 
     name = "vital"
@@ -289,7 +288,7 @@ class VitalFilesSource:
         }
 
     def version(self) -> str:
-        """A digest of the files' names, sizes and subjects (contents are told apart by `fingerprint`)."""
+        """A digest of the files' names, sizes and subjects (`fingerprint` covers the contents)."""
         listing = {case_id: path.stat().st_size for case_id, path in self._files.items()}
         text = json.dumps([listing, self._subjects], sort_keys=True)
         return f"vital-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -303,11 +302,10 @@ class VitalFilesSource:
         listed = [self._case(case_id, path) for case_id, path in self._files.items()]
         found = [case for case in listed if _has_all(channels, case.tracks, case.case_id)]
         if not found:
-            wanted = "; ".join(f"{c.name}: {' or '.join(c.tracks)}" for c in channels)
             names = sorted({name for case in listed for name in case.tracks})
             raise DataError(
-                f"{self.root}: none of {len(listed)} .vital files has every channel ({wanted}). Their tracks:"
-                f" {', '.join(names) or 'none'}. Name the tracks in the channels file."
+                f"{self.root}: none of {len(listed)} .vital files has every channel ({_tracks_of(channels)})."
+                f" Their tracks: {', '.join(names) or 'none'}. Name the tracks in the channels file."
             )
         return found
 
@@ -318,7 +316,7 @@ class VitalFilesSource:
             DataError: the file is damaged, or a channel is absent, all gaps or not at the header's rate.
         """
         path = self._path(case_id)
-        check_whole(path, what=f"case {case_id}")
+        check_complete(path, what=f"case {case_id}")
         return read_recording(path, case_id=case_id, channels=channels, known={})
 
     def fingerprint(self, case_id: str) -> str:
@@ -357,6 +355,10 @@ def _has_all(channels: Sequence[Channel], tracks: Sequence[str], case_id: str) -
     )
 
 
+def _tracks_of(channels: Sequence[Channel]) -> str:
+    return "; ".join(f"{channel.name}: {' or '.join(channel.tracks)}" for channel in channels)
+
+
 def _text_of(path: Path) -> bytes:
     """A table's text, unzipped if the server compressed it, without byte order mark."""
     content = path.read_bytes()
@@ -393,14 +395,14 @@ def _duration_of(row: dict[str, str]) -> float | None:
 
 
 def _check_and_record(path: Path, record: Path, *, what: str) -> None:
-    """See that a `.vital` file is whole, and remember of which bytes (by size and time) this is known."""
+    """Check that a `.vital` file is complete, and record its size, time of change and SHA-256."""
     stamp = _stamp_of(path)
-    check_whole(path, what=what)
+    check_complete(path, what=what)
     write_json(record, stamp | {"sha256": sha256_of(path)})
 
 
 def _is_recorded(path: Path, record: Path) -> bool:
-    """Whether these very bytes have been checked."""
+    """Whether the file was checked, by the size and time of change on record."""
     known = _read_record(record)
     try:  # not `exists` first: another process may be replacing the file just now
         return known is not None and known.items() >= _stamp_of(path).items()
@@ -414,7 +416,7 @@ def _stamp_of(path: Path) -> dict[str, int]:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """What is known of a cached file; None where nothing is, so that it is checked again."""
+    """The record of a checked file; None without a readable one, so that the file is checked again."""
     try:
         record = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

@@ -1,8 +1,8 @@
-"""How are WFDB records read as PhysioNet ships them: which are cases, whose they are, and their samples.
+"""Read WFDB records as PhysioNet ships them: cases, subjects and samples.
 
 The format is described at https://physionet.org/physiotools/wag/header-5.htm; the bytes are decoded by the
-`wfdb` package, which is imported only when a record is opened. What that package lets pass in silence (a
-header that promises more than its file holds, a header with signals and samples transposed) is checked here.
+`wfdb` package, which is imported only when a record is opened. Checked here is what that package accepts
+silently: a header that promises more samples than its file has, or with signals and samples transposed.
 """
 
 import hashlib
@@ -23,9 +23,10 @@ from biofound.data.sources import Case, Recording, Signal
 from biofound.data.sources.subjects import find_subjects
 from biofound.data.sources.units import conversion
 from biofound.errors import DataError, SettingsError
+from biofound.files import sha256_of
 
 SUBJECT_PATTERN = r"mimic2wdb/matched/(s\d+)"
-"""Finds the patient in BIDMC's headers: the directory of the MIMIC-II record that each was cut from."""
+"""Finds the patient in BIDMC's headers: the directory of the MIMIC-II record that each is taken from."""
 
 _BYTES_PER_SAMPLE = {
     "8": Fraction(1),
@@ -48,23 +49,23 @@ class WfdbSource:
 
     The records are those of the `RECORDS` file (which may name directories with a `RECORDS` of their own),
     else every header below `root` that is not a segment of another. A record is a case when it has all
-    channels asked for; companions such as BIDMC's 1 Hz numerics lack them and are none.
+    channels asked for; companions such as BIDMC's 1 Hz numerics lack them and are no cases.
 
-    The subject of a record comes from what is given: `record_is_subject`, `subjects_csv`, or
-    `subject_pattern`; else from `subjects.csv` in the root; else from the pattern that suits BIDMC. Patterns
-    are searched in the header comments of the record's numerics companion (`<record>n`), then in its own.
-    The subject stays None where the rule names none.
+    The subject of a record comes from `record_is_subject`, `subjects_csv` or `subject_pattern`, where given;
+    else from `subjects.csv` in the root; else from `SUBJECT_PATTERN`. Patterns are searched in the header
+    comments of the record's numerics companion (`<record>n`), then in its own. A record for which none is
+    found has the subject None.
 
     Args:
         root: the directory.
         subjects_csv: a CSV with the columns `record` (as in RECORDS) and `subject`.
         subject_pattern: a regular expression whose first group is the subject.
-        record_is_subject: the user's word that every record is another person.
+        record_is_subject: treat each record as a different subject.
 
     Raises:
         DataError: when the directory or the CSV cannot be read.
-        SettingsError: when the pattern is no expression with a group, or a record is said to be a
-            subject while a CSV says who was recorded.
+        SettingsError: when the pattern is no regular expression with a group, or `record_is_subject` is
+            given together with a CSV of subjects.
     """
 
     name = "wfdb"
@@ -82,7 +83,9 @@ class WfdbSource:
             raise DataError(f"wfdb source: expected a directory of records at {self.root}, found none")
         self._given_csv = None if subjects_csv is None else Path(subjects_csv).expanduser().absolute()
         self.subject_pattern = subject_pattern
-        self._pattern = _compile(SUBJECT_PATTERN if subject_pattern is None else subject_pattern)
+        self._pattern = compile_subject_pattern(
+            SUBJECT_PATTERN if subject_pattern is None else subject_pattern
+        )
         self.record_is_subject = record_is_subject
         self._subjects = find_subjects(
             self.root if subject_pattern is None else None,
@@ -115,8 +118,8 @@ class WfdbSource:
         """The records that have all `channels`, sorted by case id.
 
         Raises:
-            DataError: when headers cannot be read, or such a record cannot be what its header says (file
-                missing or short, one sample, signals and samples transposed); all of them in one message.
+            DataError: when headers cannot be read, or contradict themselves or their files (file missing or
+                short, one sample, signals and samples transposed); all records in one message.
         """
         found, problems = [], []
         for case_id, path in self._records.items():
@@ -132,9 +135,9 @@ class WfdbSource:
         return sorted(found, key=lambda case: case.case_id)
 
     def left_out(self, channels: Sequence[Channel]) -> dict[str, tuple[str, ...]]:
-        """The records that lack a channel, and so are no cases: id to the channels they lack.
+        """The records that lack a channel, and so are no cases, by id, each with the channels it lacks.
 
-        The companions of other records (`<record>n`), which hold numbers by the second, are not meant.
+        Companions of other records (`<record>n`), which hold numbers by the second, are not listed.
 
         Raises:
             DataError: when a header cannot be read.
@@ -153,8 +156,8 @@ class WfdbSource:
         Values come in the channel's unit: V, mV and uV, g, mg and m/s2 are converted.
 
         Raises:
-            DataError: when the record or a channel is missing or NaN throughout, the record is not what its
-                header says, or a unit cannot be converted.
+            DataError: when the record or a channel is missing or NaN throughout, the header contradicts
+                the files, or a unit cannot be converted.
         """
         path = self._path_of(case_id)
         header = _read_header(case_id, path)
@@ -175,8 +178,7 @@ class WfdbSource:
             if not path.is_file():
                 raise DataError(f"case {case_id}: {path.name} is missing from {path.parent}")
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(path)))
         return digest.hexdigest()
 
     @cached_property
@@ -219,9 +221,9 @@ class WfdbSource:
 
 
 def import_wfdb() -> Any:
-    """The `wfdb` package, imported at first use: it costs over a second, which `--help` need not pay."""
+    """Import the `wfdb` package at first use, because that takes over a second."""
     with warnings.catch_warnings():
-        # Its import does what pandas 3 calls deprecated; nothing a user of this program can change.
+        # Its import does what pandas 3 calls deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
         import wfdb
     return wfdb
@@ -243,10 +245,10 @@ class _Track:
 
 @dataclass(frozen=True, kw_only=True)
 class _Header:
-    """What a record's header says; `parsed` is wfdb's own object.
+    """A record's header; `parsed` is wfdb's own object.
 
-    `segments` are the headers of a multi-segment record's parts. `samples` counts frames: a signal may have
-    several samples in each.
+    `segments` are the headers of a multi-segment record's segments. `samples` counts frames: a signal may
+    have several samples in each.
     """
 
     case_id: str
@@ -270,8 +272,8 @@ class _Header:
         own += [self.path.parent / name for name in dict.fromkeys(self._signal_files())]
         return list(dict.fromkeys(own + [path for segment in self.segments for path in segment.files()]))
 
-    def parts(self) -> list["_Header"]:
-        """The segments that have samples: not the layout header, whose length is 0."""
+    def segments_with_samples(self) -> list["_Header"]:
+        """The segments without the layout header, whose length is 0."""
         return [segment for segment in self.segments if segment.samples > 0]
 
     def check(self) -> None:
@@ -286,7 +288,7 @@ class _Header:
                 f"{self.parsed.n_sig} signal(s); expected a recording. Are the number of signals and the "
                 "number of samples transposed? Correct the header or take the record out of RECORDS"
             )
-        for segment in self.parts():
+        for segment in self.segments_with_samples():
             segment._check_files()
         if not self.segments:
             self._check_files()
@@ -312,21 +314,26 @@ class _Header:
             self._check_size(path, name)
 
     def _check_size(self, path: Path, name: str) -> None:
-        mine = [i for i, other in enumerate(self.parsed.file_name) if other == name]
-        width = _BYTES_PER_SAMPLE.get(self.parsed.fmt[mine[0]])
-        if width is None:
+        frame, offset = _frame_bytes(self.parsed, name)
+        if frame is None:
             return
-        frame = width * sum(self.parsed.samps_per_frame[i] for i in mine)
-        offset = self.parsed.byte_offset[mine[0]] or 0
-        got = path.stat().st_size
-        # Formats 310 and 311 pack three samples into four bytes: whole bytes are all that can be asked for.
-        if got < offset + int(frame * self.samples):
+        # Formats 310 and 311 pack three samples into four bytes, so the last byte may be shared.
+        got, expected = path.stat().st_size, offset + int(frame * self.samples)
+        if got < expected:
+            count, found = self.parsed.file_name.count(name), max(0, int((got - offset) / frame))
             raise DataError(
-                f"case {self.case_id}: the header promises {self.samples} samples of {len(mine)} signal(s) "
-                f"in {name}, {offset + int(frame * self.samples)} bytes, but the file has {got} bytes, "
-                f"{max(0, int((got - offset) / frame))} samples; download it again or take the record out of "
-                "RECORDS"
+                f"case {self.case_id}: the header promises {self.samples} samples of {count} signal(s) in "
+                f"{name}, {expected} bytes, but the file has {got} bytes, {found} samples; download it again "
+                "or take the record out of RECORDS"
             )
+
+
+def _frame_bytes(parsed: Any, file_name: str) -> tuple[Fraction | None, int]:
+    """Bytes of a frame in a signal file (None without a fixed size), and the first frame's offset."""
+    signals = [i for i, name in enumerate(parsed.file_name) if name == file_name]
+    width = _BYTES_PER_SAMPLE.get(parsed.fmt[signals[0]])
+    frame = None if width is None else width * sum(parsed.samps_per_frame[i] for i in signals)
+    return frame, parsed.byte_offset[signals[0]] or 0
 
 
 def _read_header(case_id: str, path: Path) -> _Header:
@@ -339,53 +346,39 @@ def _read_header(case_id: str, path: Path) -> _Header:
         parsed = wfdb.rdheader(str(path))
     except Exception as error:  # the parser lets out whatever its regular expressions trip over
         raise DataError(f"case {case_id}: {file.name} is not a WFDB header: {error}") from error
-    segments = _read_segments(case_id, path, parsed)
-    names = _signal_names(parsed, segments)
+    # "~" stands for time without data; wfdb gives NaN there.
+    listed = [name for name in getattr(parsed, "seg_name", None) or [] if name != "~"]
+    segments = tuple(_read_header(case_id, path.parent / name) for name in listed)
+    # The names of the signals of a multi-segment record are in its first segment (the layout).
+    names = segments[0].names if segments else getattr(parsed, "sig_name", None) or ()
+    if not parsed.fs:
+        raise DataError(
+            f"case {case_id}: {file.name} has no sampling frequency above 0 Hz; correct the header"
+        )
     return _Header(
         case_id=case_id,
         path=path,
         parsed=parsed,
         names=tuple(name or "" for name in names),
-        samples=_length_of(case_id, parsed, path, names),
-        frame_rate=float(parsed.fs or 0.0) or _no_rate(case_id, file),
+        samples=_length_of(case_id, parsed, path),
+        frame_rate=float(parsed.fs),
         comments=tuple(parsed.comments),
         segments=segments,
     )
 
 
-def _read_segments(case_id: str, path: Path, parsed: Any) -> tuple[_Header, ...]:
-    names = getattr(parsed, "seg_name", None) or []
-    # "~" stands for a stretch without data; wfdb gives NaN there.
-    return tuple(_read_header(case_id, path.parent / name) for name in names if name != "~")
-
-
-def _signal_names(parsed: Any, segments: tuple[_Header, ...]) -> list[str | None]:
-    """The names of the signals; those of a multi-segment record stand in its first segment (the layout)."""
-    if segments:
-        return list(segments[0].names)
-    return list(getattr(parsed, "sig_name", None) or [])
-
-
-def _length_of(case_id: str, parsed: Any, path: Path, names: list[str | None]) -> int:
-    """The number of frames: the header's, else what the first signal file holds."""
+def _length_of(case_id: str, parsed: Any, path: Path) -> int:
+    """Number of frames by the header, else by the size of the first signal file."""
     if parsed.sig_len is not None:
         return int(parsed.sig_len)
     files = getattr(parsed, "file_name", None) or []
-    if not names or not files:
+    if not files:
         return 0
-    mine = [i for i, name in enumerate(files) if name == files[0]]
-    width = _BYTES_PER_SAMPLE.get(parsed.fmt[0])
+    frame, offset = _frame_bytes(parsed, files[0])
     file = path.parent / files[0]
-    if width is None or not file.is_file():
-        raise DataError(
-            f"case {case_id}: the header says neither how many samples there are nor can {file} tell"
-        )
-    frame = width * sum(parsed.samps_per_frame[i] for i in mine)
-    return int((file.stat().st_size - (parsed.byte_offset[0] or 0)) / frame)
-
-
-def _no_rate(case_id: str, file: Path) -> float:
-    raise DataError(f"case {case_id}: {file.name} says no sampling frequency above 0 Hz; correct the header")
+    if frame is None or not file.is_file():
+        raise DataError(f"case {case_id}: neither the header nor {file} tells the number of samples")
+    return int((file.stat().st_size - offset) / frame)
 
 
 def _read_tracks(header: _Header, indices: list[int]) -> dict[int, _Track]:
@@ -398,12 +391,12 @@ def _read_tracks(header: _Header, indices: list[int]) -> dict[int, _Track]:
     except Exception as error:  # as above: the decoder has no exception family of its own
         raise DataError(f"case {header.case_id}: {header.path.name} cannot be decoded: {error}") from error
     tracks = {}
-    for place, index in enumerate(indices):
+    for column, index in enumerate(indices):
         per_frame = int(header.parsed.samps_per_frame[index])
-        samples = record.e_p_signal[place]
+        samples = record.e_p_signal[column]
         _check_length(header, index, len(samples), header.samples * per_frame)
         tracks[index] = _Track(
-            samples=samples, sfreq=header.frame_rate * per_frame, unit=record.units[place] or ""
+            samples=samples, sfreq=header.frame_rate * per_frame, unit=record.units[column] or ""
         )
     return tracks
 
@@ -414,7 +407,7 @@ def _read_joined(header: _Header, index: int) -> _Track:
     The wfdb package joins segments too, but fails on records of fixed layout with a gap.
     """
     name = normalised(header.names[index])
-    read = {segment.path.name: _read_named(segment, name) for segment in header.parts()}
+    read = {segment.path.name: _read_named(segment, name) for segment in header.segments_with_samples()}
     kinds = {(track.sfreq, track.unit) for track in read.values() if track is not None}
     if len(kinds) > 1:
         raise DataError(
@@ -424,13 +417,13 @@ def _read_joined(header: _Header, index: int) -> _Track:
         )
     sfreq, unit = kinds.pop() if kinds else (header.frame_rate, "")
     per_frame = round(sfreq / header.frame_rate)
-    parts = []
-    for part, frames in zip(header.parsed.seg_name, header.parsed.seg_len, strict=True):
-        track = read.get(part)
+    pieces = []
+    for segment_name, frames in zip(header.parsed.seg_name, header.parsed.seg_len, strict=True):
+        track = read.get(segment_name)
         samples = np.full(frames * per_frame, np.nan) if track is None else track.samples
         _check_length(header, index, len(samples), frames * per_frame)
-        parts.append(samples)
-    joined = np.concatenate(parts)
+        pieces.append(samples)
+    joined = np.concatenate(pieces)
     _check_length(header, index, len(joined), header.samples * per_frame)
     return _Track(samples=joined, sfreq=header.frame_rate * per_frame, unit=unit)
 
@@ -498,7 +491,7 @@ def _found_records(directory: Path) -> Iterator[Path]:
 
 
 def _segment_names(header: Path) -> list[str]:
-    """The segments a header lists, read by hand: "name/segments" in its first line marks them."""
+    """Names of the segments of a multi-segment header ("name/count" in its first line), else none."""
     lines = [line for line in _lines_of(header) if line.strip() and not line.lstrip().startswith("#")]
     if not lines or "/" not in lines[0].split()[0]:
         return []
@@ -506,7 +499,7 @@ def _segment_names(header: Path) -> list[str]:
 
 
 def _comments_of(header: Path) -> list[str]:
-    """A header's comments, read by hand so that an odd companion cannot stop its record; none if missing."""
+    """Comments of a header, none if it is missing. Not parsed by wfdb, which fails on some companions."""
     if not header.is_file():
         return []
     return [line.lstrip("# \t") for line in _lines_of(header) if line.lstrip().startswith("#")]
@@ -516,7 +509,8 @@ def _lines_of(header: Path) -> list[str]:
     return header.read_text(encoding="ascii", errors="ignore").splitlines()
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def compile_subject_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile a regular expression with a group; SettingsError where it is none."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:

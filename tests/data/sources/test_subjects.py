@@ -38,32 +38,35 @@ def test_the_first_name_of_the_column_that_is_there_counts(tmp_path):
 
 def test_the_line_of_an_error_is_the_files(tmp_path):
     write(tmp_path / "subjects.csv", 'record,subject,note\nr1,ann,"two\nlines"\n\nr2\n')
-    with pytest.raises(DataError, match=r"subjects\.csv:5: .*both filled in; got 'r2' and ''"):
+    with pytest.raises(DataError, match=r"subjects\.csv:5: .*'r2'"):
         find(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "facts"),
     [
-        ("", r"subjects\.csv: expected the columns take and subject, got none"),
-        ("record,who\nr1,ann\n", r"expected the columns record and subject, got record, who"),
-        ("record,subject\n", "expected rows below the columns record and subject, found none"),
-        (b"record,subject\nr1,J\xf6rg\n", "cannot be read as CSV"),
+        ("", "take and subject.*none"),
+        ("record,who\nr1,ann\n", "record and subject.*record, who"),
+        ("name,subject\nr1,ann\n", "take and subject.*name, subject"),
+        ("record,subject\n", "record and subject.*none"),
+        (b"record,subject\nr1,J\xf6rg\n", "utf-8"),
+        ("take,record,subject\nt1,r1,\n", ":2: .*take and subject.*'t1'"),
+        ("record,subject\nr1,ann\nr1,bob\n", ":3: .*r1.*ann.*bob"),
     ],
 )
-def test_what_is_no_table_of_subjects_is_refused(tmp_path, content, message):
+def test_what_is_no_table_of_subjects_is_refused(tmp_path, content, facts):
     write(tmp_path / "subjects.csv", content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=rf"subjects\.csv.*{facts}"):
         find(tmp_path)
 
 
 def test_a_file_given_must_be_there(tmp_path):
-    with pytest.raises(DataError, match=r"gone\.csv: cannot be read as CSV"):
+    with pytest.raises(DataError, match=r"gone\.csv"):
         find(tmp_path, tmp_path / "gone.csv")
 
 
 def test_a_recording_is_no_subject_where_a_file_says_who_was_recorded(tmp_path):
     assert find(tmp_path, record_is_subject=True) is None
     write(tmp_path / "subjects.csv", "record,subject\nr1,ann\n")
-    with pytest.raises(SettingsError, match=r"own source: .*csv says who.*a take cannot.*record_is_subject"):
+    with pytest.raises(SettingsError, match=r"own source: .*subjects\.csv.*record_is_subject"):
         find(tmp_path, record_is_subject=True)

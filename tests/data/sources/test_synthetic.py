@@ -272,12 +272,12 @@ def test_values_out_of_range_are_refused_by_name(setting, value):
 @pytest.mark.parametrize("case_id", ["syn0009_1", "syn0001_2", "syn0000_1", "syn00001_1", "bidmc01", ""])
 def test_a_case_outside_the_cohort_is_refused(cohort, case_id):
     for ask in (lambda: cohort.read(case_id, [channel("PPG")]), lambda: cohort.fingerprint(case_id)):
-        with pytest.raises(DataError, match="synthetic cohort has syn0001_1 to syn0008_1"):
+        with pytest.raises(DataError, match=f"case {case_id}: .*syn0001_1.*syn0008_1"):
             ask()
 
 
 def test_a_channel_the_cohort_has_not_is_refused_by_name(cohort):
-    with pytest.raises(DataError, match="syn0001_1, channel EEG: expected one of"):
+    with pytest.raises(DataError, match=r"syn0001_1, channel EEG: .*PPG, ECG"):
         cohort.read("syn0001_1", [channel("EEG")])
 
 

@@ -1,31 +1,20 @@
 import gzip
 import struct
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from vitaldb.utils import VitalFile
 
-from biofound.data.channels import Channel, PassBand
 from biofound.data.conditioning import condition
-from biofound.data.sources.vital_file import check_whole, contents, find_track, read_recording
+from biofound.data.sources.vital_file import check_complete, contents, find_track, read_recording
 from biofound.errors import DataError
+from tests.data import cohort
 from tests.data.sources.vitaldb_server import FLOAT, START, Wave, packets_of, raw_of, write_vital
 
-PPG = Channel(
-    name="PPG",
-    tracks=("SNUADC/PLETH", "PLETH"),
-    unit="NU",
-    band=PassBand(low_hz=0.5, high_hz=8.0, order=3),
-    quality_threshold=0.5,
-)
-ECG = Channel(
-    name="ECG",
-    tracks=("SNUADC/ECG_II", "II"),
-    unit="mV",
-    band=PassBand(low_hz=0.5, high_hz=40.0, order=3),
-    quality_threshold=0.5,
-)
+PPG = replace(cohort.PPG, tracks=("SNUADC/PLETH", "PLETH"))
+ECG = replace(cohort.ECG, tracks=("SNUADC/ECG_II", "II"))
 PLETH, ECG_II = "SNUADC/PLETH", "SNUADC/ECG_II"
 
 
@@ -110,8 +99,8 @@ def test_a_file_cut_short_is_refused_where_the_package_reads_on_in_silence(tmp_p
 
     assert 0 < len(package(cut).trks[PLETH].recs) < 60
 
-    with pytest.raises(DataError, match=r"case 7: .*b\.vital is cut short or damaged"):
-        check_whole(cut, what="case 7")
+    with pytest.raises(DataError, match=r"case 7: .*b\.vital"):
+        check_complete(cut, what="case 7")
 
 
 def test_a_missing_track_is_named_where_the_package_gives_a_column_of_nan(tmp_path):
@@ -132,13 +121,13 @@ def test_values_once_a_second_cannot_pass_as_500_hz(tmp_path):
     naive = package(path).to_numpy([PLETH], 1 / 500)
     assert len(naive) > 14_000  # the package takes the header's word
 
-    with pytest.raises(DataError, match=r"track SNUADC/PLETH: the header says 500 Hz.*hold 1 samples"):
+    with pytest.raises(DataError, match=r"track SNUADC/PLETH: .* 500 Hz.* 1 samples"):
         read(path, PPG)
 
 
 def test_a_packed_track_at_another_rate_than_the_data_set_has_is_refused(tmp_path):
     path = write_vital(tmp_path / "a.vital", [Wave(name=PLETH, samples=wander(30, sfreq=1), sfreq=1.0)])
-    with pytest.raises(DataError, match=r"expected 500 Hz.*header says 1 Hz"):
+    with pytest.raises(DataError, match=r"PLETH: .* 500 Hz.* 1 Hz"):
         read(path, PPG, known={PLETH: {"srate": 500.0}})
     # Nothing known beforehand: the rate comes along, so that nobody can take it for another.
     assert read(path, PPG).signals["PPG"].sfreq == 1.0
@@ -225,7 +214,7 @@ def test_a_track_name_without_its_device_must_be_unique():
     assert find_track(("PLETH",), ["X/PLETH", "X/PLETH_HR"], what="case 7") == "X/PLETH"
     assert find_track(("A/PLETH", "PLETH"), ["X/PLETH"], what="case 7") == "X/PLETH"
     assert find_track(("A/PLETH",), ["BA/PLETH", "PLETH"], what="case 7") is None
-    with pytest.raises(DataError, match=r"several devices \(X/PLETH, Y/PLETH\)"):
+    with pytest.raises(DataError, match=r"case 7: .*PLETH.*X/PLETH, Y/PLETH"):
         find_track(("PLETH",), ["Y/PLETH", "X/PLETH"], what="case 7")
 
 
@@ -236,7 +225,7 @@ def test_units_are_converted_to_the_channels(tmp_path):
     assert recorded.unit == "mV"
     assert np.abs(recorded.samples - signal / 1000).max() <= 1e-5
     path = write_vital(tmp_path / "b.vital", [Wave(name=ECG_II, samples=signal, unit="mmHg")])
-    with pytest.raises(DataError, match=r"track SNUADC/ECG_II: expected mV .*has mmHg"):
+    with pytest.raises(DataError, match=r"track SNUADC/ECG_II: .*mV.*mmHg"):
         read(path, ECG)
 
 
@@ -244,30 +233,30 @@ def test_units_are_converted_to_the_channels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wave", "message"),
+    ("wave", "facts"),
     [
-        (Wave(name=PLETH, samples=wander(2), gain=0.0, fmt=6), "the header's gain is 0"),
+        (Wave(name=PLETH, samples=wander(2), gain=0.0, fmt=6), "gain.* 0:"),
         (Wave(name=PLETH, samples=wander(2), sfreq=500.0, fmt=FLOAT), None),
-        (Wave(name=PLETH, samples=np.full(500, np.nan), fmt=FLOAT), "holds no samples"),
-        (Wave(name=PLETH, packets=[(0.0, np.full(500, np.nan))]), "nothing but gaps"),
-        (Wave(name=PLETH, packets=[(0.0, wander(1)), (1e6, wander(1))]), "span 278 h, more than 48 h"),
+        (Wave(name=PLETH, samples=np.full(500, np.nan), fmt=FLOAT), "no samples"),
+        (Wave(name=PLETH, packets=[(0.0, np.full(500, np.nan))]), "gaps"),
+        (Wave(name=PLETH, packets=[(0.0, wander(1)), (1e6, wander(1))]), "278 h.* 48 h"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_a_track_without_a_signal_is_refused(tmp_path, wave, message):
+def test_a_track_without_a_signal_is_refused(tmp_path, wave, facts):
     path = write_vital(tmp_path / "a.vital", [wave], packed=False)
-    if message is None:
+    if facts is None:
         assert np.isfinite(samples_of(path)).all()
         return
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=rf"case 7, channel PPG, track SNUADC/PLETH: .*{facts}"):
         read(path, PPG)
 
 
 def test_a_numeric_track_is_no_wave(tmp_path):
     path = write_vital(tmp_path / "a.vital", [Wave(name=PLETH, samples=wander(2))])
-    rate = Channel(name="HR", tracks=("Solar8000/HR",), unit="NU", band=PPG.band, quality_threshold=0.5)
-    with pytest.raises(DataError, match="expected a wave"):
+    rate = replace(PPG, name="HR", tracks=("Solar8000/HR",))
+    with pytest.raises(DataError, match=r"channel HR, track Solar8000/HR: .*wave"):
         read(path, rate)
 
 
@@ -284,38 +273,38 @@ def test_every_cut_and_every_damaged_stretch_is_noticed(tmp_path):
     for length in [0, 1, 9, 10, 100, len(content) // 2, len(content) - 8, len(content) - 1]:
         path.write_bytes(content[:length])
         with pytest.raises(DataError, match="case 7"):
-            check_whole(path, what="case 7")
+            check_complete(path, what="case 7")
     for place in [100, 1000, len(content) // 2, len(content) - 6, len(content) - 2]:
         damaged = bytearray(content)
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="case 7"):
-            check_whole(path, what="case 7")
+            check_complete(path, what="case 7")
 
 
 def test_a_recording_that_ends_inside_a_packet_is_refused_though_its_gzip_is_whole(tmp_path):
     path = write_vital(tmp_path / "a.vital", [Wave(name=PLETH, samples=wander(3))])
     body = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(body[:-100]))
-    with pytest.raises(DataError, match="ends inside a packet"):
-        check_whole(path, what="case 7")
+    with pytest.raises(DataError, match=f"case 7: .*{len(body) - 100} bytes"):
+        check_complete(path, what="case 7")
     path.write_bytes(gzip.compress(b"RIFF" + body[4:]))
-    with pytest.raises(DataError, match=r"no \.vital file"):
-        check_whole(path, what="case 7")
+    with pytest.raises(DataError, match=r"case 7: .*RIFF"):
+        check_complete(path, what="case 7")
 
 
 def test_packets_too_long_for_the_package_are_refused_rather_than_dropped(tmp_path):
     long = Wave(name=PLETH, packets=[(0.0, wander(1100))])
     path = write_vital(tmp_path / "a.vital", [long], packed=False)
     assert package(path).trks[PLETH].recs == []  # it stops there without a word
-    with pytest.raises(DataError, match="has a packet of 1100016 bytes"):
-        check_whole(path, what="case 7")
+    with pytest.raises(DataError, match=r"case 7: .* 1100016 bytes.* 1000000 "):
+        check_complete(path, what="case 7")
 
 
 @pytest.mark.parametrize("fmt", [7, 8])
 def test_32_bit_integers_are_refused_because_the_package_takes_them_for_64_bits(tmp_path, fmt):
     path = write_vital(tmp_path / "a.vital", [Wave(name=PLETH, samples=wander(3), fmt=fmt)], packed=False)
-    with pytest.raises(DataError, match=r"case 7: the vitaldb package cannot read .*buffer is too small"):
+    with pytest.raises(DataError, match=r"case 7: .*a\.vital.*buffer is too small"):
         read(path, PPG)
 
 

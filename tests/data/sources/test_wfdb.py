@@ -1,4 +1,4 @@
-"""Are WFDB records read for what they are, and refused when they are not what their headers say?"""
+"""WFDB records: samples, cases and subjects, and headers that contradict their files."""
 
 import json
 import shutil
@@ -155,9 +155,7 @@ def test_segments_of_different_rates_are_refused(tmp_path):
     write(tmp_path, "r1_1")
     write(tmp_path, "r1_2", fs=250)
     (tmp_path / "r1.hea").write_text("r1/2 2 125 1000\nr1_1 500\nr1_2 500\n")
-    with pytest.raises(
-        DataError, match=r"r1, signal PLETH: its segments differ in rate or unit \(125 Hz NU, 250"
-    ):
+    with pytest.raises(DataError, match=r"r1, signal PLETH: .*\(125 Hz NU, 250"):
         WfdbSource(root=tmp_path).read("r1", [PPG])
 
 
@@ -165,7 +163,7 @@ def test_a_short_segment_is_refused(tmp_path):
     write(tmp_path, "r1_1")
     (tmp_path / "r1.hea").write_text("r1/1 2 125 500\nr1_1 500\n")
     (tmp_path / "r1_1.dat").write_bytes(b"\0" * 100)
-    with pytest.raises(DataError, match="r1: the header promises 500 samples"):
+    with pytest.raises(DataError, match=r"case r1: .* 500 samples.*r1_1\.dat.* 100 bytes"):
         WfdbSource(root=tmp_path).read("r1", [PPG, ECG])
 
 
@@ -233,26 +231,10 @@ def test_a_subjects_csv_is_believed_over_the_comments(tmp_path, given):
     assert again.cases([PPG]) == source.cases([PPG])
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("name,who\nr1,ann\n", "subjects.csv: expected the columns record and subject, got name, who"),
-        ("record,subject\nr1,\n", "subjects.csv:2: expected the columns record and subject, both filled in"),
-        ("record,subject\nr1,ann\nr1,bob\n", "subjects.csv:3: record r1 is given to ann and to bob"),
-        ("record,subject\n", "found none"),
-    ],
-)
-def test_a_bad_subjects_csv_is_refused_with_what_is_wrong(tmp_path, content, message):
-    write(tmp_path)
-    (tmp_path / "subjects.csv").write_text(content)
-    with pytest.raises(DataError, match=message):
-        WfdbSource(root=tmp_path)
-
-
 def test_a_record_is_no_subject_where_a_csv_says_who_was_recorded(tmp_path):
     write(tmp_path)
     (tmp_path / "subjects.csv").write_text("record,subject\nr1,ann\n")
-    with pytest.raises(SettingsError, match="leave out record_is_subject"):
+    with pytest.raises(SettingsError, match=r"subjects\.csv.*record_is_subject"):
         WfdbSource(root=tmp_path, record_is_subject=True)
 
 
@@ -265,10 +247,10 @@ def test_a_pattern_without_a_group_is_refused(tmp_path, pattern):
 # What is not what it says
 
 
-def refused_everywhere(root, message, channels=(PPG, ECG)):
-    """Both listing and reading refuse the record with the same words."""
+def refused_everywhere(root, facts, channels=(PPG, ECG)):
+    """Both listing and reading refuse the record with the same facts in the message."""
     for ask in (lambda s: s.cases(channels), lambda s: s.read("r1", channels)):
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=f"case {facts}"):
             ask(WfdbSource(root=root))
 
 
@@ -282,15 +264,13 @@ def test_a_header_that_promises_more_samples_than_the_file_has_is_refused(tmp_pa
     )  # to the last sample: the check asks no byte too many
     data = tmp_path / "r1.dat"
     data.write_bytes(data.read_bytes()[:-2])
-    refused_everywhere(
-        tmp_path, r"r1: the header promises 500 samples of 2 signal\(s\) in r1.dat, .* 499 samples"
-    )
+    refused_everywhere(tmp_path, r"r1: .* 500 samples of 2 signal\(s\) in r1\.dat, .* 499 samples")
 
 
 def test_a_header_with_a_larger_number_of_samples_is_refused(tmp_path):
     write(tmp_path)
     edit(tmp_path / "r1.hea", "r1 2 125 500", "r1 2 125 60001")
-    refused_everywhere(tmp_path, "promises 60001 samples .* 500 samples; download it again")
+    refused_everywhere(tmp_path, "r1: .* 60001 samples .* 500 samples")
 
 
 def test_a_header_without_a_length_is_as_long_as_its_file(tmp_path):
@@ -303,36 +283,34 @@ def test_a_header_without_a_length_is_as_long_as_its_file(tmp_path):
 
 def test_a_record_of_one_sample_is_refused(tmp_path):
     write(tmp_path, x=np.ones((1, 2)))
-    refused_everywhere(tmp_path, "promises 1 sample")
+    refused_everywhere(tmp_path, "r1: .* 1 sample")
 
 
 def test_signals_and_samples_transposed_are_refused_with_one_line_a_signal(tmp_path):
     # As in BUT-PPG: 300 samples of one signal, called 300 signals of one sample.
     write(tmp_path, x=np.ones((300, 1)), names=("PLETH",), units=("NU",))
     edit(tmp_path / "r1.hea", "r1 1 125 300", "r1 300 125 1")
-    refused_everywhere(tmp_path, r"r1: .*1 sample\(s\) of 300 signal\(s\).*transposed", channels=(PPG,))
+    refused_everywhere(tmp_path, r"r1: .* 1 sample\(s\) of 300 signal\(s\)", channels=(PPG,))
 
 
 def test_signals_and_samples_transposed_are_refused_with_as_many_lines_as_signals(tmp_path):
     line = "r1.dat 16 1000(0)/NU 16 0 1 1 0 PLETH"
     (tmp_path / "r1.hea").write_text("\n".join(["r1 300 30 1", *[line] * 300]) + "\n")
     (tmp_path / "r1.dat").write_bytes(b"\1\0" * 300)
-    refused_everywhere(tmp_path, "transposed", channels=(PPG,))
+    refused_everywhere(tmp_path, r"r1: .* 1 sample\(s\) of 300 signal\(s\)", channels=(PPG,))
 
 
 def test_a_wrong_number_of_signals_is_refused(tmp_path):
     write(tmp_path)
     edit(tmp_path / "r1.hea", "r1 2 125 500", "r1 3 125 500")
-    refused_everywhere(tmp_path, "promises 3 signals of 500 samples but describes 2")
+    refused_everywhere(tmp_path, "r1: .* 3 signals of 500 samples .* 2")
 
 
 def test_a_missing_channel_is_no_case_and_is_named_when_read(tmp_path):
     write(tmp_path, names=("PLETH", "V"))
     source = WfdbSource(root=tmp_path)
     assert source.cases([PPG, ECG]) == []
-    with pytest.raises(
-        DataError, match=r"case r1, channel ECG: .* named SNUADC/ECG_II or II or ECG, .* PLETH, V"
-    ):
+    with pytest.raises(DataError, match=r"case r1, channel ECG: .*SNUADC/ECG_II or II or ECG.* PLETH, V"):
         source.read("r1", [PPG, ECG])
 
 
@@ -340,7 +318,7 @@ def test_a_channel_without_a_valid_sample_is_refused_by_name(tmp_path):
     x = np.ones((500, 2))
     x[:, 1] = np.nan
     write(tmp_path, x=x)
-    with pytest.raises(DataError, match="case r1, channel ECG: all 500 samples are invalid"):
+    with pytest.raises(DataError, match=r"case r1, channel ECG: .* 500 samples"):
         WfdbSource(root=tmp_path).read("r1", [PPG, ECG])
 
 
@@ -354,7 +332,7 @@ def test_voltages_come_in_the_channels_unit(tmp_path, unit, factor):
 
 def test_a_unit_that_cannot_be_converted_is_refused(tmp_path):
     write(tmp_path, units=("NU", "bpm"))
-    with pytest.raises(DataError, match=r"case r1, channel ECG: expected mV .* the recording has bpm"):
+    with pytest.raises(DataError, match=r"case r1, channel ECG: .*mV.*bpm"):
         WfdbSource(root=tmp_path).read("r1", [ECG])
 
 
@@ -363,20 +341,20 @@ def test_all_unusable_records_are_named_at_once(tmp_path):
         write(tmp_path, record)
     (tmp_path / "r1.dat").unlink()
     (tmp_path / "r3.dat").write_bytes(b"")
-    with pytest.raises(DataError, match=r"(?s)2 record.*r1.dat is missing.*case r3"):
+    with pytest.raises(DataError, match=r"(?s)2 record.*case r1.*r1.dat.*case r3.*r3.dat"):
         WfdbSource(root=tmp_path).cases([PPG, ECG])
 
 
 @pytest.mark.parametrize("content", ["", "\x00\x01\x02", "r1 two\n", "# only a comment\n"])
 def test_a_header_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "r1.hea").write_text(content)
-    refused_everywhere(tmp_path, "r1")
+    refused_everywhere(tmp_path, "r1: ")
 
 
 def test_a_listed_record_without_a_header_is_refused(tmp_path):
     write(tmp_path)
     (tmp_path / "RECORDS").write_text("r1\nr2\n")
-    with pytest.raises(DataError, match=r"case r2: expected the header r2\.hea"):
+    with pytest.raises(DataError, match=r"case r2: .*r2\.hea"):
         WfdbSource(root=tmp_path).cases([PPG])
 
 
@@ -386,17 +364,28 @@ def test_a_header_may_not_point_outside_the_data_set(tmp_path, name):
     shutil.copy(tmp_path / "data" / "r1.dat", tmp_path / "r1.dat")
     header = tmp_path / "data" / "r1.hea"
     header.write_text(header.read_text().replace("r1.dat", name))
-    with pytest.raises(DataError, match=r"r1\.hea is not a WFDB header"):
+    with pytest.raises(DataError, match=r"case r1: r1\.hea"):
         WfdbSource(root=tmp_path / "data").read("r1", [PPG])
 
 
+@pytest.mark.parametrize("entry", ["../outside/r1", "x/../../outside/r1", "../outside/", "{}/outside/r1"])
+def test_records_may_not_point_outside_the_data_set(tmp_path, entry):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    write(root)
+    write(outside)
+    (outside / "RECORDS").write_text("r1\n")
+    (root / "RECORDS").write_text(f"r1\n{entry.format(tmp_path)}\n")
+    with pytest.raises(DataError, match=f"{root}/RECORDS: .*{entry.format(tmp_path)}"):
+        WfdbSource(root=root).cases([PPG])
+
+
 def test_a_missing_or_empty_directory_and_an_unknown_case_are_refused(tmp_path):
-    with pytest.raises(DataError, match="expected a directory of records"):
+    with pytest.raises(DataError, match="nowhere"):
         WfdbSource(root=tmp_path / "nowhere")
-    with pytest.raises(DataError, match="neither a RECORDS file nor headers"):
+    with pytest.raises(DataError, match=rf"{tmp_path} .*RECORDS.*\*\.hea"):
         WfdbSource(root=tmp_path).cases([PPG])
     write(tmp_path)
-    with pytest.raises(DataError, match=r"case r2: no such record among the 1"):
+    with pytest.raises(DataError, match=f"case r2: .* 1 of {tmp_path}"):
         WfdbSource(root=tmp_path).read("r2", [PPG])
 
 
@@ -429,11 +418,11 @@ def test_the_fingerprint_does_not_depend_on_where_the_files_are(tmp_path):
 
 
 def test_source_names_and_settings_are_checked_with_a_suggestion(tmp_path):
-    with pytest.raises(SettingsError, match="did you mean 'wfdb'"):
+    with pytest.raises(SettingsError, match=r"'wfbd'.*'wfdb'"):
         open_source(name="wfbd", root=tmp_path)
-    with pytest.raises(SettingsError, match="no setting 'subject_csv'; did you mean 'subjects_csv'"):
+    with pytest.raises(SettingsError, match=r"wfdb.*'subject_csv'.*'subjects_csv'"):
         open_source(name="wfdb", root=tmp_path, subject_csv="x")
-    with pytest.raises(SettingsError, match="needs root"):
+    with pytest.raises(SettingsError, match=r"wfdb.* root"):
         open_source(name="wfdb")
 
 

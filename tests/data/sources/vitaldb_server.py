@@ -6,6 +6,7 @@ for a path, one fault an answer; then it behaves again.
 
 import contextlib
 import gzip
+import ssl
 import threading
 import time
 from collections import Counter, deque
@@ -107,6 +108,7 @@ class Server:
         self.encodings: dict[str, str] = {}
         self.faults: dict[str, deque[Fault]] = {}
         self.asked: Counter[str] = Counter()
+        self.headers: list[Mapping[str, str]] = []
         self.at_once = 0
         self.most_at_once = 0
         self.delay_s = 0.0
@@ -145,6 +147,7 @@ class Server:
         path = handler.path
         with self.lock:
             self.asked[path] += 1
+            self.headers.append(dict(handler.headers))
             waiting = self.faults.get(path)
             fault = waiting.popleft() if waiting else Fault(kind="none")
         time.sleep(self.delay_s)
@@ -153,6 +156,11 @@ class Server:
         elif fault.kind == "retry-after":
             handler.send_response(503)
             handler.send_header("Retry-After", str(fault.value))
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+        elif fault.kind == "redirect":
+            handler.send_response(302)
+            handler.send_header("Location", str(fault.value))
             handler.send_header("Content-Length", "0")
             handler.end_headers()
         elif path not in self.files:
@@ -199,8 +207,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Server]:
-    """A running server on a free loopback port."""
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+    """A running server on a free loopback port; https with a TLS context."""
     server = Server()
 
     class Handler(BaseHTTPRequestHandler):
@@ -221,9 +229,11 @@ def serving() -> Iterator[Server]:
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
+    if tls is not None:
+        http.socket = tls.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    server.url = f"http://127.0.0.1:{http.server_address[1]}"
+    server.url = f"http{'s' if tls else ''}://127.0.0.1:{http.server_address[1]}"
     try:
         yield server
     finally:
