@@ -213,7 +213,7 @@ def pretrain(run: Invocation[PretrainSettings]) -> None:
             report.show_facts(pretraining)
             report.follow_training(pretraining, reports_of(pretraining, settings))
         # Who stopped the run may give it seconds only: they are for the checkpoint, which is written.
-        baseline = None if trainer.interrupted else trainer.evaluate(constant_guess=True)
+        baseline = None if trainer.interrupted else trainer.evaluate(baseline=True)
         if group.rank == 0:
             draw_figures(pretraining)
     if baseline is not None:

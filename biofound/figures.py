@@ -34,8 +34,8 @@ def draw_losses(path: Path, history: Mapping[str, Any]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for axis, name in zip(axes, ("loss", "msm", "stft"), strict=True):
         marker = "." if len(epochs) < 60 else None
-        axis.plot(epochs, history["train"][name], label="train", color=_SIGNAL, marker=marker)
-        axis.plot(epochs, history["val"][name], label="validation", color=_RECONSTRUCTION, marker=marker)
+        axis.plot(epochs, history[f"train_{name}"], label="train", color=_SIGNAL, marker=marker)
+        axis.plot(epochs, history[f"val_{name}"], label="validation", color=_RECONSTRUCTION, marker=marker)
         axis.set(xlabel="epoch", title={"loss": "loss", "msm": "MSM", "stft": "STFT"}[name])
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)

@@ -214,7 +214,7 @@ def _epoch_line(report: "EpochMetrics", epochs: int) -> str:
 def show_training(run: "Pretraining", baseline: "Losses", *, json: bool) -> None:
     """How the run ended: its best epoch beside a constant guess, and the files it left."""
     trainer = run.trainer
-    reports = trainer.reports
+    reports = trainer.epochs_done
     best = max((report for report in reports if report.best), key=lambda report: report.epoch)
     kind = "synthetic" if run.synthetic else "recorded"
     files = sorted(path.name for path in trainer.output_dir.iterdir() if path.is_file())

@@ -48,7 +48,7 @@ def model_config(settings: PretrainSettings) -> "ModelConfig":
     return ModelConfig(
         channels=settings.channels,
         context_length=settings.context_length,
-        patch_length=settings.patch_size,
+        patch_size=settings.patch_size,
         d_model=settings.d_model,
         num_layers=settings.num_layers,
         expansion_factor=settings.expansion_factor,

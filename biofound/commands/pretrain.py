@@ -256,7 +256,7 @@ def stop_on_signals() -> Iterator[list[signal.Signals]]:
 def reports_of(run: Pretraining, settings: PretrainSettings) -> Iterator["TrainingEvent"]:
     """The run itself, as an iterator of its reports."""
     trainer = run.trainer
-    reports = trainer.run()
+    reports = trainer.fit()
     if trainer.device.type == "cpu":
         reports = _returning_memory(reports)
     if settings.tensorboard and trainer.group.rank == 0:
@@ -280,7 +280,7 @@ def draw_figures(run: Pretraining) -> None:
     from biofound.figures import draw_losses, draw_reconstructions
 
     trainer = run.trainer
-    if trainer.reports:
+    if trainer.epochs_done:
         draw_losses(trainer.output_dir / "loss_curves.png", trainer.history())
     if not trainer.interrupted:
         draw_reconstructions(
@@ -308,7 +308,7 @@ def examples(run: Pretraining) -> list["Example"]:
             torch.from_numpy(windows).to(trainer.device), torch.from_numpy(mask).to(trainer.device)
         )
     shown = out.in_physical_units().cpu().numpy()
-    hidden = mask.repeat(trainer.model.config.patch_length, axis=1)
+    hidden = mask.repeat(trainer.model.config.patch_size, axis=1)
     cases = run.val.info(index).case_id.tolist()
     return [
         Example(signal=windows[k], reconstruction=shown[k], hidden=hidden[k], case=case)

@@ -70,7 +70,7 @@ def _only_grows(checkpoint: "Checkpoint", before: Any, now: Any, trainer: "Train
 def _consequence(name: str, checkpoint: "Checkpoint", before: Any, trainer: "Trainer") -> str:
     if name != "epochs" or not isinstance(before, int):
         return ""
-    from biofound.core.schedule import learning_rate
+    from biofound.core.optimizer import learning_rate
 
     warm = trainer.config.warmup_epochs * trainer.steps_per_epoch
     rates = [

@@ -1,4 +1,4 @@
-"""How a trained model is kept: one file that describes itself, and loads with `weights_only=True`."""
+"""Checkpoints: a trained model in one file that describes itself and loads with `weights_only=True`."""
 
 import platform
 import warnings
@@ -15,12 +15,12 @@ from biofound.errors import CheckpointError
 from biofound.files import write_atomically
 
 KIND = "biofound-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataDescription:
-    """What a model was trained on, in plain JSON: enough to condition new recordings alike.
+    """Description of the training data, in plain JSON: enough to condition new recordings alike.
 
     `filters` maps channel name to its pass band (`low_hz`, `high_hz`, `order`), `units` to its physical
     unit. `fingerprint` identifies the training windows. `synthetic` says that no person was recorded.
@@ -35,7 +35,7 @@ class DataDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model with where it came from. `resume` holds what continuing the run needs, or None."""
+    """A model with its origin. `resume` holds what resuming the run needs, or None."""
 
     model: ModelConfig
     encoder: dict[str, Tensor]
@@ -104,7 +104,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, onto the CPU.
 
     Raises:
-        CheckpointError: when the file is missing, truncated, no checkpoint of biofound's, or of a
+        CheckpointError: when the file is missing, truncated, no biofound checkpoint, or of a
             format this version does not know.
     """
     content = _read(path)
@@ -148,19 +148,19 @@ def _read(path: Path) -> dict[str, Any]:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of strangers' pickles: they are refused just below
+            warnings.simplefilter("ignore")  # about untrusted pickles, which are refused just below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise  # the file may be fine
     except Exception as error:  # on damaged files torch raises whatever its parsers stumble over
-        # What torch says is left out: of pickles it refuses it tells how to run the code in them.
+        # torch's own message is left out: for a refused pickle it tells how to run the code in it.
         raise CheckpointError(
             f"{path}: cannot be read as a checkpoint ({path.stat().st_size} bytes): it is truncated, damaged "
             "or another kind of file; use another checkpoint of the run"
         ) from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise CheckpointError(
-            f"{path}: a file of torch's, but not a biofound checkpoint (its 'kind' should be {KIND!r}); "
+            f"{path}: a torch file, but not a biofound checkpoint (its 'kind' should be {KIND!r}); "
             "expected one such as the best_model.pt of a pretraining run"
         )
     return content

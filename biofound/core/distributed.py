@@ -1,4 +1,4 @@
-"""Which processes train together, and how they add up their sums.
+"""Distributed training: the processes of a run, and how they add up their sums.
 
 Plain `torch.distributed` under `torchrun`: gloo between CPUs, nccl between GPUs. A single process is a
 group of one, so the trainer has one code path.
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +16,16 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-PATIENCE = timedelta(hours=2)
+TIMEOUT = timedelta(hours=2)
 """How long a process waits for the others, such as while rank 0 builds windows."""
 
 
-class MicroBatch(NamedTuple):
-    """Some windows of a global batch, and which of its parts they are."""
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some windows of a global batch (their `index`), and which of its micro-batches they are."""
 
     number: int
-    windows: NDArray[np.int64]
+    index: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,18 @@ class Group:
             dist.all_reduce(values)
         return values
 
-    def parts(self, batch: NDArray[np.int64], *, alone: int = 1) -> list[MicroBatch]:
-        """This process's parts of a global batch; parts differ by at most one window and may be empty.
+    def micro_batches(self, batch: NDArray[np.int64], *, alone: int = 1) -> list[MicroBatch]:
+        """This process's micro-batches of a global batch; they differ by at most one window, or are empty.
 
-        Each process has one. A process alone has so many as `alone` says: with two it computes the very
-        numbers that two processes do.
+        Each process has one; a process alone has `alone` of them, and with two computes the very numbers
+        that two processes do.
         """
-        cut = np.array_split(batch, alone if self.size == 1 else self.size)
-        parts = [MicroBatch(number, windows) for number, windows in enumerate(cut)]
-        return parts if self.size == 1 else [parts[self.rank]]
+        split = np.array_split(batch, alone if self.size == 1 else self.size)
+        numbered = [MicroBatch(number, index) for number, index in enumerate(split)]
+        return numbered if self.size == 1 else [numbered[self.rank]]
 
     def wait(self) -> None:
-        """Go on when every process has come here."""
+        """Wait for every process to come here."""
         if self.size > 1:
             dist.barrier()
 
@@ -77,7 +77,7 @@ def joined_group(device: torch.device) -> Iterator[tuple[Group, torch.device]]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield Group(dist.get_rank(), dist.get_world_size()), device
     finally:

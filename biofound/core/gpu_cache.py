@@ -1,13 +1,12 @@
-"""Windows that lie in a GPU's memory whole, so that a batch is a gather there and nothing is copied to it."""
-
-from typing import Protocol
+"""GPU window cache: all windows in GPU memory, so that a batch is a gather there and no copy to it."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from biofound.data.segments import Segments, WindowInfo, crop_offsets
+from biofound.data.segments import crop_offsets
+from biofound.data.windows import WindowInfo, Windows
 
 CHUNK = 4096
 """Windows read at a time on the way to the device."""
@@ -15,37 +14,7 @@ SHARE = 0.5
 """The part of the free device memory that windows may take: the rest is for training."""
 
 
-class Stored(Protocol):
-    """Windows on disk that say which of them are neighbours."""
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """The C channel names."""
-        ...
-
-    @property
-    def window_samples(self) -> int:
-        """T."""
-        ...
-
-    def __len__(self) -> int:
-        """N."""
-        ...
-
-    def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
-        """(B, C, T)."""
-        ...
-
-    def info(self, index: NDArray[np.int64]) -> WindowInfo:
-        """Where windows come from."""
-        ...
-
-    def segments(self) -> Segments:
-        """Which windows adjoin, over all N."""
-        ...
-
-
-def fits(windows: Stored, device: torch.device) -> bool:
+def fits(windows: Windows, device: torch.device) -> bool:
     """Whether the windows, at 4 bytes a sample, take at most half of the device's free memory."""
     if device.type != "cuda":
         return False
@@ -54,9 +23,9 @@ def fits(windows: Stored, device: torch.device) -> bool:
 
 
 class GpuWindowCache:
-    """All windows of a reader on one device; `read` gives the same values as the reader's, as a tensor."""
+    """All windows on one device; `read` gives the same values as theirs, as a tensor."""
 
-    def __init__(self, windows: Stored, device: torch.device) -> None:
+    def __init__(self, windows: Windows, device: torch.device) -> None:
         self._windows, self.device = windows, device
         shape = (len(windows), len(windows.channels), windows.window_samples)
         self._x = torch.empty(shape, dtype=torch.float32, device=device)  # (N, C, T)
@@ -74,7 +43,7 @@ class GpuWindowCache:
         return len(self._windows)
 
     def info(self, index: NDArray[np.int64]) -> WindowInfo:
-        """Where windows come from."""
+        """Case, subject, start and quality of windows; see `biofound.data.windows.Windows.info`."""
         return self._windows.info(index)
 
     def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> Tensor:
@@ -84,9 +53,9 @@ class GpuWindowCache:
         samples = self._windows.window_samples
         first = self._segments.first[index]
         offset = crop_offsets(index - first, self._segments.length[index], crop, samples)
-        # Within a stretch, sample k of the crop is sample k of the windows laid end to end from `start`.
+        # Within a segment, sample k of the crop is sample k of the windows laid end to end from `start`.
         start = torch.from_numpy(first * samples + offset).to(self.device)
-        place = start[:, None] + torch.arange(samples, device=self.device)  # (B, T)
-        row, column = place // samples, place % samples
+        position = start[:, None] + torch.arange(samples, device=self.device)  # (B, T)
+        row, column = position // samples, position % samples
         channel = torch.arange(len(self.channels), device=self.device)[None, :, None]
         return self._x[row[:, None, :], channel, column[:, None, :]]

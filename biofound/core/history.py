@@ -1,8 +1,10 @@
-"""What a run reports, step by step and epoch by epoch, and how its history is written and read again."""
+"""Training metrics: what a run yields, step by step and epoch by epoch, and its history as JSON."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,7 @@ class StepMetrics:
     """One optimizer step: `step` counts from 1 over the run, the losses are of its global batch.
 
     `windows_per_second` and `data_wait`, the share of the time spent waiting for windows, are over the
-    steps since the last report.
+    steps since the last `StepMetrics`. `gradient_norm` is before clipping.
     """
 
     step: int
@@ -46,10 +48,15 @@ class EpochMetrics:
     windows_per_second: float
     best: bool
 
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "EpochMetrics":
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**row, "train": Losses(**row["train"]), "val": Losses(**row["val"])})
+
 
 @dataclass(frozen=True, kw_only=True)
 class WriteFailure:
-    """A file could not be written; the one written before is whole. The run goes on, as it was told to."""
+    """A file could not be written; the one written before is whole, and the run goes on."""
 
     path: str
     error: str
@@ -59,38 +66,52 @@ TrainingEvent = StepMetrics | EpochMetrics | WriteFailure
 """What the trainer yields."""
 
 
-def history_json(reports: Sequence[EpochMetrics], *, synthetic: bool) -> dict[str, Any]:
-    """The history of a run: lists with one entry an epoch, so that each can be plotted as it is."""
-
-    def part(name: Literal["train", "val"]) -> dict[str, Any]:
-        losses: list[Losses] = [getattr(report, name) for report in reports]
-        channels = losses[0].msm_by_channel if losses else {}
-        return {
-            "loss": [item.loss for item in losses],
-            "msm": [item.msm for item in losses],
-            "stft": [item.stft for item in losses],
-            "msm_by_channel": {c: [item.msm_by_channel[c] for item in losses] for c in channels},
+def history_json(epochs: Sequence[EpochMetrics], *, synthetic: bool) -> dict[str, Any]:
+    """Training history: lists with one entry an epoch, such as `train_loss` and `val_msm_by_channel`."""
+    rows = [asdict(epoch) for epoch in epochs]
+    history: dict[str, Any] = {"synthetic": synthetic, "epoch": [row["epoch"] for row in rows]}
+    for split in ("train", "val"):
+        for name in ("loss", "msm", "stft"):
+            history[f"{split}_{name}"] = [row[split][name] for row in rows]
+    for split in ("train", "val"):
+        by_channel = [row[split]["msm_by_channel"] for row in rows]
+        history[f"{split}_msm_by_channel"] = {
+            channel: [losses[channel] for losses in by_channel]
+            for channel in (by_channel[0] if by_channel else ())
         }
-
-    return {
-        "synthetic": synthetic,
-        "epoch": [report.epoch for report in reports],
-        "train": part("train"),
-        "val": part("val"),
-        "lr": [report.lr for report in reports],
-        "seconds": [report.seconds for report in reports],
-        "windows_per_second": [report.windows_per_second for report in reports],
-        "best_epoch": max((report.epoch for report in reports if report.best), default=None),
-    }
+    for name in ("lr", "seconds", "windows_per_second"):
+        history[name] = [row[name] for row in rows]
+    history["best_epoch"] = max((epoch.epoch for epoch in epochs if epoch.best), default=None)
+    return history
 
 
-def epochs_to_json(reports: Sequence[EpochMetrics]) -> list[dict[str, Any]]:
-    """Every report as plain JSON, for a checkpoint."""
-    return [asdict(report) for report in reports]
+class ThroughputMeter:
+    """Windows per second, and the share of the time spent waiting for data, since the last `reset`."""
 
+    def __init__(self) -> None:
+        self.reset()
 
-def epochs_from_json(rows: Sequence[dict[str, Any]]) -> list[EpochMetrics]:
-    """The inverse of `epochs_to_json`."""
-    return [
-        EpochMetrics(**{**row, "train": Losses(**row["train"]), "val": Losses(**row["val"])}) for row in rows
-    ]
+    def reset(self) -> None:
+        """Start to measure anew."""
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._windows = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time within as waiting for data."""
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
+
+    def count(self, windows: int) -> None:
+        """Add windows that are done."""
+        self._windows += windows
+
+    def rate(self) -> float:
+        """Windows per second."""
+        return self._windows / max(time.perf_counter() - self._started, 1e-9)
+
+    def data_wait_fraction(self) -> float:
+        """The share of the time spent waiting, 0 to 1."""
+        return self._waited / max(time.perf_counter() - self._started, 1e-9)

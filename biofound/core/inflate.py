@@ -1,4 +1,4 @@
-"""How a pretrained encoder takes more channels: by name, exactly, with every tensor accounted for."""
+"""Channel inflation: a pretrained encoder takes more channels, by name and exactly."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ TransferStatus = Literal["copied", "inflated", "new", "dropped"]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorTransfer:
-    """What became of one tensor: its shape before (None if new) and after (None if dropped)."""
+    """Transfer of one tensor: its shape before (None if new) and after (None if dropped)."""
 
     name: str
     status: TransferStatus
@@ -45,7 +45,7 @@ class Inflation:
 
 
 def inflate(checkpoint: Checkpoint, *, channels: Sequence[str], seed: int = 0) -> Inflation:
-    """A model over `channels` that computes on the pretrained ones what the checkpoint's model does.
+    """Inflate a model to `channels`: on the pretrained ones it computes what the checkpoint's model does.
 
     Tensors find their channel by name, wherever it stands in the new order. A new channel's block of
     the fusion starts at zero: what the channel holds then adds exactly nothing to the latents, while
@@ -101,7 +101,7 @@ def inflated_checkpoint(
     """The inflated model as a checkpoint that says where it came from.
 
     Args:
-        checkpoint: what was inflated.
+        checkpoint: the checkpoint that was inflated.
         inflation: the result.
         path: the file of `checkpoint`, for its SHA-256.
         filters: the pass bands of the new channels, by name.
@@ -194,7 +194,7 @@ def _require_agreement(stated: Mapping[str, Any], model: ModelConfig) -> None:
 def _fill(
     part: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor], before: ModelConfig, after: ModelConfig
 ) -> list[TensorTransfer]:
-    """Copy `old` into `new` in place, and say what became of each tensor."""
+    """Copy `old` into `new` in place, and list the transfer of each tensor."""
     transfers = []
     for name, target in new.items():
         source = old.get(name)
@@ -206,10 +206,7 @@ def _fill(
         elif part == "decoder" and source.shape[1:] == target.shape[1:]:
             status = "inflated"
             for channel in before.channels:
-                rows = channel_rows(after.channels, channel, patch_length=after.patch_length)
-                target[rows] = source[
-                    channel_rows(before.channels, channel, patch_length=before.patch_length)
-                ]
+                target[channel_rows(after, channel)] = source[channel_rows(before, channel)]
         else:
             raise CheckpointError(
                 f"{part}.{name}: the checkpoint's tensor of shape {tuple(source.shape)} has no place in the "

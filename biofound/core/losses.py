@@ -1,38 +1,75 @@
-"""What the encoder is trained for: masked signal modelling and a multi-resolution STFT distance.
+"""Pretraining losses: masked signal modelling (MSM) and a multi-resolution STFT distance.
 
-Every term is returned as sums and counts, so that batches and processes are added up before the
-one division: a mean of means weighs unequal shares wrongly.
+Every term is a tensor of sums and counts, which are added up over batches and processes before the one
+division: a mean of means weighs unequal shares wrongly.
 
 STFT loss: Yamamoto, Song & Kim 2020, "Parallel WaveGAN", https://arxiv.org/abs/1910.11480.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from biofound.core.history import Losses
+
 
 @dataclass(frozen=True)
-class SumCount:
-    """A sum and the number of elements in it, of equal shapes; their ratio is the mean."""
+class LossSums:
+    """Loss sums of some windows, for C channels and R resolutions, in one small tensor.
 
-    total: Tensor
-    count: Tensor
+    `values` (2, 1 + R, C): the sums, then the counts; of MSM, then of the STFT at each resolution.
+    """
 
-    def __add__(self, other: "SumCount") -> "SumCount":
-        """Both sets together."""
-        return SumCount(self.total + other.total, self.count + other.count)
+    values: Tensor
+
+    @classmethod
+    def zero(cls, *, channels: int, resolutions: int, device: torch.device) -> Self:
+        """The sums of no windows, in float64."""
+        return cls(torch.zeros(2, 1 + resolutions, channels, dtype=torch.float64, device=device))
+
+    @property
+    def msm(self) -> Tensor:
+        """Sums and counts (2, C) of the squared error."""
+        return self.values[:, 0]
+
+    @property
+    def stft(self) -> Tensor:
+        """Sums and counts (2, R, C) of the STFT distance."""
+        return self.values[:, 1:]
+
+    def __add__(self, other: "LossSums") -> "LossSums":
+        """The sums of both sets of windows, without their graph."""
+        return LossSums(self.values.detach() + other.values.detach())
+
+    def with_counts_of(self, whole: "LossSums") -> "LossSums":
+        """These sums with the counts of a whole they belong to: the losses of its parts add up to its own."""
+        return LossSums(torch.stack([self.values[0], whole.values[1].to(self.values.dtype)]))
+
+    def loss(self, *, stft_weight: float) -> Tensor:
+        """The training loss, `MSM + stft_weight * STFT`."""
+        return msm_loss(self.msm) + stft_weight * stft_loss(self.stft)
+
+    def losses(self, *, stft_weight: float, channels: Sequence[str]) -> Losses:
+        """The losses as plain numbers."""
+        return Losses(
+            loss=self.loss(stft_weight=stft_weight).item(),
+            msm=msm_loss(self.msm).item(),
+            stft=stft_loss(self.stft).item(),
+            msm_by_channel=dict(zip(channels, mean_of(self.msm).tolist(), strict=True)),
+        )
 
 
-def mean_of(terms: SumCount) -> Tensor:
-    """`total / count` where something was counted, else 0: the mean of an empty set is defined as 0."""
-    return terms.total / terms.count.clamp(min=1)
+def mean_of(sums: Tensor) -> Tensor:
+    """Sum / count of sums and counts (2, ...); the mean of nothing is defined as 0."""
+    return sums[0] / sums[1].clamp(min=1)
 
 
-def masked_squared_error(reconstruction: Tensor, target: Tensor, loss_mask: Tensor) -> SumCount:
-    """Masked signal modelling (MSM): the squared error over the counted samples, by channel.
+def masked_squared_error(reconstruction: Tensor, target: Tensor, loss_mask: Tensor) -> Tensor:
+    """Masked signal modelling (MSM): the squared error over the samples of the loss mask, by channel.
 
     Args:
         reconstruction: (B, C, T), in normalised units.
@@ -40,25 +77,24 @@ def masked_squared_error(reconstruction: Tensor, target: Tensor, loss_mask: Tens
         loss_mask: (B, C, T) bool, True where a sample was hidden and is real.
 
     Returns:
-        Sums and counts (C,), float32. MSM is `sum of totals / sum of counts`.
+        Sums and counts (2, C), float32.
     """
     error = torch.where(loss_mask, reconstruction.float() - target, 0.0)
-    return SumCount(error.square().sum((0, 2)), loss_mask.sum((0, 2)).float())
+    return torch.stack([error.square().sum((0, 2)), loss_mask.sum((0, 2)).float()])
 
 
-def msm_loss(terms: SumCount) -> Tensor:
-    """MSM over all channels: one ratio of sums, so every hidden sample weighs the same."""
-    return mean_of(SumCount(terms.total.sum(), terms.count.sum()))
+def msm_loss(sums: Tensor) -> Tensor:
+    """MSM of sums and counts (2, C): one ratio over all channels, so every hidden sample weighs the same."""
+    return mean_of(sums.sum(1))
 
 
-def stft_loss(terms: SumCount) -> Tensor:
-    """The STFT distance: the mean over resolutions and channels of their own means.
+def stft_loss(sums: Tensor) -> Tensor:
+    """The STFT distance of sums and counts (2, R, C): the mean over resolutions and channels of their means.
 
-    A resolution of a channel in which nothing was hidden counts as nothing, not as zero.
+    A resolution of a channel in which nothing was hidden is left out; it does not count as zero.
     """
-    means = mean_of(terms)
-    present = (terms.count > 0).float()
-    return (means * present).sum() / present.sum().clamp(min=1)
+    present = (sums[1] > 0).float()
+    return (mean_of(sums) * present).sum() / present.sum().clamp(min=1)
 
 
 class MultiResolutionSTFT(nn.Module):
@@ -69,8 +105,8 @@ class MultiResolutionSTFT(nn.Module):
 
         | log(|STFT_n(composite)|^2 + floor) - log(|STFT_n(target)|^2 + floor) |
 
-    is summed over the frames that hold at least one counted sample, and over the bins in the
-    channel's pass band. `composite` is the target with the counted samples taken from the
+    is summed over the frames that hold at least one sample of the loss mask, and over the bins in the
+    channel's pass band. `composite` is the target with the samples of the loss mask taken from the
     reconstruction, so gradient comes from hidden samples only. Signals are normalised to unit
     variance, so with a unit-energy window the floor is relative to the signal's own power:
     without it the loss is about noise in bins where there is no signal.
@@ -116,16 +152,13 @@ class MultiResolutionSTFT(nn.Module):
                 basis = basis.T.reshape(-1, 4, n // 4).transpose(1, 2).contiguous()  # (2K, n/4, 4)
                 self.register_buffer(f"basis_{n}_{c}", basis.float(), persistent=False)
 
-    def forward(self, reconstruction: Tensor, target: Tensor, loss_mask: Tensor) -> SumCount:
-        """The distance as sums and counts.
+    def forward(self, reconstruction: Tensor, target: Tensor, loss_mask: Tensor) -> Tensor:
+        """The distance as sums and counts (2, R, C), for R resolutions.
 
         Args:
             reconstruction: (B, C, T), in normalised units.
             target: (B, C, T), in normalised units, 0 in gaps.
             loss_mask: (B, C, T) bool, True where a sample was hidden and is real.
-
-        Returns:
-            Sums and counts (R, C), for R resolutions.
 
         Raises:
             ValueError: when a window does not fit the signal.
@@ -142,10 +175,11 @@ class MultiResolutionSTFT(nn.Module):
             padding = max(self.window_lengths) // 2
             ours, theirs = _reflect(composite, padding), _reflect(target, padding)
             hidden = _reflect(loss_mask.float(), padding)
-            pairs = [self._resolution(ours, theirs, hidden, n) for n in self.window_lengths]
-        return SumCount(torch.stack([p.total for p in pairs]), torch.stack([p.count for p in pairs]))
+            by_resolution = [self._resolution(ours, theirs, hidden, n) for n in self.window_lengths]
+        return torch.stack(by_resolution, dim=1)
 
-    def _resolution(self, composite: Tensor, target: Tensor, loss_mask: Tensor, n: int) -> SumCount:
+    def _resolution(self, composite: Tensor, target: Tensor, loss_mask: Tensor, n: int) -> Tensor:
+        """Sums and counts (2, C)."""
         skip = (max(self.window_lengths) - n) // 2
         ours, theirs, hidden = (_quarters(x, n, skip) for x in (composite, target, loss_mask))
         touched = F.max_pool1d(hidden.amax(2), 4, 1)  # (B, C, frames)
@@ -157,7 +191,7 @@ class MultiResolutionSTFT(nn.Module):
             distance = (self._log_power(ours[:, c], basis) - wanted).abs().sum(1)  # (B, frames)
             totals.append((distance * touched[:, c]).sum())
             counts.append(touched[:, c].sum() * (len(basis) // 2))
-        return SumCount(torch.stack(totals), torch.stack(counts))
+        return torch.stack([torch.stack(totals), torch.stack(counts)])
 
     def _log_power(self, quarters: Tensor, basis: Tensor) -> Tensor:
         # (B, n/4, frames + 3) -> (B, 2K, frames). On CUDA convolutions, not products, are rounded to TF32.
@@ -179,7 +213,7 @@ def _reflect(x: Tensor, padding: int) -> Tensor:
 def _quarters(x: Tensor, n: int, skip: int) -> Tensor:
     """(B, C, padded T) -> (B, C, n/4, frames + 3): quarters of windows, of which 4 in a row are a frame.
 
-    Frames overlap by three quarters. Cut like this no sample is copied more than once, and the
+    Frames overlap by three quarters. In quarters no sample is copied more than once, and the
     transform is a convolution over quarters, several times as fast on a CPU as products of frames.
     """
     hop = n // 4

@@ -1,4 +1,4 @@
-"""Which patches are hidden: masks drawn from (seed, epoch, sample index), the same on any machine.
+"""Masking: which patches are hidden, drawn from (seed, epoch, sample index), the same on any machine.
 
 Random numbers come from SplitMix64 (Steele, Lea & Flood 2014, https://doi.org/10.1145/2660193.2660195)
 used as a counter-based generator, so that a sample's mask depends on its key alone: neither on the

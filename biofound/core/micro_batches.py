@@ -1,4 +1,4 @@
-"""How one process computes the parts of a batch: in threads side by side, or one after the other."""
+"""Micro-batches of one process: computed in threads side by side, or one after the other."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,19 +11,19 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MICRO_BATCHES = 2
-"""The parts in which a process alone on a CPU computes a batch, as two processes would.
+"""Micro-batches of a batch on a CPU with one process, the same as with two processes.
 
-With them its losses are those of two processes bit for bit. A difference in one product's rounding would
+So its losses are those of two processes bit for bit. A difference in one product's rounding would
 grow a thousandfold in ten steps. More than two sums would depend on the order in which they are added.
 """
 
 
 class SequentialMicroBatches:
-    """One part after the other, each with all the threads of torch."""
+    """One micro-batch after the other, each with all the threads of torch."""
 
     @contextmanager
     def sharing_threads(self) -> Iterator[None]:
-        """Nothing is shared out."""
+        """Change nothing: threads are not shared out."""
         yield
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -32,7 +32,7 @@ class SequentialMicroBatches:
 
 
 class ThreadedMicroBatches:
-    """Each part in a thread of its own, with its share of the threads that torch may use.
+    """Each micro-batch in a thread of its own, with its share of the threads that torch may use.
 
     Threads within a product meet at its end and wait by spinning, hundreds of times a step, which collapses
     where another program wants the core. These meet twice a step, and sleep.
@@ -43,14 +43,14 @@ class ThreadedMicroBatches:
         self.share = max(1, threads // MICRO_BATCHES)
         self._pool = ThreadPoolExecutor(
             MICRO_BATCHES,
-            thread_name_prefix="part",
+            thread_name_prefix="micro-batch",
             initializer=torch.set_num_threads,
             initargs=(self.share,),
         )
 
     @contextmanager
     def sharing_threads(self) -> Iterator[None]:
-        """Within it the calling thread has a part's share too: what spins for it would take a part's core."""
+        """Give the calling thread a micro-batch's share too: more would spin on the core of another."""
         before, set_threads = torch.get_num_threads(), torch.set_num_threads
         set_threads(self.share)
         try:
@@ -67,7 +67,7 @@ class ThreadedMicroBatches:
 def micro_batches_on(
     device: torch.device, *, dropout: float, compiled: bool, processes: int
 ) -> SequentialMicroBatches | ThreadedMicroBatches:
-    """Side by side where threads can be shared out, and what a part computes depends on nothing shared.
+    """Threaded where there are threads to share out and a micro-batch depends on nothing shared.
 
     Dropout draws from the one global generator, and `torch.compile` compiles in the first caller's thread.
     """

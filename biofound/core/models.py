@@ -1,4 +1,4 @@
-"""What is trained: a TinyTimeMixer encoder that knows its channels by name, and its reconstruction head.
+"""Models: a TinyTimeMixer encoder that knows its channels by name, and its reconstruction head.
 
 The mixer blocks are granite-tsfm's (Ekambaram et al. 2024, https://arxiv.org/abs/2401.03955). This is
 the only module that imports it: granite's own layouts and names appear nowhere else.
@@ -6,18 +6,17 @@ the only module that imports it: granite's own layouts and names appear nowhere 
 
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from biofound.data.channels import CHANNEL_NAME
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations inside granite and transformers, not ours to mend
     from tsfm_public.models.tinytimemixer import TinyTimeMixerConfig, TinyTimeMixerModel
-
-CHANNEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 # A channel whose visible samples vary by less than this fraction of their largest value is flat.
 _FLAT = 1e-6
@@ -25,14 +24,14 @@ _FLAT = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a model is, completely: a checkpoint holds it as plain JSON and it rebuilds the model.
+    """Model configuration: a checkpoint holds it as plain JSON, and it rebuilds the model.
 
-    `context_length` is T and `patch_length` L, in samples; `d_model` is D.
+    `context_length` is T and `patch_size` L, in samples; `d_model` is D.
     """
 
     channels: tuple[str, ...]
     context_length: int
-    patch_length: int
+    patch_size: int
     d_model: int
     num_layers: int
     expansion_factor: int
@@ -40,21 +39,21 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError on channel names or lengths that make no model."""
-        bad = [name for name in self.channels if not CHANNEL_NAME.fullmatch(name)]
+        bad = [name for name in self.channels if not re.fullmatch(CHANNEL_NAME, name)]
         if bad or not self.channels or len(set(self.channels)) < len(self.channels):
             raise ValueError(
                 f"channels must be distinct names of letters, digits and _, got {list(self.channels)}"
             )
-        if self.context_length % self.patch_length or self.context_length <= self.patch_length:
+        if self.context_length % self.patch_size or self.context_length <= self.patch_size:
             raise ValueError(
                 f"context length {self.context_length} must be a multiple (2 or more times) of "
-                f"patch length {self.patch_length}"
+                f"patch size {self.patch_size}"
             )
 
     @property
     def patches(self) -> int:
         """P, the number of patches in a window."""
-        return self.context_length // self.patch_length
+        return self.context_length // self.patch_size
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON for checkpoints."""
@@ -109,7 +108,7 @@ def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of a window, and the scale it saw it in."""
+    """Latents of windows, and the scale that they were normalised by."""
 
     latents: Tensor
     """(B, P, D)."""
@@ -136,8 +135,8 @@ class Encoder(nn.Module):
         self.backbone = TinyTimeMixerModel(
             TinyTimeMixerConfig(
                 context_length=config.context_length,
-                patch_length=config.patch_length,
-                patch_stride=config.patch_length,
+                patch_length=config.patch_size,
+                patch_stride=config.patch_size,
                 num_input_channels=len(config.channels),
                 d_model=config.d_model,
                 num_layers=config.num_layers,
@@ -189,7 +188,7 @@ class Encoder(nn.Module):
             ValueError: when a shape is not the model's.
         """
         x, mask, observed = self._checked(x, mask, observed)
-        length = self.config.patch_length
+        length = self.config.patch_size
         hidden = mask.repeat_interleave(length, dim=1)[:, None, :]  # (B, 1, T)
         visible = observed & ~hidden
         scaled = normalise(x, visible=visible, observed=observed)
@@ -245,13 +244,13 @@ class ReconstructionHead1D(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.proj = nn.Linear(config.d_model, len(config.channels) * config.patch_length)
+        self.proj = nn.Linear(config.d_model, len(config.channels) * config.patch_size)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, P, D) -> (B, C, T), in normalised units."""
         config = self.config
         patches: Tensor = self.proj(latents)  # (B, P, C*L)
-        by_channel = patches.view(len(latents), config.patches, len(config.channels), config.patch_length)
+        by_channel = patches.view(len(latents), config.patches, len(config.channels), config.patch_size)
         return by_channel.transpose(1, 2).flatten(2)
 
 
@@ -303,7 +302,7 @@ def build_model(config: ModelConfig, *, seed: int) -> PretrainingModel:
         return PretrainingModel(config)
 
 
-def channel_rows(channels: Sequence[str], name: str, *, patch_length: int) -> slice:
+def channel_rows(config: ModelConfig, name: str) -> slice:
     """The rows of `ReconstructionHead1D.proj` that reconstruct channel `name`."""
-    place = list(channels).index(name)
-    return slice(place * patch_length, (place + 1) * patch_length)
+    first = config.channels.index(name) * config.patch_size
+    return slice(first, first + config.patch_size)

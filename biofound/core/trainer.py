@@ -1,19 +1,18 @@
-"""How an encoder is pretrained: the loop, its validation, its checkpoints and its resumption.
+"""Pretraining loop: training steps, validation, checkpoints and resuming.
 
-The loop is an iterator of reports: it computes and writes files, and never prints. Everything random
-depends on (seed, epoch, sample index) or (seed, step, part of the batch) alone, so a run that was killed
-and resumed computes what it would have computed.
+The loop is an iterator of events: it computes and writes files, and never prints. Everything random depends
+on (seed, epoch, sample index) or (seed, step, micro-batch) alone, so a run that was killed and resumed
+computes what it would have computed.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,26 +22,23 @@ from torch import Tensor, nn
 from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
 from biofound.core.devices import AUTOCAST_DTYPE
 from biofound.core.distributed import ALONE, Group, MicroBatch
+from biofound.core.gpu_cache import GpuWindowCache
 from biofound.core.history import (
     EpochMetrics,
     Losses,
     StepMetrics,
+    ThroughputMeter,
     TrainingEvent,
     WriteFailure,
-    epochs_from_json,
-    epochs_to_json,
     history_json,
 )
-from biofound.core.losses import MultiResolutionSTFT, masked_squared_error
+from biofound.core.losses import LossSums, MultiResolutionSTFT, masked_squared_error
 from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
-from biofound.core.meter import ThroughputMeter
 from biofound.core.micro_batches import MICRO_BATCHES, micro_batches_on
 from biofound.core.models import PretrainingModel, Reconstruction
-from biofound.core.optimizer import flat_grad_buffer, make_optimizer
-from biofound.core.sampler import Shuffle, epoch_order
-from biofound.core.schedule import learning_rate
-from biofound.core.terms import Terms
-from biofound.data.windows import WindowInfo
+from biofound.core.optimizer import flat_grad_buffer, learning_rate, make_optimizer
+from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batches
+from biofound.data.windows import Windows
 from biofound.errors import CheckpointError, TrainingError
 from biofound.files import write_atomically, write_json
 
@@ -50,32 +46,9 @@ BEST, LAST = "best_model.pt", "last_model.pt"
 HISTORY, METRICS = "training_history.json", "metrics.jsonl"
 
 
-class WindowReader(Protocol):
-    """What the trainer needs of windows: `biofound.data` has the implementations."""
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """The channel names, in the order of the rows."""
-        ...
-
-    def __len__(self) -> int:
-        """The number of windows."""
-        ...
-
-    def read(
-        self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None
-    ) -> NDArray[np.float32] | Tensor:
-        """(B, C, T) windows in physical units, NaN in gaps; with `crop` (B,) in [0, 1), shifted in time."""
-        ...
-
-    def info(self, index: NDArray[np.int64]) -> WindowInfo:
-        """Where windows come from."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train. Units and bounds stand with the settings these values come from."""
+    """How to train. Units and bounds stand with the settings of the same names."""
 
     epochs: int
     batch_size: int
@@ -98,9 +71,33 @@ class TrainConfig:
     checkpoint_minutes: float
     on_write_error: Literal["stop", "continue"]
 
+    def masks(
+        self, *, patches: int, stream: Stream, epoch: int, index: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """The masks (B, P) of the windows `index` (B,)."""
+        return draw_masks(
+            kind=self.mask_type,
+            ratio=self.mask_ratio,
+            patches=patches,
+            seed=self.seed,
+            stream=stream,
+            epoch=epoch,
+            index=index,
+        )
+
+    def stft(self, data: DataDescription, channels: tuple[str, ...]) -> MultiResolutionSTFT:
+        """The STFT loss, over the pass bands of the channels."""
+        bands = [data.filters[name] for name in channels]
+        return MultiResolutionSTFT(
+            sfreq=data.sfreq,
+            bands=[(band["low_hz"], band["high_hz"]) for band in bands],
+            window_lengths=self.stft_windows,
+            floor=self.stft_floor,
+        )
+
 
 class LoadedMicroBatch(NamedTuple):
-    """A part of a global batch: its place among the parts, windows (B, C, T) and masks (B, P)."""
+    """A micro-batch with its data: windows (B, C, T) and masks (B, P)."""
 
     number: int
     windows: Tensor
@@ -109,26 +106,26 @@ class LoadedMicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """A global batch, and the parts of it that this process computes; there may be none."""
+    """A global batch, and the micro-batches of it that this process computes; there may be none."""
 
     index: NDArray[np.int64]
-    parts: list[LoadedMicroBatch]
+    micro_batches: list[LoadedMicroBatch]
 
 
 class Trainer:
     """Pretrains a model on windows and leaves its files in a directory.
 
     Validation masks are drawn once for the whole run, and validation windows are never cropped, so its
-    losses can be compared. In a group of processes, each takes its part of every global batch, sums and
-    counts are added up before the one division, and rank 0 alone writes.
+    losses can be compared. In a group of processes each computes one micro-batch of every global batch,
+    sums and counts are added up before the one division, and rank 0 alone writes.
     """
 
     def __init__(
         self,
         *,
         model: PretrainingModel,
-        train: WindowReader,
-        val: WindowReader,
+        train: Windows | GpuWindowCache,
+        val: Windows | GpuWindowCache,
         data: DataDescription,
         config: TrainConfig,
         settings: dict[str, Any],
@@ -137,7 +134,7 @@ class Trainer:
         group: Group = ALONE,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Set up the run; nothing is written before `run`.
+        """Set up the run; nothing is written before `fit`.
 
         Args:
             model: the model to train, moved to `device`.
@@ -156,195 +153,114 @@ class Trainer:
         self.device, self.group, self.stop = device, group, stop
         self.optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=config.precision == "fp16")
-        bands = [data.filters[name] for name in model.config.channels]
-        self.stft = MultiResolutionSTFT(
-            sfreq=data.sfreq,
-            bands=[(band["low_hz"], band["high_hz"]) for band in bands],
-            window_lengths=config.stft_windows,
-            floor=config.stft_floor,
-        ).to(device)
+        self.stft = config.stft(data, model.config.channels).to(device)
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.epoch = 0
         self.step = 0
         self.best_val_loss: float | None = None
-        self.reports: list[EpochMetrics] = []
+        self.epochs_done: list[EpochMetrics] = []
         self.interrupted = False
         self._forward_model = torch.compile(model) if config.compile else model
-        self._parts = micro_batches_on(
+        self._micro_batches = micro_batches_on(
             device, dropout=model.config.dropout, compiled=config.compile, processes=group.size
         )
         self._gradient = flat_grad_buffer(model)
-        self._terms = self._no_terms()
+        self._epoch_sums = self._no_sums()
         self._seconds_before = 0.0
         self._saved_at = time.monotonic()
 
     # -----------------------------------------------------------------------------------------------------
-    # The run
+    # Training
 
-    def run(self) -> Iterator[TrainingEvent]:
+    def fit(self) -> Iterator[TrainingEvent]:
         """Train to the end, or until `stop` says so; then `interrupted` is True.
 
         Yields:
-            A report every `log_interval` steps; one an epoch, after its files are written; and one for each
-            file that could not be written, where the run goes on after that.
+            `StepMetrics` every `log_interval` steps; `EpochMetrics` an epoch, after its files are written;
+            and a `WriteFailure` for each file that could not be written, where the run goes on after that.
 
         Raises:
             TrainingError: when a loss or gradient is not finite, or a file cannot be written and the run
                 is not to go on.
         """
-        with self._parts.sharing_threads():
-            yield from self._run()
+        self.interrupted = False
+        with self._micro_batches.sharing_threads():
+            if self.step == 0:
+                yield from self._save(LAST)  # so that a run killed at any time can be resumed
+            while self.epoch < self.config.epochs and not self.interrupted:
+                yield from self._fit_epoch()
 
-    def _run(self) -> Iterator[TrainingEvent]:
-        if self.step == 0:
-            yield from self._save(LAST)  # so that whatever is killed can be resumed
-        while self.epoch < self.config.epochs:
-            started = time.perf_counter() - self._seconds_before
-            for report in self._train_epoch():
-                yield from self._log(report)
+    def _fit_epoch(self) -> Iterator[TrainingEvent]:
+        """The steps that are left of the epoch, then its validation."""
+        config, meter = self.config, ThroughputMeter()
+        started = time.perf_counter() - self._seconds_before
+        order = epoch_order(
+            windows=len(self.train), seed=config.seed, epoch=self.epoch, shuffle=config.shuffle
+        )
+        steps_done = self.step - self.epoch * self.steps_per_epoch
+        for batch in prefetched(self._load, split_batches(order, config.batch_size)[steps_done:], meter):
+            lr, sums, gradient_norm = self._train_step(batch)
+            meter.count(len(batch.index))
+            if self.step % config.log_interval == 0 or self.step % self.steps_per_epoch == 0:
+                losses = self._losses(sums)
+                metrics = StepMetrics(
+                    step=self.step,
+                    epoch=self.epoch + 1,
+                    loss=losses.loss,
+                    msm=losses.msm,
+                    stft=losses.stft,
+                    lr=lr,
+                    gradient_norm=gradient_norm.item(),
+                    windows_per_second=meter.rate(),
+                    data_wait=meter.data_wait_fraction(),
+                )
+                yield from self._log(metrics)
+                meter.reset()
             if self.interrupted or self._checkpoint_is_due():
                 self._seconds_before = time.perf_counter() - started
                 yield from self._save(LAST)
             if self.interrupted:
                 return
-            if self._epoch_is_done():
-                yield from self._end_epoch(started)
+        yield from self._end_epoch(started)
 
-    def evaluate(self, *, constant_guess: bool = False) -> Losses:
-        """The losses over the validation windows, under the run's fixed masks.
-
-        Args:
-            constant_guess: score the visible samples' mean in place of the reconstruction: what a model
-                that has learned nothing reaches.
-        """
-        self.model.eval()
-        terms: dict[int, Terms] = {}  # by part, as processes would add them up
-
-        def add(part: MicroBatch) -> None:
-            with torch.inference_mode():
-                mask = torch.from_numpy(self.validation_mask(part.windows)).to(self.device)
-                out = self._forward(torch.as_tensor(self.val.read(part.windows)).to(self.device), mask)
-                if constant_guess:
-                    out = out._replace(values=torch.zeros_like(out.values))
-                terms[part.number] = terms.get(part.number, self._no_terms()) + self._loss_terms(out)
-
-        for chunk in _chunks(np.arange(len(self.val)), self.config.batch_size):
-            self._parts.map(add, self._parts_of(chunk))
-        whole, _ = self._summed(terms.values())
-        self._require_counted(whole, "validation")
-        return self._losses(whole)
-
-    def validation_mask(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The masks (B, P) of validation windows, the same in every epoch."""
-        return self._mask(Stream.VALIDATION_MASK, 0, index)
-
-    def history(self) -> dict[str, Any]:
-        """What `training_history.json` holds; see `history_json`."""
-        return history_json(self.reports, synthetic=self.data.synthetic)
-
-    # -----------------------------------------------------------------------------------------------------
-    # An epoch
-
-    def _train_epoch(self) -> Iterator[StepMetrics]:
-        """Steps to the end of the epoch, or until the run is to stop or a checkpoint is due."""
-        order = epoch_order(
-            windows=len(self.train),
-            seed=self.config.seed,
-            epoch=self.epoch,
-            shuffle=self.config.shuffle,
-        )
-        batches = list(_chunks(order, self.config.batch_size))[
-            self.step - self.epoch * self.steps_per_epoch :
-        ]
-        meter = ThroughputMeter()
-        for batch in self._prefetched(batches, meter):
-            step = self._train_step(batch)
-            meter.count(len(batch.index))
-            if self.step % self.config.log_interval == 0 or self._epoch_is_done():
-                yield self._report(step, meter)
-                meter.reset()
-            if self.interrupted or self._checkpoint_is_due():
-                return
-
-    def _epoch_is_done(self) -> bool:
-        return self.step == (self.epoch + 1) * self.steps_per_epoch
-
-    def _prefetched(self, batches: list[NDArray[np.int64]], meter: ThroughputMeter) -> Iterator[Batch]:
-        """The batches in order, each read while the one before it is computed."""
-        with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as reader:
-            upcoming: Future[Batch] | None = None
-            for position in range(len(batches)):
-                if upcoming is None:
-                    upcoming = reader.submit(self._load, batches[position])
-                with meter.waiting():
-                    batch = upcoming.result()
-                upcoming = None
-                if position + 1 < len(batches):
-                    upcoming = reader.submit(self._load, batches[position + 1])
-                yield batch
-
-    def _parts_of(self, batch: NDArray[np.int64]) -> list[MicroBatch]:
-        """What this process computes of a global batch: its parts that are not empty."""
-        parts = self.group.parts(batch, alone=MICRO_BATCHES if self.device.type == "cpu" else 1)
-        return [part for part in parts if len(part.windows)]
-
-    def _load(self, index: NDArray[np.int64]) -> Batch:
-        return Batch(index, [self._load_part(part) for part in self._parts_of(index)])
-
-    def _load_part(self, part: MicroBatch) -> LoadedMicroBatch:
-        config, crop = self.config, None
-        if config.random_crop:
-            crop = keyed_uniform(
-                seed=config.seed, stream=Stream.CROP, epoch=self.epoch, index=part.windows, count=1
-            )[:, 0]
-        windows = torch.as_tensor(self.train.read(part.windows, crop))
-        mask = torch.from_numpy(self._mask(Stream.TRAIN_MASK, self.epoch, part.windows))
-        if self.device.type == "cuda":
-            mask = mask.pin_memory()
-            windows = windows if windows.is_cuda else windows.pin_memory()
-        return LoadedMicroBatch(part.number, windows, mask)
-
-    def _train_step(self, batch: Batch) -> "_Step":
+    def _train_step(self, batch: Batch) -> tuple[float, LossSums, Tensor]:
+        """One optimizer step: its learning rate, the batch's loss sums, and the gradient's norm."""
         config = self.config
-        self.model.train()
         lr = learning_rate(
             self.step,
             base=config.lr,
             warmup_steps=config.warmup_epochs * self.steps_per_epoch,
             total_steps=self.total_steps,
         )
-        for settings in self.optimizer.param_groups:
-            settings["lr"] = lr
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = lr
+        self.model.train()
         self._gradient.zero_()
-        terms = self._parts.map(self._part_terms, batch.parts)
-        whole, self.interrupted = self._summed(terms, stop=self.stop())
-        self._parts.map(lambda own: self._backward(own, whole), terms)
+
+        def forward(own: LoadedMicroBatch) -> LossSums:
+            windows = own.windows.to(self.device, non_blocking=True)
+            mask = own.mask.to(self.device, non_blocking=True)
+            with self._keyed_dropout(own.number):
+                return self._loss_sums(self._forward(windows, mask))
+
+        def backward(own: LossSums) -> None:
+            loss = own.with_counts_of(whole).loss(stft_weight=config.stft_weight)
+            torch.autograd.backward(self.scaler.scale(loss))
+
+        sums = self._micro_batches.map(forward, batch.micro_batches)
+        whole, self.interrupted = self._summed(sums, stop=self.stop())
+        self._micro_batches.map(backward, sums)
         self.group.sum(self._gradient)
         self.scaler.unscale_(self.optimizer)
         norm = self._gradient.norm()
-        step = _Step(lr, whole, norm)
-        self._require_finite(step, batch)
+        self._require_finite(whole, norm, batch)
         self._gradient.mul_((config.gradient_clip / norm.clamp(min=1e-12)).clamp(max=1.0))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        self._terms = self._terms + whole
-        return step
-
-    def _report(self, step: "_Step", meter: ThroughputMeter) -> StepMetrics:
-        losses = self._losses(step.terms)
-        return StepMetrics(
-            step=self.step,
-            epoch=self.epoch + 1,
-            loss=losses.loss,
-            msm=losses.msm,
-            stft=losses.stft,
-            lr=step.lr,
-            gradient_norm=step.gradient_norm.item(),
-            windows_per_second=meter.rate(),
-            data_wait=meter.data_wait_fraction(),
-        )
+        self._epoch_sums = self._epoch_sums + whole
+        return lr, whole, norm
 
     def _end_epoch(self, started: float) -> Iterator[EpochMetrics | WriteFailure]:
         trained = time.perf_counter() - started
@@ -355,10 +271,10 @@ class Trainer:
                 "cannot be scored; check the store with `biofound verify --data-dir`"
             )
         best = self.best_val_loss is None or val.loss < self.best_val_loss
-        self._require_counted(self._terms, "training")
-        report = EpochMetrics(
+        self._require_scored(self._epoch_sums, "training")
+        metrics = EpochMetrics(
             epoch=self.epoch + 1,
-            train=self._losses(self._terms),
+            train=self._losses(self._epoch_sums),
             val=val,
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - started,
@@ -366,8 +282,8 @@ class Trainer:
             best=best,
         )
         self.epoch += 1
-        self.reports.append(report)
-        self._terms, self._seconds_before = self._no_terms(), 0.0
+        self.epochs_done.append(metrics)
+        self._epoch_sums, self._seconds_before = self._no_sums(), 0.0
         # `last_model.pt` comes last: killed before it, a resumed run writes the others again.
         if best:
             self.best_val_loss = val.loss
@@ -376,10 +292,75 @@ class Trainer:
             yield from self._save(f"checkpoint_epoch_{self.epoch}.pt")
         yield from self._write(HISTORY, lambda path: write_json(path, self.history()))
         yield from self._save(LAST)
-        yield report
+        yield metrics
+
+    def history(self) -> dict[str, Any]:
+        """What `training_history.json` holds; see `history_json`."""
+        return history_json(self.epochs_done, synthetic=self.data.synthetic)
 
     # -----------------------------------------------------------------------------------------------------
-    # Parts of a step
+    # Validation
+
+    def evaluate(self, *, baseline: bool = False) -> Losses:
+        """The losses over the validation windows, under the run's fixed masks.
+
+        Args:
+            baseline: score the visible samples' mean in place of the reconstruction: what a model that has
+                learned nothing reaches.
+        """
+        self.model.eval()
+        by_number: dict[int, LossSums] = {}  # a sum for each micro-batch, as processes would add them up
+
+        def score(own: MicroBatch) -> None:
+            with torch.inference_mode():
+                mask = torch.from_numpy(self.validation_mask(own.index)).to(self.device)
+                out = self._forward(torch.as_tensor(self.val.read(own.index)).to(self.device), mask)
+                if baseline:
+                    out = out._replace(values=torch.zeros_like(out.values))
+                by_number[own.number] = by_number.get(own.number, self._no_sums()) + self._loss_sums(out)
+
+        for index in split_batches(np.arange(len(self.val)), self.config.batch_size):
+            self._micro_batches.map(score, self._own_micro_batches(index))
+        whole, _ = self._summed(by_number.values())
+        self._require_scored(whole, "validation")
+        return self._losses(whole)
+
+    def validation_mask(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The masks (B, P) of validation windows, the same in every epoch."""
+        return self.config.masks(
+            patches=self.model.config.patches, stream=Stream.VALIDATION_MASK, epoch=0, index=index
+        )
+
+    # -----------------------------------------------------------------------------------------------------
+    # Batches, and what a step is made of
+
+    def _own_micro_batches(self, index: NDArray[np.int64]) -> list[MicroBatch]:
+        """What this process computes of a global batch: its micro-batches that are not empty."""
+        alone = MICRO_BATCHES if self.device.type == "cpu" else 1
+        return [own for own in self.group.micro_batches(index, alone=alone) if len(own.index)]
+
+    def _load(self, index: NDArray[np.int64]) -> Batch:
+        return Batch(index, [self._load_micro_batch(own) for own in self._own_micro_batches(index)])
+
+    def _load_micro_batch(self, own: MicroBatch) -> LoadedMicroBatch:
+        config, crop = self.config, None
+        if config.random_crop:
+            crop = keyed_uniform(
+                seed=config.seed, stream=Stream.CROP, epoch=self.epoch, index=own.index, count=1
+            )[:, 0]
+        windows = torch.as_tensor(self.train.read(own.index, crop))
+        mask = torch.from_numpy(
+            config.masks(
+                patches=self.model.config.patches,
+                stream=Stream.TRAIN_MASK,
+                epoch=self.epoch,
+                index=own.index,
+            )
+        )
+        if self.device.type == "cuda":
+            mask = mask.pin_memory()
+            windows = windows if windows.is_cuda else windows.pin_memory()
+        return LoadedMicroBatch(own.number, windows, mask)
 
     def _forward(self, windows: Tensor, mask: Tensor) -> Reconstruction:
         dtype = AUTOCAST_DTYPE.get(self.config.precision)
@@ -388,77 +369,49 @@ class Trainer:
         return out
 
     @contextmanager
-    def _keyed_dropout(self, part: int) -> Iterator[None]:
-        """Dropout that depends on (seed, step, part) alone; the global generator is put back afterwards."""
+    def _keyed_dropout(self, micro_batch: int) -> Iterator[None]:
+        """Dropout that depends on (seed, step, micro-batch) alone; the global generator is put back after."""
         if self.model.config.dropout == 0:
             yield
             return
-        key = np.random.SeedSequence([self.config.seed, self.step, part])
+        key = np.random.SeedSequence([self.config.seed, self.step, micro_batch])
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
             yield
 
-    def _part_terms(self, part: LoadedMicroBatch) -> Terms:
-        with self._keyed_dropout(part.number):
-            out = self._forward(
-                part.windows.to(self.device, non_blocking=True), part.mask.to(self.device, non_blocking=True)
-            )
-        return self._loss_terms(out)
+    def _loss_sums(self, out: Reconstruction) -> LossSums:
+        msm = masked_squared_error(out.values, out.target, out.loss_mask)  # (2, C)
+        stft = self.stft(out.values, out.target, out.loss_mask)  # (2, R, C)
+        return LossSums(torch.cat([msm[:, None], stft], dim=1))
 
-    def _backward(self, own: Terms, whole: Terms) -> None:
-        loss = own.counted_as(whole).total(stft_weight=self.config.stft_weight)
-        torch.autograd.backward(self.scaler.scale(loss))
-
-    def _loss_terms(self, out: Reconstruction) -> Terms:
-        return Terms(
-            masked_squared_error(out.values, out.target, out.loss_mask),
-            self.stft(out.values, out.target, out.loss_mask),
-        )
-
-    def _no_terms(self) -> Terms:
-        return Terms.zero(
-            channels=len(self.model.config.channels),
-            resolutions=len(self.config.stft_windows),
-            device=self.device,
-        )
-
-    def _summed(self, terms: Iterable[Terms], *, stop: bool = False) -> tuple[Terms, bool]:
-        """The terms of all parts and ranks, and whether any rank is to stop: one exchange for both."""
-        packed = sum(terms, start=self._no_terms()).packed()
-        if self.group.size > 1:
-            packed = self.group.sum(torch.cat([packed, packed.new_tensor([float(stop)])]))
-            packed, stop = packed[:-1], bool(packed[-1] > 0)
+    def _no_sums(self) -> LossSums:
         channels, resolutions = len(self.model.config.channels), len(self.config.stft_windows)
-        return Terms.unpacked(packed, channels=channels, resolutions=resolutions), stop
+        return LossSums.zero(channels=channels, resolutions=resolutions, device=self.device)
 
-    def _losses(self, terms: Terms) -> Losses:
-        return terms.losses(stft_weight=self.config.stft_weight, channels=self.model.config.channels)
+    def _summed(self, sums: Iterable[LossSums], *, stop: bool = False) -> tuple[LossSums, bool]:
+        """The sums of all micro-batches and ranks, and whether any rank is to stop: one exchange for both."""
+        values = sum(sums, start=self._no_sums()).values
+        if self.group.size > 1:
+            both = self.group.sum(torch.cat([values.flatten(), values.new_tensor([float(stop)])]))
+            values, stop = both[:-1].view_as(values), bool(both[-1] > 0)
+        return LossSums(values), stop
 
-    def _mask(self, stream: Stream, epoch: int, index: NDArray[np.int64]) -> NDArray[np.bool_]:
-        config = self.config
-        return draw_masks(
-            kind=config.mask_type,
-            ratio=config.mask_ratio,
-            patches=self.model.config.patches,
-            seed=config.seed,
-            stream=stream,
-            epoch=epoch,
-            index=index,
-        )
+    def _losses(self, sums: LossSums) -> Losses:
+        return sums.losses(stft_weight=self.config.stft_weight, channels=self.model.config.channels)
 
-    def _require_counted(self, terms: Terms, part: str) -> None:
+    def _require_scored(self, sums: LossSums, split: str) -> None:
         """A channel of which nothing was hidden and real scores 0, which would look like success."""
-        counts = terms.msm.count.tolist()
+        counts = sums.msm[1].tolist()
         empty = [name for name, count in zip(self.model.config.channels, counts, strict=True) if count == 0]
         if empty:
             raise TrainingError(
-                f"no {part} window has a real sample of {', '.join(empty)} where the mask hides it, so there "
-                "is nothing to score; the windows hold gaps only: build them again"
+                f"no {split} window has a real sample of {', '.join(empty)} where the mask hides it, so "
+                "there is nothing to score; the windows hold gaps only: build them again"
             )
 
-    def _require_finite(self, step: "_Step", batch: Batch) -> None:
+    def _require_finite(self, sums: LossSums, norm: Tensor, batch: Batch) -> None:
         """Stop before the weights change, and leave a checkpoint from just before."""
-        loss, norm = step.terms.total(stft_weight=self.config.stft_weight), step.gradient_norm
+        loss = sums.loss(stft_weight=self.config.stft_weight)
         if self.config.precision == "fp16":
             norm = torch.zeros_like(norm)  # GradScaler skips a step whose gradient overflowed, and goes on
         if torch.isfinite(loss + norm):
@@ -478,10 +431,10 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """The run as it stands."""
-        last = self.reports[-1] if self.reports else None
         metrics: dict[str, Any] = {}
-        if last is not None:
-            metrics = {"train": vars(last.train), "val": vars(last.val), "lr": last.lr}
+        if self.epochs_done:
+            last = asdict(self.epochs_done[-1])
+            metrics = {name: last[name] for name in ("train", "val", "lr")}
         return Checkpoint(
             model=self.model.config,
             encoder=_on_cpu(self.model.encoder),
@@ -494,9 +447,9 @@ class Trainer:
             metrics=metrics,
             optimizer=self.optimizer.state_dict(),
             resume={
-                "epoch_terms": self._terms.packed().cpu(),
+                "epoch_sums": self._epoch_sums.values.cpu(),
                 "seconds": self._seconds_before,
-                "reports": epochs_to_json(self.reports),
+                "epochs_done": [asdict(metrics) for metrics in self.epochs_done],
                 "scaler": self.scaler.state_dict(),
                 "fingerprints": {"train": self.data.fingerprint},
                 "world_size": self.group.size,
@@ -519,12 +472,8 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint.resume["scaler"])
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.best_val_loss = checkpoint.best_val_loss
-        self.reports = epochs_from_json(checkpoint.resume["reports"])
-        self._terms = Terms.unpacked(
-            checkpoint.resume["epoch_terms"].to(self.device),
-            channels=len(self.model.config.channels),
-            resolutions=len(self.config.stft_windows),
-        )
+        self.epochs_done = [EpochMetrics.from_json(row) for row in checkpoint.resume["epochs_done"]]
+        self._epoch_sums = LossSums(checkpoint.resume["epoch_sums"].to(self.device))
         self._seconds_before = checkpoint.resume["seconds"]
         if self.group.rank == 0 and (self.output_dir / METRICS).is_file():
             _drop_lines_after(self.output_dir / METRICS, self.step)
@@ -554,21 +503,13 @@ class Trainer:
                 ) from error
             yield WriteFailure(path=str(path), error=error.strerror or str(error))
 
-    def _log(self, report: StepMetrics) -> Iterator[StepMetrics | WriteFailure]:
+    def _log(self, metrics: StepMetrics) -> Iterator[StepMetrics | WriteFailure]:
         def append(path: Path) -> None:
             with path.open("a") as file:
-                file.write(json.dumps(vars(report)) + "\n")
+                file.write(json.dumps(asdict(metrics)) + "\n")
 
         yield from self._write(METRICS, append)
-        yield report
-
-
-class _Step(NamedTuple):
-    """One step's learning rate, the terms of its global batch, and its gradient's norm before clipping."""
-
-    lr: float
-    terms: Terms
-    gradient_norm: Tensor
+        yield metrics
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
@@ -582,11 +523,6 @@ def _drop_lines_after(path: Path, step: int) -> None:
 
     kept = [line for line in path.read_text().splitlines() if belongs(line)]
     write_atomically(path, lambda file: file.writelines(f"{line}\n".encode() for line in kept))
-
-
-def _chunks(index: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(index), size):
-        yield index[start : start + size]
 
 
 def _on_cpu(module: nn.Module) -> dict[str, Tensor]:

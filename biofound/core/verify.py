@@ -1,4 +1,4 @@
-"""Does a model do what biofound claims? Each check measures one property on the real parts.
+"""Verification checks: each measures one property on the real model, losses, trainer and checkpoint.
 
 A check returns what it measured, or raises `Failed` with it. An error inside a check fails that check:
 the table is always complete.
@@ -8,9 +8,11 @@ import copy
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,22 +22,24 @@ from torch import Tensor
 from biofound.checks import Check
 from biofound.core import checkpoint as checkpoints
 from biofound.core.checkpoint import Checkpoint, DataDescription, load_checkpoint, save_checkpoint
-from biofound.core.history import EpochMetrics, StepMetrics, TrainingEvent
+from biofound.core.history import EpochMetrics, StepMetrics
 from biofound.core.inflate import inflate
 from biofound.core.losses import MultiResolutionSTFT, masked_squared_error, msm_loss, stft_loss
-from biofound.core.masking import Stream, draw_masks, hidden_patches
+from biofound.core.masking import Stream, hidden_patches
 from biofound.core.models import PretrainingModel, build_model, normalise, parameter_count
-from biofound.core.optimizer import make_optimizer
-from biofound.core.schedule import learning_rate
+from biofound.core.optimizer import learning_rate, make_optimizer
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.windows import ArrayWindows
 
 ROUNDING = 1e-4
 """How far two float32 results of the same sums in another order may differ, relative to the largest."""
 
+WATCHED, WATCHED_BATCH = 13, 5
+"""Windows of a run that is watched, and its batch size: the last batch is a smaller one."""
+
 
 class Failed(Exception):
-    """A property that does not hold; the message is what was measured."""
+    """Raised by a check whose property does not hold; the message is what was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,26 +63,13 @@ class VerificationTarget:
 
     def draw(self, index: NDArray[np.int64], *, epoch: int = 0) -> NDArray[np.bool_]:
         """Training masks (B, P) for sample indices."""
-        config = self.config
-        return draw_masks(
-            kind=config.mask_type,
-            ratio=config.mask_ratio,
-            patches=self.model.config.patches,
-            seed=config.seed,
-            stream=Stream.TRAIN_MASK,
-            epoch=epoch,
-            index=index,
+        return self.config.masks(
+            patches=self.model.config.patches, stream=Stream.TRAIN_MASK, epoch=epoch, index=index
         )
 
     def stft(self) -> MultiResolutionSTFT:
         """The model's STFT loss."""
-        bands = [self.data.filters[name] for name in self.model.config.channels]
-        return MultiResolutionSTFT(
-            sfreq=self.data.sfreq,
-            bands=[(band["low_hz"], band["high_hz"]) for band in bands],
-            window_lengths=self.config.stft_windows,
-            floor=self.config.stft_floor,
-        )
+        return self.config.stft(self.data, self.model.config.channels)
 
 
 def probe_windows(
@@ -149,7 +140,7 @@ def decoder_shape(target: VerificationTarget) -> str:
     count = parameter_count(target.model.decoder)
     text = f"{_shape(latents)} -> {_shape(out)}, {count:,} parameters"
     _require(out.shape == (2, len(config.channels), config.context_length), text)
-    _require(count == (config.d_model + 1) * len(config.channels) * config.patch_length, text)
+    _require(count == (config.d_model + 1) * len(config.channels) * config.patch_size, text)
     return text
 
 
@@ -179,31 +170,31 @@ def masking(target: VerificationTarget) -> str:
     _require(bool((target.draw(np.arange(draws)) == masks).all()), "the same key gave another mask")
     _require(bool((target.draw(np.arange(draws), epoch=1) != masks).any()), "masks repeat in every epoch")
     if config.mask_type == "block":
-        places = patches - hidden + 1
+        starts = patches - hidden + 1
         edges = np.diff(np.pad(masks, ((0, 0), (1, 1))).astype(int), axis=1)
-        _require(bool(((edges == 1).sum(1) == 1).all()), "a block mask is not one contiguous run")
-        shares = np.bincount(edges.argmax(1), minlength=places) / draws
-        expected = 1 / places
+        _require(bool(((edges == 1).sum(1) == 1).all()), "a block mask is not contiguous")
+        shares = np.bincount(edges.argmax(1), minlength=starts) / draws
+        expected = 1 / starts
     else:
         shares, expected = masks.mean(0), hidden / patches
     worst = float(np.abs(shares - expected).max())
     bound = 5 * math.sqrt(expected * (1 - expected) / draws)
-    _require(worst <= bound, f"{text}, but some place is off its share {expected:.3f} by {worst:.4f}")
-    return f"{text}; every place within {worst:.4f} of its share {expected:.3f}"
+    _require(worst <= bound, f"{text}, but a position is off its share {expected:.3f} by {worst:.4f}")
+    return f"{text}; every position within {worst:.4f} of its share {expected:.3f}"
 
 
 def forward_pass(target: VerificationTarget) -> str:
-    """Windows and mask to a reconstruction of the windows' shape, counted where hidden."""
+    """Windows and mask to a reconstruction of the windows' shape; the loss mask is where hidden and real."""
     mask = target.mask()
     with torch.no_grad():
         out = _frozen(target)(target.x, mask)
     share = out.loss_mask.float().mean().item()
     text = (
-        f"{_shape(target.x)} -> {_shape(out.values)}, {share:.1%} counted, "
+        f"{_shape(target.x)} -> {_shape(out.values)}, {share:.1%} in the loss, "
         f"{parameter_count(target.model):,} parameters in all"
     )
     _require(out.values.shape == target.x.shape and out.target.shape == target.x.shape, text)
-    hidden = mask.repeat_interleave(target.model.config.patch_length, dim=1)[:, None, :]
+    hidden = mask.repeat_interleave(target.model.config.patch_size, dim=1)[:, None, :]
     _require(bool((out.loss_mask == (hidden & torch.isfinite(target.x))).all()), text + ": not where hidden")
     return text
 
@@ -228,8 +219,8 @@ def optimizer_and_schedule(target: VerificationTarget) -> str:
 
 def trainer_learns(target: VerificationTarget) -> str:
     """A new model of this kind, trained for a few steps by the real trainer, gets better."""
-    reports, _, _ = _train_briefly(target, epochs=20)
-    epochs = [report for report in reports if isinstance(report, EpochMetrics)]
+    with _trainer(target, epochs=20) as trainer:
+        epochs = [event for event in trainer.fit() if isinstance(event, EpochMetrics)]
     first, last = epochs[0].val.loss, epochs[-1].val.loss
     text = f"loss {first:.3f} -> {last:.3f} in {len(epochs)} steps, under the same masks"
     _require(last < 0.97 * first, text)
@@ -259,16 +250,11 @@ def one_training_step(target: VerificationTarget) -> str:
 
 def learning_rate_is_applied(target: VerificationTarget) -> str:
     """In a real run the optimizer used the curve's learning rate, and the weights moved."""
-    reports, before, after = _train_briefly(target, epochs=4)
-    steps = [report for report in reports if isinstance(report, StepMetrics)]
-    config = _brief(target, epochs=4)
-    wanted = [
-        learning_rate(
-            s.step - 1, base=config.lr, warmup_steps=config.warmup_epochs, total_steps=config.epochs
-        )
-        for s in steps
-    ]
-    used = [step.lr for step in steps]
+    with _trainer(target, epochs=4) as trainer:
+        before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+        used = [step.lr for step in _steps(trainer)]
+        after, base = trainer.model.state_dict(), trainer.config.lr
+    wanted = [learning_rate(step, base=base, warmup_steps=1, total_steps=4) for step in range(4)]
     moved = max(float((after[name] - tensor).abs().max()) for name, tensor in before.items())
     text = f"{len(used)} steps at {min(used):.1e} to {max(used):.1e}, weights moved by up to {moved:.1e}"
     _require(used == wanted, f"{text}; the curve says {[f'{v:.1e}' for v in wanted]}")
@@ -276,10 +262,86 @@ def learning_rate_is_applied(target: VerificationTarget) -> str:
     return text
 
 
+def every_window_is_used(target: VerificationTarget) -> str:
+    """In a real run each epoch trains on every window once, and validates on every window once."""
+    for (split, epoch), passed in _watch(target).items():
+        missing = set(range(WATCHED)) - {one.row for one in passed}
+        text = f"{split}, epoch {epoch + 1}: {len(passed)} of {WATCHED} windows, {len(missing)} missing"
+        _require(not missing and len(passed) == WATCHED, text)
+    return f"each of {WATCHED} windows once an epoch, in batches of {WATCHED_BATCH}, in both splits"
+
+
+def masks_do_not_repeat(target: VerificationTarget) -> str:
+    """In a real run masks differ by window, by epoch and from validation's, which stay the same."""
+    seen = _watch(target)
+    masks = {key: np.stack([one.mask for one in passed]) for key, passed in seen.items()}  # (N, P)
+    hidden = hidden_patches(ratio=target.config.mask_ratio, patches=target.model.config.patches)
+    for (split, epoch), drawn in masks.items():
+        where = f"in {split}, epoch {epoch + 1}"
+        _require(bool((drawn.sum(1) == hidden).all()), f"not {hidden} patches hidden {where}")
+        _require(len(np.unique(drawn, axis=0)) > 1, f"every window has the same mask {where}")
+    train, later, val, val_later = (masks[split, epoch] for split in ("train", "val") for epoch in (0, 1))
+    _require(not np.array_equal(train, later), "every epoch has the same masks")
+    _require(not np.array_equal(train, val), "validation has the masks of training")
+    _require(np.array_equal(val, val_later), "validation has other masks in the next epoch")
+    different = len(np.unique(np.concatenate([train, later]), axis=0))
+    return f"{different} different masks in 2 epochs of {WATCHED} windows; those of validation stay the same"
+
+
+def random_crops(target: VerificationTarget) -> str:
+    """In a real run training windows are cropped as the settings say, and validation windows never are."""
+    seen = _watch(target)
+    train, val = (sum(one.cropped for one in seen[split, 0] + seen[split, 1]) for split in ("train", "val"))
+    text = f"{train} of {2 * WATCHED} training windows cropped, {val} of validation"
+    _require(val == 0 and (train > 0) == target.config.random_crop, text)
+    return text
+
+
+def gradient_clipping(target: VerificationTarget) -> str:
+    """In a real run a gradient above the limit is scaled down to it, and one below is left alone."""
+
+    def norms(limit: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The gradient norm of each step, as the trainer reports it and as the optimizer sees it."""
+        applied: list[float] = []
+        with _trainer(target, epochs=3, gradient_clip=limit) as trainer:
+            grads = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+            trainer.optimizer.register_step_pre_hook(
+                lambda *_: applied.append(float(torch.cat([p.grad.flatten() for p in grads]).norm()))
+            )
+            return np.array([step.gradient_norm for step in _steps(trainer)]), np.array(applied)
+
+    found, applied = norms(1e9)
+    _require(
+        np.allclose(applied, found, rtol=1e-3),
+        f"norm {found[0]:.3g} changed to {applied[0]:.3g} below the limit",
+    )
+    limit = float(found.min()) / 2
+    found, clipped = norms(limit)
+    text = (
+        f"norms {found.min():.3g} to {found.max():.3g} clipped to {clipped.max():.3g}, the limit {limit:.3g}"
+    )
+    _require(np.allclose(clipped, limit, rtol=1e-3), text)
+    return text + "; below the limit unchanged"
+
+
+def validation(target: VerificationTarget) -> str:
+    """The trainer's validation loss is that of all windows at once, without dropout."""
+    with _trainer(target, dropout=0.5, batch_size=WATCHED_BATCH) as trainer:
+        found, again = trainer.evaluate().loss, trainer.evaluate().loss
+        mask = torch.from_numpy(trainer.validation_mask(np.arange(len(target.x))))
+        model = trainer.model.eval()
+        with torch.no_grad():
+            wanted = _loss(model, target, mask)[0].item()
+    text = f"{found:.4f} in batches of {WATCHED_BATCH}, {wanted:.4f} at once"
+    _require(found == again, f"{found:.4f} and then {again:.4f} with the same weights")
+    _require(math.isclose(found, wanted, rel_tol=ROUNDING), text)
+    return text + "; no dropout"
+
+
 def masked_samples_are_hidden(target: VerificationTarget) -> str:
     """Whatever is changed in hidden samples, the latents stay the same to the last bit."""
     model, x, mask = _frozen(target), target.x, target.mask()
-    hidden = mask.repeat_interleave(model.config.patch_length, dim=1)[:, None, :].expand_as(x)
+    hidden = mask.repeat_interleave(model.config.patch_size, dim=1)[:, None, :].expand_as(x)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     variants = {"noise": noise, "times 1000": x * 1000, "zeros": torch.zeros_like(x), "1e30": x * 0 + 1e30}
     with torch.no_grad():
@@ -343,6 +405,29 @@ def stft_closed_form(target: VerificationTarget) -> str:
     doubled = stft_loss(stft(2 * noise, noise, loss_mask)).item()
     text = f"x against x: {same:.6f} (0 expected); 2x against x: {doubled:.4f} (log 4 = {math.log(4):.4f})"
     _require(same == 0 and math.isclose(doubled, math.log(4), rel_tol=1e-3), text)
+    return text
+
+
+def stft_pass_band(target: VerificationTarget) -> str:
+    """An error above a channel's pass band costs little in the STFT loss, beside one within the band."""
+    stft, config, sfreq = target.stft(), target.model.config, target.data.sfreq
+    t = torch.arange(config.context_length) / sfreq
+    noise = torch.randn(4, len(config.channels), len(t), generator=torch.Generator().manual_seed(5))
+    loss_mask = torch.ones_like(noise, dtype=torch.bool)
+    shares = {}
+    for c, name in enumerate(config.channels):
+        low, high = (target.data.filters[name][edge] for edge in ("low_hz", "high_hz"))
+        above = (high + sfreq / 2) / 2
+        if above - high < 2 * sfreq / min(target.config.stft_windows):
+            continue  # a tone there would leak into the band
+        tones = (torch.sin(2 * math.pi * hz * t) for hz in ((low + high) / 2, above))
+        inside, outside = (stft_loss(stft(noise + tone, noise, loss_mask)[..., [c]]).item() for tone in tones)
+        shares[name] = outside / inside
+    if not shares:
+        return f"does not apply: every pass band reaches up to {sfreq / 2:g} Hz"
+    listed = ", ".join(f"{share:.1%} for {name}" for name, share in shares.items())
+    text = f"an error above the pass band costs {listed} of one within"
+    _require(max(shares.values()) < 0.3, text)
     return text
 
 
@@ -454,11 +539,17 @@ CHECKS: dict[str, Callable[[VerificationTarget], str]] = {
     "trainer": trainer_learns,
     "one training step": one_training_step,
     "learning rate is applied": learning_rate_is_applied,
+    "every window is used": every_window_is_used,
+    "masks do not repeat": masks_do_not_repeat,
+    "random crops": random_crops,
+    "gradient clipping": gradient_clipping,
+    "validation": validation,
     "masked samples are hidden": masked_samples_are_hidden,
     "channels are told apart": channels_are_told_apart,
     "scale does not matter": scale_does_not_matter,
     "MSM closed form": msm_closed_form,
     "STFT closed form": stft_closed_form,
+    "STFT pass band": stft_pass_band,
     "small error, small STFT": small_error_small_stft,
     "checkpoint round trip": checkpoint_round_trip,
     "inflation is exact": inflation_is_exact,
@@ -471,46 +562,98 @@ CHECKS: dict[str, Callable[[VerificationTarget], str]] = {
 # Helpers
 
 
-def _brief(target: VerificationTarget, *, epochs: int) -> TrainConfig:
-    return replace(
-        target.config,
-        epochs=epochs,
-        batch_size=len(target.windows),
-        lr=3e-3,
-        warmup_epochs=1,
-        precision="fp32",
-        compile=False,
-        log_interval=1,
-        save_interval=epochs,
-        checkpoint_minutes=0.0,
-        on_write_error="stop",
-    )
-
-
-def _train_briefly(
-    target: VerificationTarget, *, epochs: int
-) -> tuple[list[TrainingEvent], dict[str, Tensor], dict[str, Tensor]]:
-    """A run of the real trainer on a new model: its reports, and the weights before and after."""
-    model = build_model(target.model.config, seed=target.config.seed)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    memory = ArrayWindows(target.windows, channels=model.config.channels, sfreq=target.data.sfreq)
+@contextmanager
+def _trainer(
+    target: VerificationTarget,
+    windows: ArrayWindows | None = None,
+    *,
+    dropout: float | None = None,
+    **changes: Any,
+) -> Iterator[Trainer]:
+    """The real trainer of a new model, one step an epoch if nothing else is said; its files are deleted."""
+    model = target.model.config if dropout is None else replace(target.model.config, dropout=dropout)
+    if windows is None:
+        windows = ArrayWindows(target.windows, channels=model.channels, sfreq=target.data.sfreq)
+    brief = {
+        "epochs": 1,
+        "batch_size": len(windows),
+        "lr": 3e-3,
+        "warmup_epochs": 1,
+        "precision": "fp32",
+        "compile": False,
+        "log_interval": 1,
+        "checkpoint_minutes": 0.0,
+        "on_write_error": "stop",
+        **changes,
+    }
     with tempfile.TemporaryDirectory() as directory:
-        trainer = Trainer(
-            model=model,
-            train=memory,
-            val=memory,
+        yield Trainer(
+            model=build_model(model, seed=target.config.seed),
+            train=windows,
+            val=windows,
             data=target.data,
-            config=_brief(target, epochs=epochs),
+            config=replace(target.config, **brief),
             settings={},
             output_dir=Path(directory),
             device=torch.device("cpu"),
         )
-        reports = list(trainer.run())
-    return reports, before, model.state_dict()
 
 
-def _loss(model: PretrainingModel, target: VerificationTarget) -> tuple[Tensor, float, float]:
-    out = model(target.x, target.mask())
+def _steps(trainer: Trainer) -> list[StepMetrics]:
+    return [event for event in trainer.fit() if isinstance(event, StepMetrics)]
+
+
+class _Passed(NamedTuple):
+    """A window that the trainer gave its model: its row, its mask (P,), and whether it was cropped."""
+
+    row: int
+    mask: NDArray[np.bool_]
+    cropped: bool
+
+
+class _WatchedWindows(ArrayWindows):
+    """Windows that remember which row each read window was, by its bytes."""
+
+    def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        found = super().read(index, crop)
+        self.rows.update({x.tobytes(): int(row) for x, row in zip(found, index, strict=True)})
+        return found
+
+    rows: dict[bytes, int]
+
+
+def _watch(target: VerificationTarget) -> dict[tuple[str, int], list[_Passed]]:
+    """What the real trainer gives its model in two epochs, by split and epoch, in the order of the rows.
+
+    The windows are adjacent, so they can be cropped.
+    """
+    config, sfreq = target.model.config, target.data.sfreq
+    x = probe_windows(
+        windows=WATCHED, channels=len(config.channels), samples=config.context_length, sfreq=sfreq, seed=0
+    )
+    starts = np.arange(WATCHED) * config.context_length / sfreq
+    windows = _WatchedWindows(x, channels=config.channels, sfreq=sfreq, start_s=starts)
+    windows.rows = {}
+    seen: dict[tuple[str, int], list[_Passed]] = {
+        (split, epoch): [] for epoch in (0, 1) for split in ("train", "val")
+    }
+
+    def note(model: torch.nn.Module, args: tuple[Tensor, Tensor]) -> None:
+        for window, mask in zip(args[0].numpy(), args[1].numpy(), strict=True):
+            row = windows.rows[window.tobytes()]
+            passed = _Passed(row, mask, not np.array_equal(window, x[row]))
+            seen["train" if model.training else "val", trainer.epoch].append(passed)
+
+    with _trainer(target, windows, epochs=2, batch_size=WATCHED_BATCH) as trainer:
+        trainer.model.register_forward_pre_hook(note)
+        list(trainer.fit())
+    return {key: sorted(passed, key=lambda one: one.row) for key, passed in seen.items()}
+
+
+def _loss(
+    model: PretrainingModel, target: VerificationTarget, mask: Tensor | None = None
+) -> tuple[Tensor, float, float]:
+    out = model(target.x, target.mask() if mask is None else mask)
     msm = msm_loss(masked_squared_error(out.values, out.target, out.loss_mask))
     stft = stft_loss(target.stft()(out.values, out.target, out.loss_mask))
     return msm + target.config.stft_weight * stft, msm.item(), stft.item()
@@ -518,7 +661,7 @@ def _loss(model: PretrainingModel, target: VerificationTarget) -> tuple[Tensor, 
 
 def _normalised(target: VerificationTarget) -> tuple[Tensor, Tensor]:
     observed = torch.isfinite(target.x)
-    hidden = target.mask().repeat_interleave(target.model.config.patch_length, dim=1)[:, None, :]
+    hidden = target.mask().repeat_interleave(target.model.config.patch_size, dim=1)[:, None, :]
     return normalise(target.x, visible=observed & ~hidden, observed=observed).values, observed & hidden
 
 

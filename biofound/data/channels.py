@@ -7,6 +7,9 @@ from pydantic import ConfigDict
 
 from biofound.errors import SettingsError
 
+CHANNEL_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
+"""The pattern of a channel's name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PassBand:

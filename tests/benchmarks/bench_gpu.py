@@ -40,20 +40,20 @@ def _epoch(directory: Path, batch: int) -> Row:
         device="cuda",
         batch_size=batch,
     )
-    resident = GpuWindowCache(store, device)
-    trainer.train, trainer.val = resident, _First(resident, batch)
+    cache = GpuWindowCache(store, device)
+    trainer.train, trainer.val = cache, _First(cache, batch)
     held = torch.cuda.memory_allocated(device)
     seconds, waiting = [], []
-    reports = trainer.run()
+    events = trainer.fit()
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(3):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        report = next(reports)
+        step = next(events)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-        waiting.append(report.data_wait)  # type: ignore[union-attr]
-        next(reports)  # the epoch's own report, after validation and checkpoints
+        waiting.append(step.data_wait)  # type: ignore[union-attr]
+        next(events)  # the epoch's metrics, after validation and checkpoints
     best = float(np.median(seconds[1:]))
     peak = torch.cuda.max_memory_allocated(device)
     name = torch.cuda.get_device_name()

@@ -73,7 +73,7 @@ def peak_of_training(directory: Path, precision: str, threads: int) -> int:
         store = StoreWindows(directory)
         output = directory / "output"
         output.mkdir()
-        next(iter(our_trainer(store, output, precision=precision, steps=STEPS).run()))
+        next(iter(our_trainer(store, output, precision=precision, steps=STEPS).fit()))
         random = np.random.default_rng(0)
         for _ in range(BATCHES_READ):
             store.read(random.integers(0, len(store), BATCH), random.random(BATCH))

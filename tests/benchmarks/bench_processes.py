@@ -81,7 +81,7 @@ def _rank(
     output.mkdir(parents=True, exist_ok=True)
     with MemoryWatch() as watch, joined_group(torch.device("cpu")) as (group, _):
         trainer = our_trainer(StoreWindows(store), output, precision=precision, steps=STEPS, group=group)
-        steps = trainer.run()
+        steps = trainer.fit()
         next(steps)  # warms up
         start = time.perf_counter()
         next(steps)

@@ -8,16 +8,16 @@ from biofound.core.checkpoint import DataDescription
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import TrainConfig
 from biofound.core.verify import probe_windows
-from biofound.data.windows import WindowInfo
+from biofound.data.windows import ArrayWindows
 
 DEFAULT = {
     "context_length": 1250,
-    "patch_length": 125,
+    "patch_size": 125,
     "d_model": 192,
     "num_layers": 4,
     "expansion_factor": 8,
 }
-SMALL = {"context_length": 250, "patch_length": 25, "d_model": 16, "num_layers": 2, "expansion_factor": 2}
+SMALL = {"context_length": 250, "patch_size": 25, "d_model": 16, "num_layers": 2, "expansion_factor": 2}
 DATA = DataDescription(
     sfreq=125.0,
     filters={
@@ -52,27 +52,21 @@ TRAINING = TrainConfig(
 )
 
 
-class MemoryWindows:
-    """Windows in memory, as the trainer reads them; a crop shifts a window in time, round its end."""
+class MemoryWindows(ArrayWindows):
+    """Windows in memory; a crop shifts a window in time, round its end, and is recorded."""
 
-    def __init__(self, windows, channels=("PPG", "ECG")):
-        self.windows, self.channels = windows, channels
+    def __init__(self, windows):
+        cases = [f"case{row}" for row in range(len(windows))]
+        super().__init__(windows, channels=("PPG", "ECG"), sfreq=125.0, case_ids=cases)
         self.crops = []
 
-    def __len__(self):
-        return len(self.windows)
-
     def read(self, index, crop=None):
+        windows = super().read(index)
         if crop is None:
-            return self.windows[index]
+            return windows
         self.crops.append(crop)
-        shift = (crop * self.windows.shape[-1]).astype(int)
-        return np.stack([np.roll(self.windows[i], -s, axis=-1) for i, s in zip(index, shift, strict=True)])
-
-    def info(self, index):
-        nothing = np.full(len(index), np.nan)
-        cases = np.array([f"case{i}" for i in index])
-        return WindowInfo(case_id=cases, subject_id=cases, start_s=nothing, quality=nothing[:, None])
+        shift = (crop * self.window_samples).astype(int)
+        return np.stack([np.roll(x, -s, axis=-1) for x, s in zip(windows, shift, strict=True)])
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def run(output: Path, **said: float) -> Trainer:
         trainer.stop = lambda: trainer.step + 1 == given["stop_at"] and group.rank == group.size - 1
         if given["resume"] and (output / LAST).is_file():
             trainer.restore(load_checkpoint(output / LAST))
-        for _ in trainer.run():
+        for _ in trainer.fit():
             time.sleep(given.get("step_seconds", 0.0))
         group.wait()
     return trainer

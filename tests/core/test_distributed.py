@@ -35,7 +35,7 @@ def step_losses(output):
 
 
 def validation_losses(output):
-    return json.loads((output / "training_history.json").read_text())["val"]["loss"]
+    return json.loads((output / "training_history.json").read_text())["val_loss"]
 
 
 def require_same(output, other):
@@ -54,21 +54,21 @@ def alone(tmp_path_factory):
     return output
 
 
-def test_parts_cover_a_batch_once_and_may_be_empty():
+def test_micro_batches_cover_a_batch_once_and_may_be_empty():
     batch = np.arange(11)
     for size, alone in ((1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 2), (16, 2)):
-        parts = [part for rank in range(size) for part in Group(rank, size).parts(batch, alone=alone)]
-        assert [part.number for part in parts] == list(range(alone if size == 1 else size))
-        assert np.array_equal(np.concatenate([part.windows for part in parts]), batch)
-        lengths = [len(part.windows) for part in parts]
+        found = [own for rank in range(size) for own in Group(rank, size).micro_batches(batch, alone=alone)]
+        assert [own.number for own in found] == list(range(alone if size == 1 else size))
+        assert np.array_equal(np.concatenate([own.index for own in found]), batch)
+        lengths = [len(own.index) for own in found]
         assert max(lengths) - min(lengths) <= 1
 
 
-def test_a_process_alone_can_have_the_parts_of_two():
+def test_a_process_alone_can_have_the_micro_batches_of_two():
     batch = np.arange(11)
-    alone = ALONE.parts(batch, alone=2)
-    of_two = [part for rank in range(2) for part in Group(rank, 2).parts(batch, alone=2)]
-    assert [(part.number, list(part.windows)) for part in alone] == [(n, list(i)) for n, i in of_two]
+    alone = ALONE.micro_batches(batch, alone=2)
+    of_two = [own for rank in range(2) for own in Group(rank, 2).micro_batches(batch, alone=2)]
+    assert [(o.number, list(o.index)) for o in alone] == [(o.number, list(o.index)) for o in of_two]
 
 
 def test_two_processes_stopped_by_one_of_them_and_resumed_as_one_are_one_bit_for_bit(alone, tmp_path):
@@ -88,7 +88,7 @@ def test_two_processes_are_one_bit_for_bit_with_dropout_too(tmp_path):
 
 def test_two_threads_are_one_bit_for_bit(alone, two_threads, tmp_path):
     trainer = run(tmp_path)
-    assert isinstance(trainer._parts, ThreadedMicroBatches)
+    assert isinstance(trainer._micro_batches, ThreadedMicroBatches)
     require_same(tmp_path, alone)
 
 

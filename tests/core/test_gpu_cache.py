@@ -25,17 +25,17 @@ def stored(tmp_path):
 @pytest.mark.parametrize("channels", [("PPG", "ECG"), ("ECG", "PPG"), ("ECG",)])
 def test_a_gather_on_the_device_gives_what_the_disk_does(stored, channels):
     windows = select_channels(stored, channels)
-    resident = GpuWindowCache(windows, torch.device("cpu"))
+    cache = GpuWindowCache(windows, torch.device("cpu"))
     random = np.random.default_rng(1)
     index = random.integers(0, 20, 200)
     crop = random.uniform(0, 1, 200)
     crop[:4] = 0.0
-    assert np.array_equal(resident.read(index).numpy(), windows.read(index))
-    assert np.array_equal(resident.read(index, crop).numpy(), windows.read(index, crop))
+    assert np.array_equal(cache.read(index).numpy(), windows.read(index))
+    assert np.array_equal(cache.read(index, crop).numpy(), windows.read(index, crop))
     assert not np.array_equal(windows.read(index, crop), windows.read(index))
-    assert len(resident) == 20
-    assert resident.info(index).case_id.tolist() == windows.info(index).case_id.tolist()
+    assert len(cache) == 20
+    assert cache.info(index).case_id.tolist() == windows.info(index).case_id.tolist()
 
 
-def test_nothing_is_resident_on_a_cpu(stored):
+def test_nothing_is_cached_on_a_cpu(stored):
     assert not fits(stored, torch.device("cpu"))

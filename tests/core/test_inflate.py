@@ -98,13 +98,13 @@ def test_every_tensor_of_both_models_is_accounted_for(checkpoint):
     inflation = inflate(checkpoint, channels=FIVE)
     after = {f"encoder.{n}" for n in inflation.model.encoder.state_dict()}
     after |= {f"decoder.{n}" for n in inflation.model.decoder.state_dict()}
-    by_fate = {}
+    by_status = {}
     for item in inflation.transfers:
-        by_fate.setdefault(item.status, set()).add(item.name)
-    assert by_fate["copied"] | by_fate["inflated"] | by_fate["new"] == after
-    assert by_fate["copied"] == {f"encoder.{n}" for n in checkpoint.encoder}
-    assert by_fate["inflated"] == {"decoder.proj.weight", "decoder.proj.bias"}
-    assert by_fate["dropped"] == {"optimizer state"}
+        by_status.setdefault(item.status, set()).add(item.name)
+    assert by_status["copied"] | by_status["inflated"] | by_status["new"] == after
+    assert by_status["copied"] == {f"encoder.{n}" for n in checkpoint.encoder}
+    assert by_status["inflated"] == {"decoder.proj.weight", "decoder.proj.bias"}
+    assert by_status["dropped"] == {"optimizer state"}
     assert len(inflation.transfers) == len(after) + 1
 
 
@@ -115,7 +115,7 @@ def test_copied_tensors_are_equal_and_decoder_rows_stand_by_name(checkpoint, con
         assert torch.equal(state[name], checkpoint.encoder[name])
     weight = inflation.model.decoder.proj.weight
     for name in config.channels:
-        new, old = (channel_rows(c, name, patch_length=25) for c in (FIVE, config.channels))
+        new, old = (channel_rows(c, name) for c in (inflation.model.config, config))
         assert torch.equal(weight[new], checkpoint.decoder["proj.weight"][old])
 
 

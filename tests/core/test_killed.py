@@ -42,7 +42,7 @@ def steps_seen(output):
 def outcome(output):
     history = json.loads((output / "training_history.json").read_text())
     steps = [(r["step"], r["loss"]) for r in map(json.loads, steps_seen(output).splitlines())]
-    return history["train"], history["val"], steps
+    return history["train_loss"], history["val_loss"], steps
 
 
 def assert_same(output, reference):

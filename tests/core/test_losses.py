@@ -5,8 +5,8 @@ import torch
 
 from biofound.core import losses
 from biofound.core.losses import (
+    LossSums,
     MultiResolutionSTFT,
-    SumCount,
     masked_squared_error,
     mean_of,
     msm_loss,
@@ -43,9 +43,9 @@ def test_msm_by_channel_and_in_all_weighs_every_hidden_sample_alike():
     loss_mask = torch.zeros_like(target, dtype=torch.bool)
     loss_mask[0, 0, :10] = True  # 10 samples with error 1
     loss_mask[0, 1, :90] = True  # 90 samples with error 2
-    terms = masked_squared_error(torch.tensor([1.0, 2.0])[None, :, None].expand(1, 2, 100), target, loss_mask)
-    assert mean_of(terms).tolist() == [1.0, 4.0]
-    assert msm_loss(terms).item() == pytest.approx((10 * 1 + 90 * 4) / 100)
+    sums = masked_squared_error(torch.tensor([1.0, 2.0])[None, :, None].expand(1, 2, 100), target, loss_mask)
+    assert mean_of(sums).tolist() == [1.0, 4.0]
+    assert msm_loss(sums).item() == pytest.approx((10 * 1 + 90 * 4) / 100)
 
 
 def test_the_loss_of_an_empty_mask_is_zero_with_a_zero_gradient():
@@ -60,22 +60,34 @@ def test_the_loss_of_an_empty_mask_is_zero_with_a_zero_gradient():
     assert not ours.grad.any()
 
 
-@pytest.mark.parametrize("cut", [1, 2])
-def test_sums_of_parts_are_the_loss_of_the_whole(cut):
+def sums_of(ours, target, loss_mask):
+    msm, stft = masked_squared_error(ours, target, loss_mask), make_stft()(ours, target, loss_mask)
+    return LossSums(torch.cat([msm[:, None], stft], dim=1))
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_sums_of_micro_batches_are_the_loss_of_the_whole(first):
     ours, target = signals(1), signals(2)
     loss_mask = patches_hidden(target, 1, 2, 6)
     loss_mask[0, :, :400] = False  # unequal shares, so that a mean of means would differ
-    stft = make_stft()
-    whole = masked_squared_error(ours, target, loss_mask), stft(ours, target, loss_mask)
-    parts = [
-        (masked_squared_error(ours[p], target[p], loss_mask[p]), stft(ours[p], target[p], loss_mask[p]))
-        for p in (slice(0, cut), slice(cut, None))
-    ]
-    msm, spectral = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
-    assert msm_loss(msm).item() == pytest.approx(msm_loss(whole[0]).item(), rel=1e-6)
-    assert stft_loss(spectral).item() == pytest.approx(stft_loss(whole[1]).item(), rel=1e-6)
-    mean_of_means = (msm_loss(parts[0][0]) + msm_loss(parts[1][0])) / 2
-    assert mean_of_means.item() != pytest.approx(msm_loss(whole[0]).item(), rel=1e-4)
+    whole = sums_of(ours, target, loss_mask)
+    one, other = (sums_of(ours[p], target[p], loss_mask[p]) for p in (slice(0, first), slice(first, None)))
+    added = LossSums.zero(channels=2, resolutions=3, device=torch.device("cpu")) + one + other
+    assert msm_loss(added.msm).item() == pytest.approx(msm_loss(whole.msm).item(), rel=1e-6)
+    assert stft_loss(added.stft).item() == pytest.approx(stft_loss(whole.stft).item(), rel=1e-6)
+    shares = [own.with_counts_of(added).loss(stft_weight=0.3).item() for own in (one, other)]
+    assert sum(shares) == pytest.approx(whole.loss(stft_weight=0.3).item(), rel=1e-6)
+    mean_of_means = (msm_loss(one.msm) + msm_loss(other.msm)) / 2
+    assert mean_of_means.item() != pytest.approx(msm_loss(whole.msm).item(), rel=1e-4)
+
+
+def test_losses_are_plain_numbers_that_add_up():
+    sums = sums_of(signals(1), signals(2), patches_hidden(signals(), 1, 2))
+    found = sums.losses(stft_weight=0.3, channels=("PPG", "ECG"))
+    assert found.loss == pytest.approx(found.msm + 0.3 * found.stft, rel=1e-6)
+    assert list(found.msm_by_channel.values()) == mean_of(sums.msm).tolist()
+    nothing = LossSums.zero(channels=2, resolutions=3, device=torch.device("cpu"))
+    assert nothing.losses(stft_weight=0.3, channels=("PPG", "ECG")).loss == 0
 
 
 def test_stft_loss_equals_an_independent_reference_in_float64():
@@ -171,11 +183,6 @@ def test_a_window_that_does_not_fit_and_a_band_without_bins_are_refused():
         make_stft()(x, x, torch.ones_like(x, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"no frequency bin between 0\.5 and 1 Hz"):
         make_stft(bands=[(0.5, 1.0)], lengths=(64,))
-
-
-def test_sums_and_counts_add_up():
-    a, b = SumCount(torch.tensor(1.0), torch.tensor(2.0)), SumCount(torch.tensor(5.0), torch.tensor(1.0))
-    assert mean_of(a + b).item() == 2.0
 
 
 def test_the_transform_that_cuda_takes_equals_the_one_of_the_cpu():

@@ -1,4 +1,4 @@
-"""How the parts of a batch are computed, beside what test_distributed.py shows: the same bits either way."""
+"""Threaded and sequential micro-batches; test_distributed.py shows that both give the same bits."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from biofound.core.micro_batches import SequentialMicroBatches, ThreadedMicroBat
 CPU = torch.device("cpu")
 
 
-def test_side_by_side_where_there_are_threads(two_threads):
+def test_threaded_where_there_are_threads(two_threads):
     assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=False, processes=1), ThreadedMicroBatches)
     assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=True, processes=1), SequentialMicroBatches)
     assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=False, processes=2), SequentialMicroBatches)
@@ -20,25 +20,25 @@ def test_side_by_side_where_there_are_threads(two_threads):
         micro_batches_on(torch.device("cuda"), dropout=0.0, compiled=False, processes=1),
         SequentialMicroBatches,
     )
-    # Dropout draws from one generator: which part came first would change its masks.
+    # Dropout draws from one generator: which micro-batch came first would change its masks.
     assert isinstance(micro_batches_on(CPU, dropout=0.1, compiled=False, processes=1), SequentialMicroBatches)
     torch.set_num_threads(1)
     assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=False, processes=1), SequentialMicroBatches)
 
 
-def test_parts_side_by_side_run_at_the_same_time_and_share_the_threads(two_threads):
+def test_threaded_micro_batches_run_at_the_same_time_and_share_the_threads(two_threads):
     meet = threading.Barrier(2, timeout=20)
 
-    def part(number):
+    def meet_others(number):
         meet.wait()  # returns only when both are here
         return number, torch.get_num_threads()
 
-    parts = ThreadedMicroBatches(threads=8)
-    assert parts.map(part, [0, 1]) == [(0, 4), (1, 4)]
-    with parts.sharing_threads():
+    threaded = ThreadedMicroBatches(threads=8)
+    assert threaded.map(meet_others, [0, 1]) == [(0, 4), (1, 4)]
+    with threaded.sharing_threads():
         assert torch.get_num_threads() == 4
     assert torch.get_num_threads() == 2
-    assert ThreadedMicroBatches(threads=3).map(part, [0, 1]) == [(0, 1), (1, 1)]
+    assert ThreadedMicroBatches(threads=3).map(meet_others, [0, 1]) == [(0, 1), (1, 1)]
 
 
 def test_a_script_that_leaves_a_run_unfinished_ends_quietly():
@@ -56,9 +56,9 @@ next(unfinished)
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("parts", [SequentialMicroBatches(), ThreadedMicroBatches(threads=2)])
-def test_results_come_in_order_and_errors_come_through(parts):
-    assert parts.map(lambda x: x + 1, [1, 2]) == [2, 3]
-    assert parts.map(lambda x: x + 1, []) == []
+@pytest.mark.parametrize("micro_batches", [SequentialMicroBatches(), ThreadedMicroBatches(threads=2)])
+def test_results_come_in_order_and_errors_come_through(micro_batches):
+    assert micro_batches.map(lambda x: x + 1, [1, 2]) == [2, 3]
+    assert micro_batches.map(lambda x: x + 1, []) == []
     with pytest.raises(ZeroDivisionError):
-        parts.map(lambda x: 1 / x, [0, 1])
+        micro_batches.map(lambda x: 1 / x, [0, 1])

@@ -164,7 +164,7 @@ def test_rescaling_changes_neither_latents_nor_the_reconstruction_in_physical_un
 def test_the_decoders_rows_stand_by_channel(model, config):
     latents = torch.randn(2, 10, 16)
     whole = model.decoder(latents)
-    rows = channel_rows(config.channels, "ECG", patch_length=25)
+    rows = channel_rows(config, "ECG")
     ecg = latents @ model.decoder.proj.weight[rows].T + model.decoder.proj.bias[rows]
     assert torch.allclose(whole[:, 1], ecg.flatten(1), atol=1e-6)
 

@@ -9,6 +9,7 @@ import torch
 from biofound.core import inflate as inflation
 from biofound.core import losses, models, trainer, verify
 from biofound.core.checkpoint import Checkpoint
+from biofound.core.masking import Stream
 from biofound.core.models import build_model
 from biofound.data.windows import ArrayWindows
 
@@ -30,7 +31,7 @@ def with_checkpoint(target, tmp_path, data, train_config):
         output_dir=tmp_path,
         device=torch.device("cpu"),
     )
-    list(run.run())
+    list(run.fit())
     return replace(target, model=run.checkpoint().build(), checkpoint=run.checkpoint())
 
 
@@ -136,9 +137,13 @@ def trainer_of_a_copy(monkeypatch):
     )
 
 
+def draw_masks_with(monkeypatch, **changes):
+    sound = trainer.draw_masks
+    monkeypatch.setattr(trainer, "draw_masks", lambda **kw: sound(**{**kw, **changes}))
+
+
 def mask_too_little(monkeypatch):
-    sound = verify.draw_masks
-    monkeypatch.setattr(verify, "draw_masks", lambda **kw: sound(**{**kw, "ratio": 0.3}))
+    draw_masks_with(monkeypatch, ratio=0.3)
 
 
 def mask_the_beginning(monkeypatch):
@@ -147,12 +152,79 @@ def mask_the_beginning(monkeypatch):
         mask[:, : round(ratio * patches)] = True
         return mask
 
-    monkeypatch.setattr(verify, "draw_masks", first)
+    monkeypatch.setattr(trainer, "draw_masks", first)
 
 
 def mask_alike_every_epoch(monkeypatch):
-    sound = verify.draw_masks
-    monkeypatch.setattr(verify, "draw_masks", lambda **kw: sound(**{**kw, "epoch": 0}))
+    draw_masks_with(monkeypatch, epoch=0)
+
+
+def mask_alike_in_both_splits(monkeypatch):
+    draw_masks_with(monkeypatch, stream=Stream.TRAIN_MASK)
+
+
+def mask_every_window_alike(monkeypatch):
+    sound = trainer.draw_masks
+    monkeypatch.setattr(trainer, "draw_masks", lambda *, index, **kw: sound(index=0 * index, **kw))
+
+
+def change_validation_masks(monkeypatch):
+    def by_epoch(self, index):
+        patches = self.model.config.patches
+        return self.config.masks(
+            patches=patches, stream=Stream.VALIDATION_MASK, epoch=self.epoch, index=index
+        )
+
+    monkeypatch.setattr(trainer.Trainer, "validation_mask", by_epoch)
+
+
+def drop_last_training_batch(monkeypatch):
+    sound = trainer.prefetched
+    monkeypatch.setattr(trainer, "prefetched", lambda load, batches, meter: sound(load, batches[:-1], meter))
+
+
+def drop_last_validation_batch(monkeypatch):
+    def split(order, batch_size):
+        batches = sound(order, batch_size)
+        return batches[:-1] if len(batches) > 1 and (np.diff(order) == 1).all() else batches
+
+    sound = trainer.split_batches
+    monkeypatch.setattr(trainer, "split_batches", split)
+
+
+def train_with(monkeypatch, **changes):
+    """The trainer does not use its settings, but these."""
+    sound = trainer.Trainer.__init__
+    monkeypatch.setattr(
+        trainer.Trainer,
+        "__init__",
+        lambda self, *, config, **kw: sound(self, config=replace(config, **changes), **kw),
+    )
+
+
+def never_crop(monkeypatch):
+    train_with(monkeypatch, random_crop=False)
+
+
+def never_clip(monkeypatch):
+    train_with(monkeypatch, gradient_clip=1e12)
+
+
+def always_clip(monkeypatch):
+    train_with(monkeypatch, gradient_clip=1e-3)
+
+
+def validate_with_dropout(monkeypatch):
+    monkeypatch.setattr(models.PretrainingModel, "eval", lambda self: self.train())
+
+
+def ignore_the_pass_band(monkeypatch):
+    sound = losses.MultiResolutionSTFT.__init__
+    monkeypatch.setattr(
+        losses.MultiResolutionSTFT,
+        "__init__",
+        lambda self, *, bands, **kw: sound(self, bands=[(0.0, 62.5)] * len(bands), **kw),
+    )
 
 
 def count_visible_samples(monkeypatch):
@@ -265,6 +337,18 @@ def wrong_length(monkeypatch):
         ("one training step", optimizer_of_a_copy),
         ("learning rate is applied", rate_of_zero),
         ("learning rate is applied", trainer_of_a_copy),
+        ("every window is used", drop_last_training_batch),
+        ("every window is used", drop_last_validation_batch),
+        ("masks do not repeat", mask_every_window_alike),
+        ("masks do not repeat", mask_alike_every_epoch),
+        ("masks do not repeat", mask_alike_in_both_splits),
+        ("masks do not repeat", change_validation_masks),
+        ("random crops", never_crop),
+        ("gradient clipping", never_clip),
+        ("gradient clipping", always_clip),
+        ("validation", validate_with_dropout),
+        ("validation", drop_last_validation_batch),
+        ("STFT pass band", ignore_the_pass_band),
         ("masked samples are hidden", leak_masked_samples),
         ("channels are told apart", average_the_channels),
         ("scale does not matter", keep_physical_units),
@@ -299,11 +383,10 @@ def test_a_stand_in_for_granite_is_noticed(target):
     assert "test_verify" in check.measured
 
 
-def test_block_masks_that_are_not_one_run_are_noticed(target, monkeypatch):
+def test_block_masks_that_are_not_contiguous_are_noticed(target, monkeypatch):
     block = replace(target, config=replace(target.config, mask_type="block"))
     assert outcome(block, "masking").passed
-    sound = verify.draw_masks
-    monkeypatch.setattr(verify, "draw_masks", lambda **kw: sound(**{**kw, "kind": "random"}))
+    draw_masks_with(monkeypatch, kind="random")
     assert not outcome(block, "masking").passed
 
 
@@ -332,11 +415,18 @@ def test_a_checkpoint_that_never_learned_is_noticed(with_checkpoint, train_confi
     assert not outcome(replace(with_checkpoint, checkpoint=damaged), "checkpoint learned").passed
 
 
+def test_crops_that_the_settings_turn_off_are_noticed(target, monkeypatch):
+    uncropped = replace(target, config=replace(target.config, random_crop=False))
+    assert outcome(uncropped, "random crops").passed
+    train_with(monkeypatch, random_crop=True)
+    assert not outcome(uncropped, "random crops").passed
+
+
 def test_an_error_inside_a_check_fails_that_check_alone(target, monkeypatch):
     def broken(**_):
         raise RuntimeError("no masks today")
 
-    monkeypatch.setattr(verify, "draw_masks", broken)
+    monkeypatch.setattr(trainer, "draw_masks", broken)
     check = outcome(target, "masking")
     assert not check.passed
     assert check.measured == "RuntimeError: no masks today"
