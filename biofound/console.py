@@ -1,6 +1,6 @@
-"""What the user sees: messages, tables and progress on standard error, JSON results on standard output.
+"""Print messages, tables and progress on standard error, and JSON results on standard output.
 
-Under `torchrun` rank 0 speaks for all; another rank speaks only of a failure of its own.
+Under `torchrun` rank 0 prints for all ranks; another rank prints only a failure of its own.
 """
 
 import json
@@ -19,29 +19,26 @@ PLAIN_WIDTH = 120
 PLAIN_SECONDS = 10.0
 """Least time between two progress lines that do not go to a terminal, in seconds."""
 
-_USAGE = 2
-
 
 def note(text: str) -> None:
-    """A line of information."""
+    """Print a line of information."""
     _say(text)
 
 
 def warning(text: str) -> None:
-    """Something the user should know, though the run goes on."""
+    """Print something the user should know, though the command continues."""
     _say(text, label="warning", style="yellow")
 
 
-def error(text: str, *, exit_code: int = 1) -> None:
-    """Why the run ends. Wrong settings are the same on every rank: rank 0 tells them once."""
+def error(text: str, *, every_rank: bool = True) -> None:
+    """Print why the command ends, on every rank or, for what is the same on all, on rank 0 alone."""
     rank = _rank()
-    if rank and exit_code == _USAGE:
-        return
-    _say(text, label=f"error on rank {rank}" if rank else "error", style="bold red", any_rank=True)
+    label = f"error on rank {rank}" if rank else "error"
+    _say(text, label=label, style="bold red", every_rank=every_rank)
 
 
 def print_json(value: Any) -> None:
-    """The result, on standard output."""
+    """Print the result on standard output."""
     if _rank() == 0:
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         sys.stdout.flush()
@@ -50,7 +47,7 @@ def print_json(value: Any) -> None:
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[str] = ()
 ) -> None:
-    """A table; the columns in `numbers` are aligned to the right."""
+    """Print a table; the columns in `numbers` are aligned to the right."""
     if _rank():
         return
     from rich.table import Table
@@ -66,27 +63,21 @@ def table(
     console.print(shown)
 
 
-def checks(title: str, results: Sequence[tuple[str, bool, str]]) -> None:
-    """A table of checks: name, whether it passed, what was measured."""
-    rows = [(name, "passed" if passed else "FAILED", measured) for name, passed, measured in results]
-    table(title, ("check", "result", "measured"), rows)
-
-
 class Progress(Protocol):
-    """How far a long piece of work is."""
+    """Progress of a long piece of work."""
 
     def advance(self, amount: int = 1, text: str = "") -> None:
-        """`amount` more is done; `text` says what is going on."""
+        """Count `amount` more as done, and show `text` beside it."""
         ...
 
     def line(self, text: str) -> None:
-        """A line that stays, such as the summary of an epoch."""
+        """Print a line that stays, such as the summary of an epoch."""
         ...
 
 
 @contextmanager
 def progress(title: str, *, total: int, unit: str) -> Iterator[Progress]:
-    """Progress over `total` units: a bar with ETA on a terminal, else plain lines now and then."""
+    """Show progress over `total` units: a bar with ETA on a terminal, else a plain line now and then."""
     if _rank():
         yield _Silent()
     elif not sys.stderr.isatty():
@@ -108,7 +99,7 @@ def progress(title: str, *, total: int, unit: str) -> Iterator[Progress]:
 
 
 class _Silent:
-    """Progress of a rank that does not speak."""
+    """Progress of a rank that prints nothing."""
 
     def advance(self, amount: int = 1, text: str = "") -> None:
         pass
@@ -118,24 +109,24 @@ class _Silent:
 
 
 class _Lines:
-    """Progress where lines cannot be redrawn: one every now and then, and one at the end."""
+    """Progress without a terminal: a line every now and then, and one at the end."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._done = 0
-        self._spoke = time.monotonic()
+        self._printed_at = time.monotonic()
 
     def advance(self, amount: int = 1, text: str = "") -> None:
         self._done += amount
         now = time.monotonic()
-        if self._done < self._total and now - self._spoke < PLAIN_SECONDS:
+        if self._done < self._total and now - self._printed_at < PLAIN_SECONDS:
             return
-        self._spoke = now
+        self._printed_at = now
         tail = f"  {text}" if text else ""
         _say(f"{self._title}: {self._done}/{self._total} {self._unit}{tail}")
 
     def line(self, text: str) -> None:
-        self._spoke = time.monotonic()
+        self._printed_at = time.monotonic()
         _say(text)
 
 
@@ -152,8 +143,8 @@ class _Bar:
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _say(text: str, *, label: str = "", style: str = "", any_rank: bool = False) -> None:
-    if _rank() and not any_rank:
+def _say(text: str, *, label: str = "", style: str = "", every_rank: bool = False) -> None:
+    if _rank() and not every_rank:
         return
     from rich.text import Text
 
@@ -162,7 +153,7 @@ def _say(text: str, *, label: str = "", style: str = "", any_rank: bool = False)
 
 
 def _console() -> "Console":
-    """Made anew each time: a test, or `torchrun`, may have put another file in the place of stderr."""
+    """A console made anew each time, as a test or `torchrun` may have replaced stderr."""
     from rich.console import Console
 
     width = None if sys.stderr.isatty() else int(os.environ.get("COLUMNS") or PLAIN_WIDTH)

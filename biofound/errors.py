@@ -1,28 +1,55 @@
 """The one exception family: what the core and data packages raise and the command line prints."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class BiofoundError(Exception):
-    """A failure whose message tells a user what was expected, what came and what to change.
-
-    The command line prints it as one message and leaves with `exit_code`.
-    """
-
-    exit_code = 1
+    """A failure whose message says what was expected, what came and what to change."""
 
 
 class SettingsError(BiofoundError):
-    """A bad setting or option: the run cannot start as asked (exit 2)."""
-
-    exit_code = 2
+    """A bad setting or option."""
 
 
 class DataError(BiofoundError):
-    """Recordings, splits or windows that cannot be used as they are (exit 1)."""
+    """Recordings, splits or windows that cannot be used as they are, or files that cannot be written."""
 
 
 class CheckpointError(BiofoundError):
-    """A checkpoint that cannot be read, or does not fit what is asked of it (exit 1)."""
+    """A checkpoint that cannot be read, or does not fit what is asked of it."""
 
 
 class TrainingError(BiofoundError):
-    """A training run that had to stop, such as on a loss that is not finite (exit 1)."""
+    """A training run that had to stop, such as on a loss that is not finite."""
+
+
+class VerificationError(BiofoundError):
+    """Checks of `biofound verify` that failed."""
+
+
+@contextmanager
+def checkpoint_error_context(path: Path | None) -> Iterator[None]:
+    """Prefix the messages of the `CheckpointError`s raised inside with the file's path."""
+    try:
+        yield
+    except CheckpointError as problem:
+        raise CheckpointError(f"{path}: {problem}") from problem
+
+
+@contextmanager
+def write_error_context(path: Path, *, option: str) -> Iterator[None]:
+    """Turn an `OSError` raised inside into a `DataError` that names `path`, and `option` to choose another.
+
+    Args:
+        path: what is being written, where the system does not say.
+        option: the option by which another place is chosen.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path}: cannot be written ({error.strerror or error}); make it writable, or "
+            f"choose another place with {option}"
+        ) from error

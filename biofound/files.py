@@ -5,8 +5,7 @@ import json
 import os
 import reprlib
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -34,7 +33,7 @@ class JsonFile(StrictModel):
 File = TypeVar("File", bound=JsonFile)
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write `path` so that it holds either its old or its new content, whenever the power goes.
 
     The order is: write a temporary file beside it, fsync, rename over it, fsync the directory.
@@ -55,7 +54,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
     temporary = Path(name)
@@ -72,23 +71,6 @@ def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     sync_directory(path.parent)
 
 
-@contextmanager
-def refused_as_data_error(path: Path, *, choose: str) -> Iterator[None]:
-    """What the disk refuses inside becomes a message that names `path`, and `choose` as the way out.
-
-    Args:
-        path: what is being written, where the system does not say.
-        choose: the option by which another place is chosen.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or path}: cannot be written ({error.strerror or error}); make it writable, or "
-            f"choose another place with {choose}"
-        ) from error
-
-
 def sync_directory(directory: Path) -> None:
     """Make a rename inside `directory` survive a power cut (POSIX: fsync of the directory itself)."""
     handle = os.open(directory, os.O_RDONLY)
@@ -100,21 +82,13 @@ def sync_directory(directory: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, atomically; NaN and infinity are refused."""
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    write_atomically(path, write)
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    text = json.dumps(plain, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def read_json_as(path: Path, model: type[File], *, hint: str) -> File:
-    """Read a JSON file that `write_json(path, value.model_dump(mode="json"))` wrote.
-
-    Args:
-        path: the file.
-        model: its kind.
-        hint: what to do about a file that is not as it should be, for the message.
+    """Read a JSON file as `model`; `hint` says in messages what to do about a file that is no such file.
 
     Raises:
         DataError: when it is missing, not JSON, of another kind or format version, or a key is wrong.

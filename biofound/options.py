@@ -1,4 +1,4 @@
-"""How a settings model becomes the options of a command, and a command line becomes a resolved run."""
+"""Register a command: its options from its settings model, its failures as one message and an exit code."""
 
 import inspect
 import signal
@@ -14,23 +14,22 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from biofound import console
-from biofound.errors import BiofoundError
+from biofound.errors import BiofoundError, SettingsError
 from biofound.settings.base import Settings, bounds_of, choices_of, extra_of, kind_of
 from biofound.settings.resolve import Resolved, environment_name, option_name, plain, resolve, shown
 
 S = TypeVar("S", bound=Settings)
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C: 128 + SIGINT."""
-TERMINATED = 143
-"""The exit code after SIGTERM where there was no run to save: 128 + SIGTERM."""
+FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+"""Exit codes: data, machine or a check failed; wrong settings; Ctrl-C (128 + SIGINT); 128 + SIGTERM."""
 
-_THIS_RUN = "This run"
+_COMMON = "All commands"
+"""The heading of the options that every command has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation(Generic[S]):
-    """What a command's body gets: its settings, where they came from, and whether to answer in JSON."""
+    """One call of a command: its settings, their origins, and whether to print the result as JSON."""
 
     settings: S
     resolved: Resolved[S]
@@ -49,44 +48,39 @@ class GroupedCommand(TyperCommand):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
-                panel = getattr(param, "rich_help_panel", None) or _THIS_RUN
+                panel = getattr(param, "rich_help_panel", None) or _COMMON
                 panels.setdefault(panel, []).append(record)
-        panels[_THIS_RUN] = panels.pop(_THIS_RUN)  # to the end
+        panels[_COMMON] = panels.pop(_COMMON)  # to the end
         for panel, records in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(records)
 
 
-def add_command(app: typer.Typer, model: type[S]) -> Callable[[Callable[[Invocation[S]], None]], None]:
-    """Register a body as the command of `model`: its options are the model's fields, its help its docstring.
+def add_command(app: typer.Typer, model: type[S], execute: Callable[[Invocation[S]], None]) -> None:
+    """Register the command of `model`: its options are the model's fields, its help the model's docstring.
 
     Every command also gets `--dry-run`, `--json` and `--debug`.
     """
 
-    def register(body: Callable[[Invocation[S]], None]) -> None:
-        def command(ctx: typer.Context, dry_run: bool, json: bool, debug: bool, **said: Any) -> None:
-            with_debug = debug or bool((ctx.obj or {}).get("debug"))
-            guarded(lambda: _answer(model, body, said, dry_run=dry_run, json=json), debug=with_debug)
+    def command(ctx: typer.Context, dry_run: bool, json: bool, debug: bool, **options: Any) -> None:
+        with_debug = debug or bool((ctx.obj or {}).get("debug"))
+        with exit_on_failure(debug=with_debug):
+            _resolve_and_execute(model, execute, options, dry_run=dry_run, json=json)
 
-        command.__signature__ = inspect.Signature(_parameters(model))  # type: ignore[attr-defined]
-        command.__annotations__ = {}
-        app.command(name=model.command, help=inspect.cleandoc(body.__doc__ or ""), cls=GroupedCommand)(
-            command
-        )
-
-    return register
+    command.__signature__ = inspect.Signature(_parameters(model))  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    app.command(name=model.command, help=inspect.cleandoc(model.__doc__ or ""), cls=GroupedCommand)(command)
 
 
 class Terminated(BaseException):
-    """SIGTERM came, while `ending_on_sigterm`."""
+    """SIGTERM was received inside `ending_on_sigterm`."""
 
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM raises `Terminated`: what was started is ended too, as after Ctrl-C.
+    """Raise `Terminated` on SIGTERM inside, so that worker processes end too, as after Ctrl-C.
 
-    By itself SIGTERM ends this process alone; idle worker processes then stay for minutes, and whoever reads
-    their standard error waits for them.
+    By default SIGTERM ends this process alone; idle workers then stay for minutes.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -100,46 +94,51 @@ def ending_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def guarded(call: Callable[[], None], *, debug: bool) -> None:
-    """Call, and turn what goes wrong into one message and an exit code; with `debug` into a traceback."""
+@contextmanager
+def exit_on_failure(*, debug: bool) -> Iterator[None]:
+    """Turn what is raised inside into one message and an exit code; with `debug` into a traceback."""
     try:
-        call()
+        yield
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
-    except KeyboardInterrupt:
-        console.error("interrupted", exit_code=INTERRUPTED)
+    except KeyboardInterrupt as problem:
+        console.error(str(problem) or "interrupted", every_rank=False)
         raise typer.Exit(INTERRUPTED) from None
     except Terminated:
-        console.error("stopped by SIGTERM", exit_code=TERMINATED)
+        console.error("stopped by SIGTERM", every_rank=False)
         raise typer.Exit(TERMINATED) from None
+    except SettingsError as problem:  # the same on every rank
+        if debug:
+            raise
+        console.error(str(problem), every_rank=False)
+        raise typer.Exit(USAGE) from None
     except Exception as problem:
         if debug:
             raise
-        exit_code = problem.exit_code if isinstance(problem, BiofoundError) else 1
-        console.error(_told(problem), exit_code=exit_code)
-        raise typer.Exit(exit_code) from None
+        console.error(_message_of(problem))
+        raise typer.Exit(FAILED) from None
 
 
-def _told(problem: Exception) -> str:
+def _message_of(problem: Exception) -> str:
     if isinstance(problem, BiofoundError):
         return str(problem)
     if isinstance(problem, OSError) and problem.strerror:
-        where = f"{problem.filename}: " if problem.filename is not None else ""
-        return f"{where}{problem.strerror}"
-    return f"a fault of biofound's own, {type(problem).__name__}: {problem} (--debug shows the traceback)"
+        path = f"{problem.filename}: " if problem.filename is not None else ""
+        return f"{path}{problem.strerror}"
+    return f"a bug in biofound, {type(problem).__name__}: {problem} (--debug shows the traceback)"
 
 
-def _answer(
+def _resolve_and_execute(
     model: type[S],
-    body: Callable[[Invocation[S]], None],
-    said: dict[str, Any],
+    execute: Callable[[Invocation[S]], None],
+    options: dict[str, Any],
     *,
     dry_run: bool,
     json: bool,
 ) -> None:
-    resolved = resolve(model, options=said)
+    resolved = resolve(model, options=options)
     if not dry_run:
-        body(Invocation(settings=resolved.settings, resolved=resolved, json=json))
+        execute(Invocation(settings=resolved.settings, resolved=resolved, json=json))
     elif json:
         console.print_json({"command": model.command, "settings": resolved.as_json()})
     else:
@@ -154,7 +153,7 @@ def _answer(
 def _parameters(model: type[Settings]) -> list[inspect.Parameter]:
     own = [_parameter(name, _option(model, name, info)) for name, info in model.model_fields.items()]
     switches = {
-        "dry_run": "Print the settings and where each came from, and do nothing.",
+        "dry_run": "Print the settings and their origins, and do nothing.",
         "json": "Print the result as JSON on standard output.",
         "debug": "Show the traceback of an error.",
     }
@@ -171,7 +170,7 @@ def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Param
 
 
 def _switch(name: str, text: str) -> Any:
-    return typer.Option(name, help=text, rich_help_panel=_THIS_RUN, show_default=False)
+    return typer.Option(name, help=text, rich_help_panel=_COMMON, show_default=False)
 
 
 def _option(model: type[Settings], name: str, info: FieldInfo) -> Any:
@@ -194,13 +193,13 @@ def _option(model: type[Settings], name: str, info: FieldInfo) -> Any:
 def help_text(model: type[Settings], name: str, info: FieldInfo) -> str:
     """An option's help: its description, unit, bounds, default and environment variable."""
     unit, bounds = extra_of(info, "unit"), bounds_of(info)
-    facts = [
+    details = [
         f"in {unit}" if unit else "",
         bounds,
         _default_text(info),
         f"env {environment_name(model, name)}",
     ]
-    return f"{info.description} [{'; '.join(fact for fact in facts if fact)}]"
+    return f"{info.description} [{'; '.join(detail for detail in details if detail)}]"
 
 
 def _default_text(info: FieldInfo) -> str:

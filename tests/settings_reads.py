@@ -7,7 +7,7 @@ from unittest import mock
 
 from biofound.settings.base import Settings
 
-CONVERSIONS = {"source_description", "as_channel", "section"}
+CONVERSIONS = {"source_description", "as_channel", "section", "fill"}
 """Functions of the settings package that hand values on; what else reads there only checks or prints."""
 
 

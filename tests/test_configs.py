@@ -46,7 +46,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 def test_every_key_of_the_pretraining_file_is_read_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("biofound.commands.pretrain.draw_figures", lambda run: None)
+    monkeypatch.setattr("biofound.commands.pretrain.draw_figures", lambda *_: None)
     monkeypatch.setattr("biofound.data.build.cpu_count", lambda: 1)
     monkeypatch.setitem(SyntheticSource.__init__.__kwdefaults__, "minutes", 0.2)  # type: ignore[index]
     original, read_by_trainer = TrainConfig.__getattribute__, set()

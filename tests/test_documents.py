@@ -18,7 +18,6 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from biofound.cli import app
-from biofound.commands.common import model_config
 from biofound.core.models import ModelConfig, PretrainingModel, build_model, parameter_count
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.settings import PretrainSettings, resolve_channels
@@ -79,7 +78,7 @@ def block_name(block) -> str:
 
 @pytest.fixture(scope="module")
 def model() -> PretrainingModel:
-    return build_model(model_config(PretrainSettings()), seed=0)
+    return build_model(PretrainSettings().fill(ModelConfig), seed=0)
 
 
 # ---- Printed output

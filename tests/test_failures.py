@@ -355,7 +355,7 @@ def test_store_with_a_file_cut_short_is_refused_before_the_first_step(
     path.write_bytes(path.read_bytes()[:3000])
     says(
         pretrain_refused(tmp_path, "--data-dir", store),
-        "1 of the 2 files in index.json are cut short",
+        "1 of the 2 files in index.json are truncated",
         path.name,
     )
 
@@ -580,7 +580,7 @@ def test_faults_of_our_own_are_told_from_the_users(all_done: Chain, monkeypatch:
     def broken(*arguments: object, **said: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("biofound.core.inflate.inflate", broken)
+    monkeypatch.setattr("biofound.commands.inflate.inflate", broken)
     result = run("inflate", "--checkpoint", all_done.output / "best_model.pt", "--to", 5)
     assert result.exit_code == 1
     assert "a fault of biofound's own, ZeroDivisionError: oops (--debug shows the traceback)" in result.stderr

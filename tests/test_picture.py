@@ -40,7 +40,7 @@ def test_random_windows_are_windows_of_the_store_each_once_and_in_order(store: P
 def test_a_picture_is_written_and_said_and_the_store_stays_whole(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("biofound.commands.picture.ROWS", 2)  # drawing takes time
+    monkeypatch.setattr("biofound.commands.windows.PICTURE_ROWS", 2)  # drawing takes time
     picture = tmp_path / "new" / "windows.png"
     result = windows("--inspect", store, "--picture", picture)
     assert result.exit_code == 0, result.stderr

@@ -48,13 +48,13 @@ def stopped(pretrain, tmp_path, monkeypatch):
 
     def stopped(steps):
         with monkeypatch.context() as patched:
-            run = Trainer.run
+            fit = Trainer.fit
 
             def stop_early(self):
                 self.stop = lambda: self.step + 1 == steps
-                return run(self)
+                return fit(self)
 
-            patched.setattr(Trainer, "run", stop_early)
+            patched.setattr(Trainer, "fit", stop_early)
             pretrain()
         assert load_checkpoint(tmp_path / "run" / "last_model.pt").step == steps
 
@@ -63,7 +63,7 @@ def stopped(pretrain, tmp_path, monkeypatch):
 
 def history(directory):
     content = json.loads((directory / "training_history.json").read_text())
-    return content["train"], content["val"], content["lr"]
+    return {name: content[name] for name in ("train_loss", "val_loss", "val_msm_by_channel", "lr")}
 
 
 def test_a_resumed_run_has_the_history_of_an_undisturbed_one(pretrain, stopped, tmp_path):
@@ -176,12 +176,12 @@ def test_tensorboard_events_hold_the_runs_numbers(pretrain, tmp_path):
     pretrain("--tensorboard")
     events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     shown = [event.value for event in events.Scalars("val/loss")]
-    assert shown == pytest.approx(history(tmp_path / "run")[1]["loss"], rel=1e-6)
+    assert shown == pytest.approx(history(tmp_path / "run")["val_loss"], rel=1e-6)
     assert len(events.Scalars("step/gradient_norm")) == 12
 
 
 def test_without_the_extra_tensorboard_is_refused_before_anything_is_written(pretrain, tmp_path, monkeypatch):
-    monkeypatch.setattr("biofound.commands.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("biofound.commands.pretrain.find_spec", lambda name: None)
     assert "biofound[tensorboard]" in pretrain("--tensorboard", code=2)
     assert not (tmp_path / "run").exists()
 
@@ -190,8 +190,8 @@ def test_without_the_extra_tensorboard_is_refused_before_anything_is_written(pre
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch's own inductor
 def test_a_compiled_model_gives_nearly_the_same_losses(pretrain, tmp_path):
     pretrain()
-    plain = history(tmp_path / "run")[1]["loss"]
+    plain = history(tmp_path / "run")["val_loss"]
     pretrain("--compile")
-    assert history(tmp_path / "run")[1]["loss"] == pytest.approx(plain, rel=1e-3)
+    assert history(tmp_path / "run")["val_loss"] == pytest.approx(plain, rel=1e-3)
     loaded = torch.load(tmp_path / "run" / "best_model.pt", weights_only=True)
     assert not any("_orig_mod" in name for name in loaded["encoder_state_dict"])

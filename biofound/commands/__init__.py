@@ -1,1 +1,5 @@
-"""From resolved settings to the core: what a command puts together between its settings and its report."""
+"""The commands: `<name>.py` puts one together from its settings, the data and the core, and shows its result.
+
+Each has one entry, `execute(invocation)`. `biofound/cli.py` imports a command's module only when that command
+is executed, so these modules import what they need at their top.
+"""

@@ -1,57 +1,27 @@
-"""What `biofound inflate` does: from a checkpoint to one with more channels."""
+"""`biofound inflate`: give a pretrained encoder more input channels."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from biofound.commands.common import checkpoint_error_context, lookup_channels
-from biofound.errors import SettingsError
-from biofound.files import refused_as_data_error
+from biofound import console
+from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from biofound.core.inflate import TensorTransfer, inflate, inflated_checkpoint
+from biofound.errors import SettingsError, checkpoint_error_context, write_error_context
+from biofound.options import Invocation
 from biofound.settings import InflateSettings, resolve_channels
 
-if TYPE_CHECKING:
-    from biofound.core.inflate import Inflation
 
-
-@dataclass(frozen=True, kw_only=True)
-class Inflated:
-    """Where the inflated checkpoint is, the channels before and after, and the transfer of every tensor."""
-
-    path: Path
-    before: tuple[str, ...]
-    after: tuple[str, ...]
-    synthetic: bool
-    inflation: "Inflation"
-
-
-def run_inflation(settings: InflateSettings) -> Inflated:
-    """Inflate and write the new checkpoint.
-
-    Raises:
-        SettingsError: when the channels do not fit, or the output is the checkpoint itself.
-        CheckpointError: when the checkpoint cannot be used.
-        DataError: when the new file cannot be written.
-    """
-    from biofound.core.checkpoint import load_checkpoint, save_checkpoint
-    from biofound.core.inflate import inflate, inflated_checkpoint
-
+def execute(invocation: Invocation[InflateSettings]) -> None:
+    """Write the inflated checkpoint, and show the transfer of every tensor."""
+    settings = invocation.settings
     checkpoint = load_checkpoint(settings.checkpoint)
     old = checkpoint.model.channels
-    if settings.to <= len(old):
-        raise SettingsError(
-            f"--to {settings.to}: the checkpoint already has {len(old)} channels ({', '.join(old)}); "
-            f"inflation adds channels: use --to {len(old) + 1} or more"
-        )
-    names = settings.channels or _names_of_table(settings)
-    new = lookup_channels([name for name in names if name not in old], settings.channels_yaml, "finetune")
-    default = settings.checkpoint.with_name(f"{settings.checkpoint.stem}_{settings.to}ch.pt")
-    path = settings.output or default
-    if path.resolve() == settings.checkpoint.resolve():
-        raise SettingsError(f"--output {path}: this is the checkpoint itself; name another file")
-    if path.is_dir():
-        raise SettingsError(
-            f"--output {path}: this is a directory; name a file, such as {path / default.name}"
-        )
+    names = _channels_afterwards(settings, old)
+    table = resolve_channels(settings.channels_yaml, "finetune")
+    new = table.named([name for name in names if name not in old])
+    path = _output_path(settings)
     with checkpoint_error_context(settings.checkpoint):
         inflation = inflate(checkpoint, channels=names, seed=settings.seed)
     result = inflated_checkpoint(
@@ -61,14 +31,35 @@ def run_inflation(settings: InflateSettings) -> Inflated:
         filters={channel.name: channel.band.as_json() for channel in new},
         units={channel.name: channel.unit for channel in new},
     )
-    with refused_as_data_error(path, choose="--output"):
+    with write_error_context(path, option="--output"):
         save_checkpoint(path, result)
-    return Inflated(
-        path=path, before=old, after=tuple(names), synthetic=checkpoint.data.synthetic, inflation=inflation
-    )
+    if invocation.json:
+        console.print_json(
+            {
+                "output": str(path),
+                "channels": {"before": list(old), "after": list(names)},
+                "synthetic": checkpoint.data.synthetic,
+                "tensors": [asdict(transfer) for transfer in inflation.transfers],
+            }
+        )
+    else:
+        _show_transfers(checkpoint, names, inflation.transfers)
+        console.note(f"written: {path}")
 
 
-def _names_of_table(settings: InflateSettings) -> tuple[str, ...]:
+def _channels_afterwards(settings: InflateSettings, old: Sequence[str]) -> tuple[str, ...]:
+    """The names of all channels afterwards: those given, else those of the channel table.
+
+    Raises:
+        SettingsError: when they are not more than `old`, or the table has another number of channels.
+    """
+    if settings.to <= len(old):
+        raise SettingsError(
+            f"--to {settings.to}: the checkpoint already has {len(old)} channels ({', '.join(old)}); "
+            f"inflation adds channels: use --to {len(old) + 1} or more"
+        )
+    if settings.channels is not None:
+        return settings.channels
     table = resolve_channels(settings.channels_yaml, "finetune")
     names = tuple(channel.name for channel in table.channels)
     if len(names) != settings.to:
@@ -77,3 +68,47 @@ def _names_of_table(settings: InflateSettings) -> tuple[str, ...]:
             f"give {settings.to} names with --channels, or put them into the table"
         )
     return names
+
+
+def _output_path(settings: InflateSettings) -> Path:
+    """The file to write.
+
+    Raises:
+        SettingsError: when that is the checkpoint itself or a directory.
+    """
+    default = settings.checkpoint.with_name(f"{settings.checkpoint.stem}_{settings.to}ch.pt")
+    path = settings.output or default
+    if path.resolve() == settings.checkpoint.resolve():
+        raise SettingsError(f"--output {path}: this is the checkpoint itself; name another file")
+    if path.is_dir():
+        raise SettingsError(
+            f"--output {path}: this is a directory; name a file, such as {path / default.name}"
+        )
+    return path
+
+
+def _show_transfers(
+    checkpoint: Checkpoint, names: Sequence[str], transfers: Sequence[TensorTransfer]
+) -> None:
+    """The status of every tensor; those copied in one row."""
+    copied = [item for item in transfers if item.status == "copied"]
+    numbers = sum(math.prod(item.after or ()) for item in copied)
+    rows = [("copied", f"{len(copied)} tensors of the encoder", f"{numbers:,} numbers")]
+    rows += [
+        (item.status, item.name, _shape_change(item.before, item.after))
+        for item in transfers
+        if item.status != "copied"
+    ]
+    title = f"inflated from {', '.join(checkpoint.model.channels)} to {', '.join(names)}"
+    console.table(title, ("status", "tensor", "shape"), rows)
+    counts = ", ".join(
+        f"{sum(item.status == status for item in transfers)} {status}"
+        for status in ("copied", "inflated", "new", "dropped")
+    )
+    kind = "synthetic" if checkpoint.data.synthetic else "recorded"
+    console.note(f"{counts}; pretrained on {kind} data")
+
+
+def _shape_change(before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> str:
+    shapes = ["(" + ", ".join(map(str, shape)) + ")" for shape in (before, after) if shape is not None]
+    return " -> ".join(shapes)

@@ -1,79 +1,77 @@
-"""What `biofound verify` checks: a model's parts and properties, and a store's integrity."""
+"""`biofound verify`: check the code, a checkpoint and a window store for what usually breaks."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from biofound import console
 from biofound.checks import Check
-from biofound.commands.common import checkpoint_error_context, lookup_channels, model_config, train_config
-from biofound.errors import CheckpointError, DataError
-from biofound.settings import PretrainSettings, VerifySettings, WindowsSettings
-
-if TYPE_CHECKING:
-    from biofound.core.checkpoint import Checkpoint, DataDescription
-    from biofound.core.models import ModelConfig
+from biofound.core.checkpoint import Checkpoint, DataDescription, load_checkpoint
+from biofound.core.models import ModelConfig, build_model
+from biofound.core.trainer import TrainConfig
+from biofound.core.verify import VerificationTarget, probe_windows, verify
+from biofound.data.integrity import check_store, splits_in
+from biofound.data.windows import open_windows, select_channels
+from biofound.errors import CheckpointError, DataError, VerificationError, checkpoint_error_context
+from biofound.options import Invocation
+from biofound.settings import PretrainSettings, VerifySettings, WindowsSettings, resolve_channels
 
 WINDOWS = 16
-"""How many windows the checks run on."""
+"""Number of windows that the checks run on."""
 
 
-def run_checks(settings: VerifySettings) -> Iterator[Check]:
-    """The checks of the parts (on a checkpoint's model where one is given), then those of a store.
+def execute(invocation: Invocation[VerifySettings]) -> None:
+    """Run the checks and show them.
+
+    Raises:
+        VerificationError: when a check failed.
+    """
+    checks = run_checks(invocation.settings)
+    failed = [check.name for check in checks if not check.passed]
+    if invocation.json:
+        console.print_json({"passed": not failed, "checks": [asdict(check) for check in checks]})
+    else:
+        rows = [(check.name, "passed" if check.passed else "FAILED", check.measured) for check in checks]
+        console.table("biofound verify", ("check", "result", "measured"), rows)
+    if failed:
+        raise VerificationError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+    console.note(f"{len(checks)} checks, all passed")
+
+
+def run_checks(settings: VerifySettings) -> list[Check]:
+    """The checks of the code (on a checkpoint's model where one is given), then those of a store.
 
     Raises:
         CheckpointError: when the checkpoint cannot be read.
-        DataError: when there are no windows in `data_dir`.
+        DataError: when there are no windows in `data_dir`, or they are not the checkpoint's.
     """
-    from biofound.core.checkpoint import load_checkpoint
-    from biofound.core.models import build_model
-    from biofound.core.verify import VerificationTarget, verify
-
     checkpoint = None if settings.checkpoint is None else load_checkpoint(settings.checkpoint)
-    trained_with = _settings_of(checkpoint, settings.checkpoint)
     if checkpoint is None:
-        model, data = build_model(model_config(trained_with), seed=settings.seed), _default_data(trained_with)
+        trained_with = PretrainSettings()
+        model = build_model(trained_with.fill(ModelConfig), seed=settings.seed)
+        data = _default_data(trained_with)
     else:
         with checkpoint_error_context(settings.checkpoint):
+            trained_with = _settings_of(checkpoint)
             model, data = checkpoint.build(), checkpoint.data
-    windows, origin = _windows(settings, model.config, data.sfreq, checkpoint)
-    yield Check(name="windows to check on", passed=True, measured=origin)
-    yield from verify(
-        VerificationTarget(
-            model=model,
-            data=data,
-            config=train_config(trained_with, precision="fp32"),
-            windows=windows,
-            checkpoint=checkpoint,
-        )
+    windows, origin = _windows_to_check_on(settings, model.config, data.sfreq, checkpoint)
+    target = VerificationTarget(
+        model=model,
+        data=data,
+        config=trained_with.fill(TrainConfig, precision="fp32"),
+        windows=windows,
+        checkpoint=checkpoint,
     )
+    checks = [Check(name="windows to check on", passed=True, measured=origin), *verify(target)]
     if settings.data_dir is not None:
-        from biofound.data.integrity import check_store
-
-        yield from check_store(settings.data_dir, sfreq_if_unsaid=data.sfreq)
-
-
-def _settings_of(checkpoint: "Checkpoint | None", path: Path | None) -> PretrainSettings:
-    """The settings that a checkpoint was trained with; without one the defaults."""
-    if checkpoint is None:
-        return PretrainSettings()
-    try:
-        return PretrainSettings.model_validate(checkpoint.settings)
-    except ValidationError as error:
-        unfit = [f"{'.'.join(map(str, detail['loc']))} ({detail['msg']})" for detail in error.errors()]
-        raise CheckpointError(
-            f"{path}: this version of biofound does not know some settings in it: {', '.join(unfit)}; "
-            f"use the version that wrote it: {checkpoint.versions.get('biofound', 'it does not say which')}"
-        ) from error
+        checks += check_store(settings.data_dir, sfreq_if_unsaid=data.sfreq)
+    return checks
 
 
-def _default_data(settings: PretrainSettings) -> "DataDescription":
-    from biofound.core.checkpoint import DataDescription
-
-    channels = lookup_channels(settings.channels, None, "pretrain")
+def _default_data(settings: PretrainSettings) -> DataDescription:
+    channels = resolve_channels(None, "pretrain").named(settings.channels)
     return DataDescription(
         sfreq=WindowsSettings().sfreq,
         filters={channel.name: channel.band.as_json() for channel in channels},
@@ -83,16 +81,26 @@ def _default_data(settings: PretrainSettings) -> "DataDescription":
     )
 
 
-def _windows(
-    settings: VerifySettings, model: "ModelConfig", sfreq: float, checkpoint: "Checkpoint | None"
+def _settings_of(checkpoint: Checkpoint) -> PretrainSettings:
+    """The settings that a checkpoint was trained with."""
+    try:
+        return PretrainSettings.model_validate(checkpoint.settings)
+    except ValidationError as error:
+        unfit = [f"{'.'.join(map(str, detail['loc']))} ({detail['msg']})" for detail in error.errors()]
+        raise CheckpointError(
+            f"this version of biofound does not know some settings in it: {', '.join(unfit)}; "
+            f"use the version that wrote it: {checkpoint.versions.get('biofound', 'it does not say which')}"
+        ) from error
+
+
+def _windows_to_check_on(
+    settings: VerifySettings, model: ModelConfig, sfreq: float, checkpoint: Checkpoint | None
 ) -> tuple[NDArray[np.float32], str]:
     """The windows (B, C, T) to check the model on, and where they are from, in words.
 
-    Those of the store where they suit the model; else made ones. A checkpoint's own store has to suit it,
+    Those of the store where they fit the model, else generated ones. A checkpoint's own store must fit it,
     though an inflated one has channels that the store of its pretraining lacks.
     """
-    from biofound.core.verify import probe_windows
-
     probe = probe_windows(
         windows=WINDOWS,
         channels=len(model.channels),
@@ -102,9 +110,6 @@ def _windows(
     )
     if settings.data_dir is None:
         return probe, f"{WINDOWS} probe windows, made with seed {settings.seed}"
-    from biofound.data.integrity import splits_in
-    from biofound.data.windows import open_windows, select_channels
-
     split = splits_in(settings.data_dir)[0]
     try:
         stored = open_windows(settings.data_dir, split, sfreq_if_unsaid=sfreq)

@@ -53,7 +53,6 @@ class CaseResult:
     """
 
     case_id: str
-    subject_id: str
     status: Literal["built", "unchanged", "failed"]
     sidecar: Sidecar | None = None
     error: str = ""
@@ -80,7 +79,7 @@ class BuildConfig:
     dtype: DType
 
     def header(self) -> StoreHeader:
-        """What index and sidecars say alike."""
+        """What the index and every sidecar say."""
         return StoreHeader(
             biofound_version=__version__,
             settings_sha256=self.digest(),
@@ -95,14 +94,14 @@ class BuildConfig:
         )
 
     def digest(self) -> str:
-        """The SHA-256 of every setting, the tracks looked for and the version of the program among them."""
+        """The SHA-256 of every setting, with the tracks looked for and the version of biofound."""
         versions = {"version": __version__, "format_version": Sidecar.model_fields["format_version"].default}
         return hashlib.sha256(json.dumps({**versions, **asdict(self)}, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """One case to build, as it travels to a worker."""
+    """One case to build, as it is sent to a worker."""
 
     case_id: str
     subject_id: str
@@ -160,7 +159,7 @@ def build_windows(
         max_gap_seconds: longest gap that is bridged.
         dtype: `float16` or `float32`.
         outdir: the data directory, parent of the store.
-        workers: processes at work at the same time; 1 works in this process, None is one a core.
+        workers: number of processes; 1 works in this process, None is one a core.
         scheduler: address of a Dask scheduler to work on instead, such as `tcp://host:8786`.
         skip_failed: leave out the cases that fail; else they end the run, after all others are done.
 
@@ -240,7 +239,7 @@ def _build(
             failed_cases=[result.case_id for result in results if result.status == "failed"],
         )
         try:
-            write_json(directory / INDEX_NAME, index.model_dump(mode="json"))
+            write_json(directory / INDEX_NAME, index)
         except OSError as error:
             raise _cannot_write(directory / INDEX_NAME, error) from error
 
@@ -279,7 +278,7 @@ def _build_case(source: Source, task: _Task) -> CaseResult:
         header = task.header(source.name, source.fingerprint(task.case_id))
         sidecar = _up_to_date(task, header)
         if sidecar is not None:
-            return _result(task, "unchanged", sidecar)
+            return CaseResult(case_id=task.case_id, status="unchanged", sidecar=sidecar)
         windows = extract_windows(
             source.read(task.case_id, config.channels),
             config.channels,
@@ -289,24 +288,24 @@ def _build_case(source: Source, task: _Task) -> CaseResult:
             dtype=config.dtype,
         )
     except DataError as error:
-        return _failed(task, str(error))
+        return CaseResult(case_id=task.case_id, status="failed", error=str(error))
     except MemoryError:
-        return _failed(task, f"case {task.case_id}: out of memory; give fewer workers, or more memory")
+        return _failed(task, "out of memory; give fewer workers, or more memory")
     except OSError as error:
-        return _failed(task, f"case {task.case_id}: cannot be read ({error})")
+        return _failed(task, f"cannot be read ({error})")
     _leave_if_abandoned(task)
-    # a worker that was given up for lost may have continued and finished the case meanwhile
+    # a worker believed lost may have finished the case since
     sidecar = _up_to_date(task, header)
     if sidecar is None:
         try:
             sidecar = _write_case(task, windows, header)
         except OSError as error:  # the next case would fare no better, so this ends the build
             raise _cannot_write(task.npz, error) from error
-    return _result(task, "built", sidecar)
+    return CaseResult(case_id=task.case_id, status="built", sidecar=sidecar)
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be written ({error.strerror}); see to the disk, or change outdir")
+    return DataError(f"{path}: cannot be written ({error.strerror}); free the disk, or change outdir")
 
 
 def _sidecar_of(task: _Task) -> Sidecar | None:
@@ -351,29 +350,25 @@ def _write_case(task: _Task, case: CaseWindows, header: CaseHeader) -> Sidecar:
         dropped=case.dropped,
         rejected=case.rejected,
     )
-    write_json(task.sidecar_path, sidecar.model_dump(mode="json"))
+    write_json(task.sidecar_path, sidecar)
     return sidecar
 
 
 def _leave_if_abandoned(task: _Task) -> None:
-    """End a worker whose builder was killed: a new builder may be at work here, with other settings."""
+    """End a worker whose builder was killed: a new build may be writing here, with other settings."""
     if task.builder_pid not in (None, os.getpid(), os.getppid()):
         raise SystemExit(1)
 
 
-def _result(task: _Task, status: Literal["built", "unchanged"], sidecar: Sidecar) -> CaseResult:
-    return CaseResult(case_id=task.case_id, subject_id=task.subject_id, status=status, sidecar=sidecar)
-
-
-def _failed(task: _Task, error: str) -> CaseResult:
-    return CaseResult(case_id=task.case_id, subject_id=task.subject_id, status="failed", error=error)
+def _failed(task: _Task, reason: str) -> CaseResult:
+    return CaseResult(case_id=task.case_id, status="failed", error=f"case {task.case_id}: {reason}")
 
 
 def _lost(task: _Task, error: WorkerLostError) -> CaseResult:
     return _failed(
         task,
-        f"case {task.case_id}: every worker that tried it died, the last with no other case beside it "
-        f"({error}); it may need more memory than there is",
+        f"every worker that tried it died, the last with no other case beside it ({error}); it may need "
+        "more memory than there is",
     )
 
 

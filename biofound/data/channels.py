@@ -42,7 +42,7 @@ class Channel:
 
     @property
     def modality(self) -> str:
-        """`PPG`, `ECG` or `ACC`: what kind of signal it is, which decides how its quality is judged."""
+        """`PPG`, `ECG` or `ACC`: the kind of signal, which decides how its quality is assessed."""
         return self.name.split("_")[0].rstrip("0123456789")
 
 
@@ -62,7 +62,7 @@ def samples_in_window(window_seconds: float, sfreq: float) -> int:
 
 
 PRETRAIN_CHANNELS = ("PPG", "ECG")
-"""The channels of pretraining windows, in order, where nothing else is said."""
+"""The channels of pretraining windows, in order, by default."""
 
 FINETUNE_CHANNELS = ("ACC_X", "ACC_Y", "ACC_Z", *PRETRAIN_CHANNELS)
-"""The channels of fine-tuning windows, in order, where nothing else is said."""
+"""The channels of fine-tuning windows, in order, by default."""

@@ -185,8 +185,8 @@ def _check_files(directory: Path, index: StoreIndex) -> Check:
     listed = {INDEX_NAME}
     for case in index.cases:
         listed |= {case.file, f"{file_stem(case.case_id)}.json"}
-    strangers = [path.name for path in sorted(directory.iterdir()) if path.name not in listed]
-    return _verdict("files", strangers, f"{len(listed)} files, all in the index", "not in the index")
+    unlisted = [path.name for path in sorted(directory.iterdir()) if path.name not in listed]
+    return _check_empty("files", unlisted, f"{len(listed)} files, all in the index", "not in the index")
 
 
 def _check_checksums(directory: Path, index: StoreIndex, sidecars: Sequence[Sidecar]) -> Check:
@@ -196,21 +196,23 @@ def _check_checksums(directory: Path, index: StoreIndex, sidecars: Sequence[Side
         found = sha256_of(path), path.stat().st_size
         if found != (sidecar.npz_sha256, sidecar.npz_bytes) or case.sha256 != sidecar.npz_sha256:
             bad.append(case.case_id)
-    return _verdict("checksums", bad, f"SHA-256 of {len(sidecars)} npz files", "npz changed")
+    return _check_empty("checksums", bad, f"SHA-256 of {len(sidecars)} npz files", "npz changed")
 
 
 def _check_sidecars(index: StoreIndex, sidecars: Sequence[Sidecar], expected: StoreIndex) -> Check:
-    """Index and sidecars say the same of every case, and all cases were made alike."""
+    """Index and sidecars agree on every case, and all cases were made with the same settings."""
     by_id = {case.case_id: case for case in expected.cases}
     bad = []
     for case, sidecar in zip(index.cases, sidecars, strict=True):
         same_case = case.model_copy(update={"sha256": sidecar.npz_sha256}) == by_id.get(case.case_id)
-        made_alike = all(getattr(index, name) == getattr(sidecar, name) for name in StoreHeader.model_fields)
-        if not (same_case and made_alike and sidecar.source == index.source["name"]):
+        same_settings = all(
+            getattr(index, name) == getattr(sidecar, name) for name in StoreHeader.model_fields
+        )
+        if not (same_case and same_settings and sidecar.source == index.source["name"]):
             bad.append(case.case_id)
     if index.synthetic != expected.synthetic:
         bad.append("synthetic")
-    return _verdict("sidecars", bad, f"{len(sidecars)} agree with the index", "sidecar disagrees")
+    return _check_empty("sidecars", bad, f"{len(sidecars)} agree with the index", "sidecar disagrees")
 
 
 def _check_counts(index: StoreIndex, sidecars: Sequence[Sidecar], expected: StoreIndex) -> Check:
@@ -225,7 +227,7 @@ def _check_counts(index: StoreIndex, sidecars: Sequence[Sidecar], expected: Stor
     bad += [f"{name} of the index" for name in sums if getattr(index, name) != getattr(expected, name)]
     kept, candidates = index.totals.windows, index.totals.candidates
     measured = f"{kept} kept + {total(index.dropped)} dropped = {candidates}"
-    return _verdict("counts", bad, measured, "does not add up")
+    return _check_empty("counts", bad, measured, "does not add up")
 
 
 def _check_fingerprint(index: StoreIndex) -> Check:
@@ -247,11 +249,11 @@ def _check_arrays(directory: Path, index: StoreIndex) -> Iterator[Check]:
                 bad[name].append(case.case_id)
     windows = sum(case.windows for case in index.cases)
     shape = f"({windows}, {len(index.channels)}, {index.window_samples}) {index.dtype}"
-    yield _verdict("shapes", bad["shapes"], f"{shape} in all", "other shape or dtype")
-    yield _verdict("finite", bad["finite"], f"{windows} windows", "NaN or infinity")
-    yield _verdict("mean and std", bad["mean and std"], f"those of {windows} windows", "not those of x")
-    yield _verdict("quality", bad["quality"], "in [threshold, 1] throughout", "outside [threshold, 1]")
-    yield _verdict("grid", bad["grid"], "starts are multiples of the window", "starts off the grid")
+    yield _check_empty("shapes", bad["shapes"], f"{shape} in all", "other shape or dtype")
+    yield _check_empty("finite", bad["finite"], f"{windows} windows", "NaN or infinity")
+    yield _check_empty("mean and std", bad["mean and std"], f"those of {windows} windows", "not those of x")
+    yield _check_empty("quality", bad["quality"], "in [threshold, 1] throughout", "outside [threshold, 1]")
+    yield _check_empty("grid", bad["grid"], "starts are multiples of the window", "starts off the grid")
 
 
 def _shapes_fit(arrays: Mapping[str, NDArray[Any]], case: IndexedCase, index: StoreIndex) -> bool:
@@ -300,7 +302,9 @@ def _check_plain(windows: Windows) -> Iterator[Check]:
         infinite += [
             str(start + row) for row in np.flatnonzero(np.isinf(windows.read(rows)).any(axis=(1, 2)))
         ]
-    yield _verdict("finite", infinite, f"{len(windows)} windows; NaN counts as a gap", "rows with infinity")
+    yield _check_empty(
+        "finite", infinite, f"{len(windows)} windows; NaN counts as a gap", "rows with infinity"
+    )
 
 
 def _check_across(opened: Mapping[str, Windows]) -> Iterator[Check]:
@@ -308,24 +312,24 @@ def _check_across(opened: Mapping[str, Windows]) -> Iterator[Check]:
         split: (windows.channels, windows.sfreq, windows.window_samples, windows.filters)
         for split, windows in opened.items()
     }
-    alike = all(one == other for one, other in combinations(described.values(), 2))
+    equal = all(one == other for one, other in combinations(described.values(), 2))
     measured = "; ".join(
         f"{split}: {', '.join(windows.channels)} at {windows.sfreq:g} Hz, {windows.window_samples} samples"
         for split, windows in opened.items()
     )
-    yield Check(name="splits: same channels, rate, length and filters", passed=alike, measured=measured)
+    yield Check(name="splits: same channels, rate, length and filters", passed=equal, measured=measured)
     shared = [
         f"{subject} ({one}, {other})"
         for one, other in combinations(opened, 2)
         for subject in sorted(set(opened[one].subjects) & set(opened[other].subjects))
     ]
-    unsaid = [split for split, windows in opened.items() if not windows.subjects]
+    unknown = [split for split, windows in opened.items() if not windows.subjects]
     numbers = ", ".join(f"{split} {len(windows.subjects)}" for split, windows in opened.items())
-    measured = f"subjects: {numbers}" + (f"; not said by {', '.join(unsaid)}" if unsaid else "")
-    yield _verdict("splits: no subject in two", shared, measured, "in two splits")
+    measured = f"subjects: {numbers}" + (f"; unknown in {', '.join(unknown)}" if unknown else "")
+    yield _check_empty("splits: no subject in two", shared, measured, "in two splits")
 
 
-def _verdict(name: str, bad: Sequence[str], measured: str, complaint: str) -> Check:
+def _check_empty(name: str, bad: Sequence[str], measured: str, complaint: str) -> Check:
     """A check that holds when nothing is `bad`; else it names the first few."""
     if not bad:
         return Check(name=name, passed=True, measured=measured)

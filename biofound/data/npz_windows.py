@@ -1,6 +1,6 @@
 """Windows held in arrays (`ArrayWindows`), and how a plain npz, the form other people have, is opened.
 
-Keys of the npz: one array `x`, `windows` or `data`, of shape (N, C, T) or (N, T, C), told apart by the
+Keys of the npz: one array `x`, `windows` or `data`, of shape (N, C, T) or (N, T, C), recognised by the
 number of names in `channels`. Optional: `sfreq` in Hz; `subjects` (N,); `case_ids` (N,), the recordings;
 `synthetic`, True where nobody was recorded; `start_s` (N,) in seconds, to be given only when adjacent
 windows join without a seam (same units, none normalised on its own). NaN samples are gaps.
@@ -37,7 +37,7 @@ class ArrayWindows:
         filters: channel name to its pass band as JSON.
         units: channel name to its physical unit.
         synthetic: whether nobody was recorded.
-        sfreq_is_assumed: whether `sfreq` is a guess.
+        sfreq_is_assumed: whether `sfreq` is the caller's assumption.
         fingerprint: a hex digest of the windows, or what computes it when it is asked for; by default the
             SHA-256 of `x`.
         name: what messages call these windows.
@@ -118,7 +118,7 @@ class ArrayWindows:
         return out
 
     def segments(self) -> Segments:
-        """Which of the N windows adjoin; none where starts are not said."""
+        """Which of the N windows adjoin; none where starts are unknown."""
         alone = Segments(first=np.arange(len(self)), length=np.ones(len(self), np.int64))
         return self._segments or alone
 
@@ -148,21 +148,23 @@ def open_npz_windows(path: Path, *, sfreq_if_unsaid: float | None = None) -> Arr
         sfreq_if_unsaid: Hz; used where the file holds no `sfreq`.
 
     Raises:
-        DataError: when a key is missing, shapes do not fit, or the layout cannot be told.
+        DataError: when a key is missing, shapes do not fit, or the layout is ambiguous.
     """
     arrays = _load(path)
-    channels = _channel_names(arrays, path)
-    said: dict[str, Any] = {key: arrays.get(key) for key in ("subjects", "case_ids", "start_s", "quality")}
+    optional: dict[str, Any] = {
+        key: arrays.get(key) for key in ("subjects", "case_ids", "start_s", "quality")
+    }
     try:
+        channels = _channel_names(arrays)
         return ArrayWindows(
-            _windows_first(arrays, channels, path),
+            _windows_first(arrays, channels),
             channels=channels,
-            sfreq=_sfreq(arrays, sfreq_if_unsaid, path),
+            sfreq=_sfreq(arrays, sfreq_if_unsaid),
             sfreq_is_assumed="sfreq" not in arrays,
-            synthetic=_synthetic(arrays, path),
+            synthetic=_synthetic(arrays),
             fingerprint=partial(sha256_of, path),
             name=path.name,
-            **said,
+            **optional,
         )
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
@@ -170,81 +172,68 @@ def open_npz_windows(path: Path, *, sfreq_if_unsaid: float | None = None) -> Arr
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
     compressed = member_names(path)
-    mapped = map_members(
-        path, find_members(path, [name for name, packed in compressed.items() if not packed])
-    )
-    packed = [name for name, is_packed in compressed.items() if is_packed]
-    if not packed:
-        return mapped
+    plain = [name for name, is_compressed in compressed.items() if not is_compressed]
+    mapped = map_members(path, find_members(path, plain))
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return mapped | {name: archive[name] for name in packed}
+            return mapped | {name: archive[name] for name in compressed.keys() - mapped.keys()}
     except ValueError as error:
         raise DataError(
             f"{path}: {error}; save text as an array of strings, not of Python objects"
         ) from error
 
 
-def _channel_names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]:
+def _channel_names(arrays: dict[str, NDArray[Any]]) -> tuple[str, ...]:
     if "channels" not in arrays:
-        raise DataError(
-            f"{path}: expected the key `channels` with the channel names, found {_held(arrays)}; "
+        raise ValueError(
+            f"expected the key `channels` with the channel names, found {_held(arrays)}; "
             "for example np.savez(path, x=windows, channels=['PPG', 'ECG'], sfreq=125.0)"
         )
     names = np.atleast_1d(arrays["channels"])
     if names.ndim != 1 or names.dtype.kind not in "US":
-        raise DataError(
-            f"{path}: `channels` must be a list of names, got {names.dtype} of shape {names.shape}"
-        )
+        raise ValueError(f"`channels` must be a list of names, got {names.dtype} of shape {names.shape}")
     channels = tuple(names.astype(str).tolist())
     if len(set(channels)) < len(channels):
-        raise DataError(f"{path}: `channels` names a channel twice: {', '.join(channels)}")
+        raise ValueError(f"`channels` names a channel twice: {', '.join(channels)}")
     return channels
 
 
-def _windows_first(
-    arrays: dict[str, NDArray[Any]], channels: tuple[str, ...], path: Path
-) -> NDArray[np.generic]:
+def _windows_first(arrays: dict[str, NDArray[Any]], channels: tuple[str, ...]) -> NDArray[np.generic]:
     """The one array of windows, as a view (N, C, T)."""
     keys = [key for key in ARRAY_KEYS if key in arrays]
     if len(keys) != 1:
-        raise DataError(f"{path}: expected one array named {' or '.join(ARRAY_KEYS)}, found {_held(arrays)}")
+        raise ValueError(f"expected one array named {' or '.join(ARRAY_KEYS)}, found {_held(arrays)}")
     x = arrays[keys[0]]
     if x.ndim != 3 or x.dtype.kind not in "fiu" or 0 in x.shape:
-        raise DataError(
-            f"{path}: `{keys[0]}` must hold numbers of shape (windows, channels, samples) or "
+        raise ValueError(
+            f"`{keys[0]}` must hold numbers of shape (windows, channels, samples) or "
             f"(windows, samples, channels), got {x.dtype} of shape {x.shape}"
         )
     fits = [axis for axis in (1, 2) if x.shape[axis] == len(channels)]
     if len(fits) != 1:
         why = "both axes fit" if fits else "neither axis fits"
-        raise DataError(
-            f"{path}: `{keys[0]}` of shape {x.shape} has to have its {len(channels)} channels "
+        raise ValueError(
+            f"`{keys[0]}` of shape {x.shape} has to have its {len(channels)} channels "
             f"({', '.join(channels)}) on axis 1 or 2, and {why}"
         )
     return x if fits == [1] else x.transpose(0, 2, 1)
 
 
-def _sfreq(arrays: dict[str, NDArray[Any]], sfreq_if_unsaid: float | None, path: Path) -> float:
+def _sfreq(arrays: dict[str, NDArray[Any]], sfreq_if_unsaid: float | None) -> float:
     if "sfreq" not in arrays:
         if sfreq_if_unsaid is None:
-            raise DataError(f"{path}: no key `sfreq`: add the sampling frequency in Hz, such as sfreq=125.0")
+            raise ValueError("no key `sfreq`: add the sampling frequency in Hz, such as sfreq=125.0")
         return sfreq_if_unsaid
     value = arrays["sfreq"]
-    if (
-        value.size != 1
-        or value.dtype.kind not in "fiu"
-        or not np.isfinite(value).all()
-        or not value.item() > 0
-    ):
-        raise DataError(f"{path}: `sfreq` must be one number of Hz above 0, got {value}")
+    if value.size != 1 or value.dtype.kind not in "fiu" or not 0 < value.item() < np.inf:
+        raise ValueError(f"`sfreq` must be one number of Hz above 0, got {value}")
     return float(value.item())
 
 
-def _synthetic(arrays: dict[str, NDArray[Any]], path: Path) -> bool:
+def _synthetic(arrays: dict[str, NDArray[Any]]) -> bool:
     value = arrays.get("synthetic", np.array(False))
     if value.size != 1 or value.dtype.kind != "b":
-        raise DataError(f"{path}: `synthetic` must be one True or False, got {value.dtype} {value.shape}")
+        raise ValueError(f"`synthetic` must be one True or False, got {value.dtype} {value.shape}")
     return bool(value.item())
 
 

@@ -1,13 +1,13 @@
-"""How cases are worked on side by side, on one machine or a cluster, so that a dead worker costs one case.
+"""Process tasks in parallel, on this machine or a Dask cluster; a worker that dies costs one task at most.
 
-On this machine joblib runs them in processes (loky). It does not say which task a worker died of, so each
-task leaves a mark while it runs; the tasks found marked after a death are tried again one at a time, and
-the one that kills its worker again is given up.
+This machine: joblib starts processes (loky). It does not say which task a worker died of, so each task
+has a mark file while it is processed; the tasks found marked after a death are tried again one at a time,
+and one that kills its worker again is given up.
 
-On a Dask cluster they are submitted to Dask itself, which names the task it gave up; that one, too, is
-tried once more with no other beside it. joblib's own Dask backend (1.6) is not used: it waits for ever for
-a task that Dask gave up or whose result died with its worker, and where but one worker is left it runs the
-tasks in the calling process.
+A Dask cluster: tasks are submitted to Dask itself, without joblib. Dask names the task it gave up; that
+one, too, is tried again alone. joblib's own Dask backend (1.6) is not used: it waits for ever for a task
+that Dask gave up or whose result was lost with its worker, and with only one worker left it computes in
+the calling process.
 """
 
 import functools
@@ -39,7 +39,7 @@ Work = Callable[[str, Any, Path | None], tuple[str, Any]]
 
 
 class WorkerLostError(Exception):
-    """A task's worker died, by the kernel's or somebody's hand, each time the task was tried."""
+    """A task's worker was killed each time the task was tried."""
 
 
 def run_pool(
@@ -51,15 +51,15 @@ def run_pool(
     scheduler: str | None,
     marks: Path,
 ) -> Generator[tuple[str, Result | WorkerLostError], None, None]:
-    """Give `function(source, task)` for each of `tasks`, with its key, in the order in which they end.
+    """Yield each key of `tasks` with `function(source, task)`, in the order in which they are done.
 
     Args:
-        function: called in a worker; what it raises ends the run.
+        function: called in a worker; what it raises ends the iteration.
         source: unpickled once a worker.
         tasks: key to task.
         workers: processes; 1 means this one.
         scheduler: address of a Dask scheduler; None for this machine.
-        marks: directory for the marks of running tasks.
+        marks: directory for the mark files.
 
     Raises:
         SettingsError: when `scheduler` is given and Dask is not installed, or does not answer.
@@ -102,7 +102,7 @@ def _on_processes(
     deaths = 0
     while remaining:
         try:
-            with closing(_side_by_side(work, remaining, workers, marks)) as outcomes:
+            with closing(_parallel(work, remaining, workers, marks)) as outcomes:
                 for key, result in outcomes:
                     del remaining[key]
                     deaths = 0
@@ -118,28 +118,28 @@ def _on_processes(
 
 def _alone(work: Work, key: str, task: Any, marks: Path) -> Any:
     try:
-        # 2 workers for one task: with 1, joblib would run it in this process
-        ((_, result),) = _side_by_side(work, {key: task}, 2, marks)
+        # 2 workers for one task: with 1, joblib would process it in this process
+        ((_, result),) = _parallel(work, {key: task}, 2, marks)
     except BrokenProcessPool as error:
         _mark(marks, key).unlink(missing_ok=True)
         return WorkerLostError(str(error).splitlines()[0])
     return result
 
 
-def _side_by_side(
+def _parallel(
     work: Work, tasks: Mapping[str, Any], workers: int, marks: Path
 ) -> Generator[tuple[str, Any], None, None]:
     with parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1):
         # One task a batch: a case takes seconds, and progress is shown by case.
-        run = Parallel(return_as="generator_unordered", batch_size=1)
-    outcomes = run(delayed(work)(key, task, _mark(marks, key)) for key, task in list(tasks.items()))
+        pool = Parallel(return_as="generator_unordered", batch_size=1)
+    outcomes = pool(delayed(work)(key, task, _mark(marks, key)) for key, task in list(tasks.items()))
     try:
         # `yield from` would close `outcomes` outside of the filter below
         for outcome in outcomes:  # noqa: UP028
             yield outcome
     finally:
         with warnings.catch_warnings():
-            # to stop early is the caller's right: what was built is on disk, and is found there next time
+            # the caller may stop early; results are kept on disk, so joblib's warning of lost ones is wrong
             warnings.filterwarnings("ignore", "[0-9]+ tasks ", UserWarning)
             outcomes.close()
 
@@ -173,7 +173,7 @@ def _submitted(client: Any, work: Work, tasks: Mapping[str, Any]) -> Generator[t
     futures = {client.submit(work, key, task, None, pure=False): key for key, task in tasks.items()}
     for future in futures:
         future.add_done_callback(done.put)
-    seen = time.monotonic()
+    worker_seen = time.monotonic()
     try:
         while futures:
             future = None
@@ -183,27 +183,27 @@ def _submitted(client: Any, work: Work, tasks: Mapping[str, Any]) -> Generator[t
             except KilledWorker as error:
                 outcome = (futures[future], WorkerLostError(str(error).splitlines()[0]))
             except (Empty, TimeoutError):
-                if future is not None:  # the result died with its worker; Dask makes it again
+                if future is not None:  # the result was lost with its worker; Dask computes it again
                     done.put(future)
-                seen = _refuse_empty_cluster(client, seen)
+                worker_seen = _refuse_empty_cluster(client, worker_seen)
                 continue
             del futures[future]
-            seen = time.monotonic()
+            worker_seen = time.monotonic()
             yield outcome
     finally:
         client.cancel(list(futures))
 
 
-def _refuse_empty_cluster(client: Any, seen: float) -> float:
-    """When a worker was last there; `seen` is when one was before."""
+def _refuse_empty_cluster(client: Any, worker_seen: float) -> float:
+    """Time (monotonic) at which the cluster last had a worker, from the one known before."""
     if client.scheduler_info()["workers"]:
         return time.monotonic()
-    if time.monotonic() - seen > CLUSTER_TIMEOUT_SECONDS:
+    if time.monotonic() - worker_seen > CLUSTER_TIMEOUT_SECONDS:
         raise DataError(
             f"the Dask cluster has had no worker for {CLUSTER_TIMEOUT_SECONDS} s; start workers, then run "
             "again: what is done stays"
         )
-    return seen
+    return worker_seen
 
 
 @contextmanager

@@ -25,9 +25,9 @@ class WindowInfo:
 
     Attributes:
         case_id: (B,) text, the recording; where windows name none, their array or file, and the row.
-        subject_id: (B,) text, who was recorded; '' where not said.
-        start_s: (B,) float64 seconds since the recording's start; NaN where not said.
-        quality: (B, C) float32 in [0, 1]; NaN where not said.
+        subject_id: (B,) text, who was recorded; '' where unknown.
+        start_s: (B,) float64 seconds since the recording's start; NaN where unknown.
+        quality: (B, C) float32 in [0, 1]; NaN where unknown.
     """
 
     case_id: NDArray[np.str_]

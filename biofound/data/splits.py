@@ -144,7 +144,7 @@ def save_splits(path: Path, splits: Splits) -> None:
     Raises:
         OSError: when the disk refuses; `path` is then untouched.
     """
-    write_json(path, splits.model_dump(mode="json"))
+    write_json(path, splits)
 
 
 def load_splits(path: Path) -> Splits:

@@ -37,7 +37,7 @@ Counts = dict[str, dict[str, int]]
 
 
 class StoreHeader(StrictModel):
-    """How all windows of a store were made: what its index and every sidecar say alike."""
+    """How all windows of a store were made: what its index and every sidecar say."""
 
     biofound_version: str
     settings_sha256: str
@@ -249,7 +249,7 @@ class StoreWindows:
         self._case = functools.lru_cache(maxsize=MAPS_OPEN)(self._open_case)
 
     def _refuse_short_files(self) -> None:
-        """See at once, by their sizes, files cut short: else a run would meet them after hours."""
+        """Refuse truncated files at once, by their sizes: else a training would meet them after hours."""
         window_bytes = np.dtype(self.index.dtype).itemsize * len(self.channels) * self.window_samples
         short = [
             case.file
@@ -258,8 +258,8 @@ class StoreWindows:
         ]
         if short:
             raise DataError(
-                f"{self.directory}: {len(short)} of the {len(self._cases)} files in {INDEX_NAME} are cut "
-                f"short, {short[0]} first; run `biofound windows` again to build them"
+                f"{self.directory}: {len(short)} of the {len(self._cases)} files in {INDEX_NAME} are "
+                f"truncated, {short[0]} first; run `biofound windows` again to build them"
             )
 
     def __len__(self) -> int:

@@ -34,51 +34,41 @@ class Windows(Protocol):
     @property
     def channels(self) -> tuple[str, ...]:
         """The C channel names, in the order of the arrays."""
-        ...
 
     @property
     def sfreq(self) -> float:
         """Sampling frequency in Hz."""
-        ...
 
     @property
     def window_samples(self) -> int:
         """T, the samples in a window."""
-        ...
 
     @property
     def filters(self) -> dict[str, dict[str, Any]]:
         """Channel name to its pass band as JSON; empty where the file does not say."""
-        ...
 
     @property
     def units(self) -> dict[str, str]:
         """Channel name to its physical unit; empty where the file does not say."""
-        ...
 
     @property
     def sfreq_is_assumed(self) -> bool:
         """True when the file does not say its sampling frequency, and `sfreq` is what the caller gave."""
-        ...
 
     @property
     def synthetic(self) -> bool:
         """True when the signal was made by the synthetic source."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """A hex digest of what the windows hold."""
-        ...
 
     @property
     def subjects(self) -> tuple[str, ...]:
         """Who was recorded: unique and sorted; empty where the file does not say."""
-        ...
 
     def __len__(self) -> int:
         """N."""
-        ...
 
     def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """A batch (B, C, T) of the windows `index` (B,), in physical units, NaN only in gaps.
@@ -86,15 +76,12 @@ class Windows(Protocol):
         With `crop` (B,), each u in [0, 1), window j of a segment of n adjacent windows gives the T samples
         from sample floor((j + u) * ((n - 1) * T + 1) / n) of that segment.
         """
-        ...
 
     def info(self, index: NDArray[np.int64]) -> WindowInfo:
         """Case, subject, start and quality of the windows `index` (B,)."""
-        ...
 
     def segments(self) -> Segments:
         """Which of the N windows adjoin."""
-        ...
 
 
 def open_windows(path: Path, split: str, *, sfreq_if_unsaid: float | None = None) -> Windows:

@@ -1,20 +1,26 @@
-"""What can be set and where a value came from: the only home of defaults, units and bounds."""
+"""Settings of every command: the only home of defaults, units and bounds."""
 
-from biofound.settings.models import (
-    COMMANDS,
-    ChannelSettings,
-    ChannelsSettings,
-    FilterSettings,
-    InflateSettings,
+from biofound.settings.base import Settings
+from biofound.settings.channels import ChannelSettings, ChannelsSettings, FilterSettings
+from biofound.settings.inflate import InflateSettings
+from biofound.settings.prepare import PrepareSettings
+from biofound.settings.pretrain import PretrainSettings
+from biofound.settings.resolve import Resolved, ResolvedChannels, resolve, resolve_channels
+from biofound.settings.verify import VerifySettings
+from biofound.settings.windows import DEFAULT_STORE, WindowsSettings
+
+COMMANDS: tuple[type[Settings], ...] = (
     PrepareSettings,
+    WindowsSettings,
     PretrainSettings,
     VerifySettings,
-    WindowsSettings,
+    InflateSettings,
 )
-from biofound.settings.resolve import Resolved, ResolvedChannels, resolve, resolve_channels
+"""Every command's settings, in the order of the work; `biofound/commands/<command>.py` executes each."""
 
 __all__ = [
     "COMMANDS",
+    "DEFAULT_STORE",
     "ChannelSettings",
     "ChannelsSettings",
     "FilterSettings",

@@ -1,15 +1,20 @@
-"""What every settings model shares: described fields, strict keys, defaults that follow other settings."""
+"""Base of all settings models: described fields, strict keys, defaults that follow other settings."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
-CHANNEL_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
+T = TypeVar("T")
+
+VITALDB_URL = "BIOFOUND_VITALDB_URL"
+"""The environment variable for the address of VitalDB's server, the same for all commands."""
+VITALDB_URL_HELP = "Address of VitalDB's server, such as a mirror (vitaldb)."
 
 
 class Conflict(NamedTuple):
@@ -32,7 +37,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     command: ClassVar[str] = ""
-    """The command whose settings these are; '' for parts of a file."""
+    """The command of these settings, whose help is the class's docstring; '' for parts of a file."""
     file_option: ClassVar[str | None] = None
     """The field that names the YAML file with these settings; None where there is no such file."""
 
@@ -51,6 +56,13 @@ class Settings(BaseModel):
     def conflicts(self) -> Iterator[Conflict]:
         """The settings that do not fit together."""
         yield from ()
+
+    def fill(self, kind: type[T], **more: Any) -> T:
+        """A dataclass filled with the settings of the same names, and with `more`."""
+        for field in fields(kind):  # type: ignore[arg-type]
+            if field.name not in more:
+                more[field.name] = getattr(self, field.name)
+        return kind(**more)
 
     @model_validator(mode="before")
     @classmethod
@@ -109,6 +121,11 @@ def setting(
 REQUIRED = PydanticUndefined
 
 
+def split_commas(value: Any) -> Any:
+    """Split the text of an option or a variable: `PPG, ECG` -> ["PPG", "ECG"]; other values stay."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
 def extra_of(field: FieldInfo, key: str) -> Any:
     """What `setting` noted about a field."""
     extra = field.json_schema_extra
@@ -119,7 +136,9 @@ def kind_of(field: FieldInfo) -> Any:
     """A field's type without `| None`: int, float, bool, str, Path, a Literal, or a container's origin."""
     annotation = field.annotation
     if get_origin(annotation) in (Union, UnionType):
-        annotation = next(part for part in get_args(annotation) if part is not NoneType)
+        annotation = next(member for member in get_args(annotation) if member is not NoneType)
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     origin = get_origin(annotation)
     return annotation if origin in (None, Literal) else origin
 

@@ -1,8 +1,8 @@
-"""Which value counts, and where is it from: option > environment > YAML > default, all errors at once."""
+"""Resolve settings by precedence, option > environment > YAML > default, with the origin of each."""
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from biofound.data.channels import Channel
 from biofound.errors import SettingsError
 from biofound.settings.base import Conflict, Settings, expectation, extra_of, kind_of
-from biofound.settings.models import ChannelsSettings, Section
+from biofound.settings.channels import ChannelsSettings, Section
 from biofound.settings.yaml_source import YamlSource, read_yaml
 
 S = TypeVar("S", bound=Settings)
@@ -61,10 +61,25 @@ class ResolvedChannels:
     channels: list[Channel]
     origin: str
 
+    def named(self, names: Sequence[str]) -> list[Channel]:
+        """The channels of these names, in this order.
+
+        Raises:
+            SettingsError: when a name is not in the table.
+        """
+        known = {channel.name: channel for channel in self.channels}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise SettingsError(
+                f"channel {', '.join(unknown)}: not in {self.origin}, which has {', '.join(known)}; correct "
+                "the name, or describe the channel in a table of your own (--channels-yaml)"
+            )
+        return [known[name] for name in names]
+
 
 @dataclass(kw_only=True)
 class _Given:
-    """What was said, by field: the values in the order of their rank, and where each was said."""
+    """The values given, by field, and the origin of each."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
@@ -82,10 +97,10 @@ class _Given:
 def resolve(
     model: type[S], *, options: Mapping[str, Any], environ: Mapping[str, str] | None = None
 ) -> Resolved[S]:
-    """The settings of a command, from what was said in all places.
+    """Resolve the settings of a command from its options, the environment, its YAML file and defaults.
 
-    A preset (`fast`) counts where it was said: as an option it outranks the environment and the file, in
-    the file it outranks the defaults only. Single values of the same or a higher rank outrank it.
+    A preset (`fast`) has the rank of the place that gives it: as an option it outranks the environment and
+    the file, in the file it outranks the defaults only. Single values of the same rank or above outrank it.
 
     Args:
         model: the command's settings model.
@@ -93,7 +108,7 @@ def resolve(
         environ: the environment; by default the process's. An empty variable counts as not set.
 
     Raises:
-        SettingsError: with every problem of every place, one a line.
+        SettingsError: with all problems, one a line.
     """
     environ = os.environ if environ is None else environ
     given = _gather(model, options, environ)

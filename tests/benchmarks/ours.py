@@ -8,19 +8,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from biofound.commands.common import model_config, train_config
 from biofound.core.checkpoint import DataDescription
 from biofound.core.devices import keep_freed_memory, resolve_precision
 from biofound.core.distributed import ALONE, Group
 from biofound.core.losses import MultiResolutionSTFT
-from biofound.core.models import build_model
+from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.store import StoreWindows
 from biofound.settings import PretrainSettings
 from tests.benchmarks.bench_feeding import make_store
 
 DEFAULTS = PretrainSettings()
-MODEL = model_config(DEFAULTS)
+MODEL = DEFAULTS.fill(ModelConfig)
 BATCH = DEFAULTS.batch_size
 SAMPLES, PATCH, WIDTH = MODEL.context_length, MODEL.patch_size, MODEL.d_model
 DATA = DataDescription(
@@ -37,7 +36,7 @@ DATA = DataDescription(
 
 def default_config(*, precision: str, log_interval: int) -> TrainConfig:
     """The built-in defaults of `biofound pretrain`, without checkpoints within an epoch."""
-    config = train_config(DEFAULTS, precision=cast(Any, precision))
+    config = DEFAULTS.fill(TrainConfig, precision=cast(Any, precision))
     return replace(config, log_interval=log_interval, checkpoint_minutes=0.0)
 
 

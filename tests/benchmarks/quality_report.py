@@ -26,7 +26,7 @@ from biofound.data.quality import Reason, WindowQuality, assess
 from biofound.data.sources import Recording, Source
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.sources.wfdb import WfdbSource
-from biofound.settings.models import ChannelsSettings, WindowsSettings
+from biofound.settings import ChannelsSettings, WindowsSettings
 from tests.benchmarks.per_window import judge_by_loop
 
 SFREQ = 125.0

@@ -41,7 +41,7 @@ def test_windows_are_slices_of_the_whole_filtered_recording():
 def test_a_window_is_kept_exactly_when_every_channel_is_good():
     case = extract_windows(recording(), CHANNELS, dtype="float32", **SETTINGS)
     made = condition(recording(), CHANNELS, sfreq=125.0, max_gap_seconds=1.0)
-    verdicts = [
+    assessments = [
         assess(
             recording().signals[channel.name],
             made.samples[row],
@@ -52,9 +52,9 @@ def test_a_window_is_kept_exactly_when_every_channel_is_good():
         )
         for row, channel in enumerate(CHANNELS)
     ]
-    good = (verdicts[0].reason == Reason.KEPT) & (verdicts[1].reason == Reason.KEPT)
+    good = (assessments[0].reason == Reason.KEPT) & (assessments[1].reason == Reason.KEPT)
     np.testing.assert_array_equal(case.start_s, np.flatnonzero(good) * 10.0)
-    np.testing.assert_array_equal(case.quality[:, 1], verdicts[1].quality[good])
+    np.testing.assert_array_equal(case.quality[:, 1], assessments[1].quality[good])
 
 
 def test_a_gap_in_one_channel_drops_the_window_for_all():

@@ -220,7 +220,7 @@ def test_subjects_that_are_not_said_are_not_called_disjoint(tmp_path):
     for split in ("train", "val"):
         np.savez(tmp_path / f"{split}_windows.npz", x=x, channels=["PPG", "ECG"], sfreq=125.0)
     (measured,) = [check.measured for check in check_store(tmp_path) if "subject" in check.name]
-    assert "not said by train, val" in measured
+    assert "unknown in train, val" in measured
 
 
 def test_a_directory_without_windows_is_an_error(tmp_path):

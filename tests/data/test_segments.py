@@ -37,9 +37,9 @@ def test_no_windows_make_no_segments():
 def test_every_start_inside_the_segment_is_equally_likely(n):
     starts, each = (n - 1) * T + 1, 60
     # the midpoints of starts * each equal ranges of the segment, dealt to the windows they fall in
-    spots = (np.arange(starts * each) + 0.5) * n / (starts * each)
-    position = np.floor(spots).astype(np.int64)
-    offsets = crop_offsets(position, np.full(len(spots), n), spots - position, T)
+    points = (np.arange(starts * each) + 0.5) * n / (starts * each)
+    position = np.floor(points).astype(np.int64)
+    offsets = crop_offsets(position, np.full(len(points), n), points - position, T)
     assert Counter(offsets.tolist()) == dict.fromkeys(range(starts), each)
 
 

@@ -1,4 +1,4 @@
-"""The `Windows` protocol: both forms give the same batches and facts, also with channels selected."""
+"""The `Windows` protocol: both forms give the same batches and information, also with channels selected."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def held(stored) -> ArrayWindows:
     )
 
 
-def facts(windows: Windows) -> tuple:
+def described(windows: Windows) -> tuple:
     names = "channels sfreq window_samples filters units sfreq_is_assumed synthetic fingerprint subjects"
     return (len(windows), *(getattr(windows, name) for name in names.split()))
 
@@ -55,7 +55,7 @@ def facts(windows: Windows) -> tuple:
 @pytest.mark.parametrize("channels", [("PPG", "ECG"), ("ECG", "PPG"), ("ECG",)])
 def test_arrays_and_the_store_they_were_read_from_give_the_same(stored, held, channels):
     one, other = select_channels(stored, channels), select_channels(held, channels)
-    assert facts(one) == facts(other) and one.channels == channels
+    assert described(one) == described(other) and one.channels == channels
     np.testing.assert_array_equal(one.read(INDEX, CROP), other.read(INDEX, CROP))
     np.testing.assert_array_equal(one.segments().first, other.segments().first)
     for name in ("case_id", "subject_id", "start_s", "quality"):

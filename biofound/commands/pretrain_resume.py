@@ -1,14 +1,14 @@
-"""Which run is resumed, and whether these settings continue it or make another run of it."""
+"""Resume rules of `biofound pretrain`: which run is resumed, and which settings may then differ."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from biofound.core.checkpoint import Checkpoint
+from biofound.core.optimizer import learning_rate
+from biofound.core.trainer import LAST, Trainer
+from biofound.errors import SettingsError
 from biofound.settings import PretrainSettings
 from biofound.settings.resolve import plain_values
-
-if TYPE_CHECKING:
-    from biofound.core.checkpoint import Checkpoint
-    from biofound.core.trainer import Trainer
 
 FREE_ON_RESUME = frozenset(
     {
@@ -18,21 +18,25 @@ FREE_ON_RESUME = frozenset(
         *("log_interval", "save_interval", "checkpoint_minutes", "on_write_error"),
     }
 )
-"""Settings that may differ: they say where and how to compute, not what. Data is judged by its content."""
+"""Settings that may differ: they say where and how to compute, not what. Data is compared by fingerprint."""
 
 
-def run_to_resume(settings: PretrainSettings) -> Path | None:
-    """The checkpoint to go on from; None where the run begins, also with `resume` in an empty directory."""
-    from biofound.core.trainer import LAST
-
+def checkpoint_to_resume(settings: PretrainSettings) -> Path | None:
+    """The checkpoint to resume from; None where the run starts, also with `resume` in an empty directory."""
     if settings.resume_from is not None:
         return settings.resume_from
     path = settings.output_dir / LAST
     return path if settings.resume and path.is_file() else None
 
 
-def differences(checkpoint: "Checkpoint", settings: PretrainSettings, trainer: "Trainer") -> list[str]:
-    """What differs between a run and the settings to resume it with, in words."""
+def differences(
+    path: Path, checkpoint: Checkpoint, settings: PretrainSettings, trainer: Trainer
+) -> list[str]:
+    """The differences between a run and the settings to resume it with, in words.
+
+    Raises:
+        SettingsError: when there are any, and `force` is off.
+    """
     found = []
     for name, now in plain_values(settings).items():
         if name in FREE_ON_RESUME:
@@ -44,34 +48,29 @@ def differences(checkpoint: "Checkpoint", settings: PretrainSettings, trainer: "
     ours, theirs = trainer.data, checkpoint.data
     if ours.fingerprint != theirs.fingerprint:
         found.append(
-            f"the training windows were those of fingerprint {theirs.fingerprint[:12]} "
-            f"and are those of {ours.fingerprint[:12]}"
+            f"the fingerprint of the training windows was {theirs.fingerprint[:12]} and is "
+            f"{ours.fingerprint[:12]}"
         )
     if (ours.filters, ours.sfreq) != (theirs.filters, theirs.sfreq):
-        found.append("the filters or the sampling rate of the windows are others")
+        found.append("the filters or the sampling rate of the windows differ")
+    if found and not settings.force:
+        listed = "\n".join(f"  {line}" for line in found)
+        raise SettingsError(
+            f"{path}: this run cannot be resumed with settings that change its result:\n{listed}\n"
+            "Use the settings it was started with, choose another --output-dir, or resume with --force"
+        )
     return found
 
 
-def refusal(path: Path | None, differing: list[str]) -> str:
-    """Why a run is not resumed."""
-    return (
-        f"{path}: these settings do not continue that run, they would make another one of it:\n"
-        + "\n".join(f"  {line}" for line in differing)
-        + "\nGive the settings it was begun with, choose another --output-dir, or insist with --force"
-    )
-
-
-def _only_grows(checkpoint: "Checkpoint", before: Any, now: Any, trainer: "Trainer") -> bool:
-    """More epochs change nothing of the learning rates used so far while the run is still warming up."""
+def _only_grows(checkpoint: Checkpoint, before: Any, now: Any, trainer: Trainer) -> bool:
+    """More epochs change no learning rate used so far while the run is still warming up."""
     warm = trainer.config.warmup_epochs * trainer.steps_per_epoch
     return isinstance(before, int) and now > before and checkpoint.step <= warm
 
 
-def _consequence(name: str, checkpoint: "Checkpoint", before: Any, trainer: "Trainer") -> str:
+def _consequence(name: str, checkpoint: Checkpoint, before: Any, trainer: Trainer) -> str:
     if name != "epochs" or not isinstance(before, int):
         return ""
-    from biofound.core.optimizer import learning_rate
-
     warm = trainer.config.warmup_epochs * trainer.steps_per_epoch
     rates = [
         learning_rate(

@@ -1,0 +1,100 @@
+"""`biofound prepare`: list the cases of a source and split them by patient."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from biofound import console
+from biofound.data.sources import Case, SelectiveSource
+from biofound.data.sources.registry import open_source
+from biofound.data.sources.vitaldb import case_ids_in
+from biofound.data.splits import SPLITS, Splits, make_splits, save_splits
+from biofound.errors import write_error_context
+from biofound.options import Invocation
+from biofound.settings import PrepareSettings, resolve_channels
+
+_NAMED = 5
+"""Cases named in one line."""
+
+
+def execute(invocation: Invocation[PrepareSettings]) -> None:
+    """Write `splits_<mode>.json`, and show the cases, patients and hours of each split."""
+    settings = invocation.settings
+    channels = resolve_channels(settings.channels_yaml, settings.section).channels
+    source = open_source(**settings.source_description())
+    cases = source.cases(channels)
+    splits = make_splits(
+        cases,
+        mode=settings.mode,
+        seed=settings.seed,
+        source=source.describe(),
+        dataset_version=source.version(),
+        channels=[channel.name for channel in channels],
+        case_set=settings.case_set,
+    )
+    path = settings.output / f"splits_{settings.mode}.json"
+    with write_error_context(path, option="--output"):
+        save_splits(path, splits)
+
+    left_out = source.left_out(channels) if isinstance(source, SelectiveSource) else {}
+    counts = count_splits(splits, cases)
+    if splits.mode == "full" and splits.case_set is not None:
+        _note_case_set(splits.case_set)
+    if invocation.json:
+        console.print_json(
+            {
+                "split_file": str(path),
+                "source": dict(splits.source),
+                "splits": counts,
+                "left_out": {case_id: list(absent) for case_id, absent in left_out.items()},
+            }
+        )
+    else:
+        _show_splits(splits, counts)
+        if left_out:
+            _note_left_out(left_out)
+        console.note(f"written: {path}")
+
+
+def count_splits(splits: Splits, cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
+    """Cases, patients and hours by split; hours are None where the source knows them only after reading."""
+    seconds = {case.case_id: case.duration_s for case in cases}
+    counts: dict[str, dict[str, Any]] = {}
+    for name in SPLITS:
+        durations = [seconds[case.case_id] for case in splits.of(name)]
+        known = [duration for duration in durations if duration is not None]
+        counts[name] = {
+            "cases": len(durations),
+            "subjects": len(splits.subjects(name)),
+            "hours": sum(known) / 3600 if len(known) == len(durations) else None,
+        }
+    return counts
+
+
+def _show_splits(splits: Splits, counts: Mapping[str, Mapping[str, Any]]) -> None:
+    rows = [(name, row["cases"], row["subjects"], _hours(row["hours"])) for name, row in counts.items()]
+    root = splits.source.get("root")
+    source = f"{splits.source['name']} in {root}" if root else splits.source["name"]
+    title = f"splits by patient: source {source}, mode {splits.mode}, seed {splits.seed}"
+    columns = ("split", "cases", "subjects", "hours")
+    console.table(title, columns, rows, numbers=columns[1:])
+
+
+def _hours(hours: float | None) -> str:
+    return "not known yet" if hours is None else f"{hours:.2f}"
+
+
+def _note_case_set(case_set: str) -> None:
+    """Say that `full` covers one set of VitalDB's cases only, where that is so."""
+    members = case_ids_in(case_set)
+    if members is not None:
+        console.note(
+            f"the case set {case_set}, {len(members):,} cases, limits these splits; "
+            "--case-set all takes every case of VitalDB"
+        )
+
+
+def _note_left_out(left_out: Mapping[str, Sequence[str]]) -> None:
+    """Name the recordings that are no cases, with the channels they lack."""
+    named = [f"{case_id} (no {', '.join(absent)})" for case_id, absent in left_out.items()]
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    console.note(f"left out, as they lack a channel: {', '.join(named[:_NAMED])}{more}")
