@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from biofound.cli import app
+from biofound.core import checkpoint
 from biofound.core.models import ModelConfig, PretrainingModel, build_model, parameter_count
 from biofound.data.sources.synthetic import SyntheticSource
+from biofound.data.splits import Splits
+from biofound.data.store import IndexedCase, Sidecar, StoreIndex, Totals
 from biofound.settings import PretrainSettings, resolve_channels
 from tests.chain import SMALL_MODEL
 from tests.data.sources.test_wfdb import write
@@ -31,6 +35,7 @@ SPEC.loader.exec_module(printed)
 
 ROOT, PAGES = printed.ROOT, printed.PAGES
 GUIDE = ROOT / "docs" / "ssl_pretraining_guide.md"
+FORMATS = ROOT / "docs" / "data_formats.md"
 POINTERS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md")
 HYPOTHETICAL = {"biofound/settings/probe.py", "biofound/commands/probe.py", "tests/test_probe.py"}
 """Files of the command that CONTRIBUTING adds as an example."""
@@ -268,6 +273,32 @@ def test_sizes_of_the_model_are_those_of_the_default(model: PretrainingModel) ->
     )
     said = f"The encoder has {encoder} parameters ({mixer} of them in the mixer), the decoder {decoder}."
     assert said in " ".join(GUIDE.read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CHANGELOG.md"], ids=name_of)
+def test_millions_of_parameters_are_those_of_the_encoder(page: Path, model: PretrainingModel) -> None:
+    said = re.findall(r"(\S+) million\s+parameters", page.read_text(encoding="utf-8"))
+    assert said == [f"{parameter_count(model.encoder) / 1e6:.1f}"]
+
+
+def test_format_versions_are_those_of_the_code() -> None:
+    versions = {
+        each.model_fields["kind"].default: each.model_fields["format_version"].default
+        for each in (Splits, StoreIndex, Sidecar)
+    }
+    versions[checkpoint.KIND] = checkpoint.FORMAT_VERSION
+    rows = re.findall(r"\| `(biofound-[\w-]+)` \| (\d+) \|", FORMATS.read_text(encoding="utf-8"))
+    assert {kind: int(version) for kind, version in rows} == versions
+
+
+@pytest.mark.parametrize("model", [Splits, StoreIndex, Sidecar, IndexedCase, Totals])
+def test_every_key_of_the_formats_is_documented(model: type[BaseModel]) -> None:
+    assert model.model_fields.keys() - set(spans(FORMATS)) == set()
+
+
+def test_example_of_the_splits_can_be_read() -> None:
+    (example,) = [block.text for block in printed.blocks(FORMATS) if block.language == "json"]
+    assert Splits.model_validate_json(example).of("val")[0].case_id == "bidmc05"
 
 
 def test_table_of_the_stft_is_that_of_the_default(model: PretrainingModel) -> None:
