@@ -19,7 +19,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What uses torch is imported when it is first asked for: the command line must answer at once."""
+    """Import what needs torch only when it is first used: the command line must answer at once."""
     if name not in _HOMES:
         raise AttributeError(f"module 'biofound' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""How `python -m biofound` starts, which is what `torchrun -m biofound` needs."""
+"""Entry of `python -m biofound` and of `torchrun -m biofound`."""
 
 from biofound.cli import main
 

@@ -1,11 +1,11 @@
-"""What is a check: one property that was measured, and whether it held."""
+"""Result of one check of `biofound verify`."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """The outcome of one check of `biofound verify`: its name, whether it held, and what was measured."""
+    """One property: its name, whether it held, and what was measured."""
 
     name: str
     passed: bool

@@ -1,4 +1,4 @@
-"""What windows and a pretraining run look like: signals, loss curves, and what becomes of hidden patches."""
+"""Pictures of windows, loss curves and reconstructions, as PNG."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Example:
 
 
 def draw_losses(path: Path, history: Mapping[str, Any]) -> None:
-    """Loss, MSM and STFT of training and validation over the epochs, as PNG."""
+    """Draw loss, MSM and STFT of training and validation over the epochs."""
     epochs = history["epoch"]
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for axis, name in zip(axes, ("loss", "msm", "stft"), strict=True):
@@ -56,7 +56,7 @@ def draw_reconstructions(
     sfreq: float,
     synthetic: bool,
 ) -> None:
-    """Windows with their hidden spans shaded and the reconstruction over them, as PNG.
+    """Draw windows with their hidden spans shaded and the reconstruction over them.
 
     Args:
         path: the file to write.
@@ -64,7 +64,7 @@ def draw_reconstructions(
         channels: the channel names, one a column.
         units: unit by channel name.
         sfreq: sampling frequency in Hz.
-        synthetic: whether the windows are made by the synthetic source, which the title then says.
+        synthetic: whether the windows are synthetic, which the title then says.
     """
     figure, axes = _grid(len(examples), len(channels), height=1.9 * len(examples) + 0.6)
     for row, example in zip(axes, examples, strict=True):
@@ -94,7 +94,7 @@ def draw_windows(
     sfreq: float,
     synthetic: bool,
 ) -> None:
-    """Stored windows as they are, with the quality of each channel, as PNG.
+    """Draw stored windows, with the quality of each channel.
 
     Args:
         path: the file to write.
@@ -102,7 +102,7 @@ def draw_windows(
         channels: the channel names, one a column.
         units: unit by channel name.
         sfreq: sampling frequency in Hz.
-        synthetic: whether the windows are made by the synthetic source, which the title then says.
+        synthetic: whether the windows are synthetic, which the title then says.
     """
     figure, axes = _grid(len(windows), len(channels), height=1.35 * len(windows) + 0.8, sharex=True)
     for row, window in zip(axes, windows, strict=True):

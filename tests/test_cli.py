@@ -250,11 +250,10 @@ def test_dry_run_shows_settings_with_origin_and_does_nothing() -> None:
 def test_wrong_values_are_told_together() -> None:
     result = CliRunner().invoke(toy(), ["toy", "--level", "-1", "--kind", "c"])
     assert result.exit_code == 2
-    assert result.stderr == (
-        "error: 2 settings are wrong:\n"
-        "  option --level: expected a number at least 0 (in mV), got '-1'\n"
-        "  option --kind: expected one of a, b, got 'c'\n"
-    )
+    first, level, kind = result.stderr.splitlines()
+    assert first.startswith("error: 2 ")
+    for line, facts in ((level, ("option --level: ", "0", "mV", "'-1'")), (kind, ("option --kind: ", "'c'"))):
+        assert [fact for fact in facts if fact not in line] == []
 
 
 def test_unknown_option_and_command_come_with_a_suggestion() -> None:
@@ -371,23 +370,19 @@ def test_windows_builds_every_split_and_accounts_for_every_window(prepared: Path
 
 def test_windows_says_what_does_not_fit_and_leaves_nothing(prepared: Path, tmp_path: Path) -> None:
     future = tmp_path / "future.json"
-    future.write_text(prepared.read_text().replace('"format_version": 1', '"format_version": 2'))
+    future.write_text(json.dumps({**json.loads(prepared.read_text()), "format_version": 99}))
     store = tmp_path / "store"
-    for arguments, exit_code, message in [
-        (("--split-file", tmp_path / "no.json"), 1, "expected a splits file, found none"),
-        (("--split-file", future), 1, "expected format version 1, got 2"),
-        (
-            ("--split-file", prepared, "--section", "finetune"),
-            1,
-            "run biofound prepare with --section finetune",
-        ),
-        (("--split-file", prepared, "--sfreq", 50), 2, "channel ECG: a pass band needs"),
-        (("--split-file", prepared, "--windows-yaml", tmp_path / "no.yaml"), 2, "cannot be read"),
-        (("--inspect", tmp_path / "nothing"), 1, "no such directory"),
+    for arguments, exit_code, fact in [
+        (("--split-file", tmp_path / "no.json"), 1, f"{tmp_path / 'no.json'}: "),
+        (("--split-file", future), 1, "99"),
+        (("--split-file", prepared, "--section", "finetune"), 1, "ACC_X, ACC_Y, ACC_Z"),
+        (("--split-file", prepared, "--sfreq", 50), 2, "channel ECG: "),
+        (("--split-file", prepared, "--windows-yaml", tmp_path / "no.yaml"), 2, f"{tmp_path / 'no.yaml'}: "),
+        (("--inspect", tmp_path / "nothing"), 1, f"{tmp_path / 'nothing'}: "),
     ]:
         result = run("windows", *arguments, "--outdir", store)
         assert result.exit_code == exit_code, result.stderr
-        assert message in result.stderr
+        assert fact in result.stderr
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.splitlines()) == 1
         assert not store.exists()
@@ -400,10 +395,9 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     )
     assert result.exit_code == 1
     path = tmp_path / "file" / "below" / "splits_fasttrack.json"
-    assert result.stderr == (
-        f"error: {path}: cannot be written (Not a directory); make it writable, or choose another place "
-        "with --output\n"
-    )
+    assert result.stderr.startswith(f"error: {path}: ")
+    assert "--output" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_prepare_keeps_the_patients_of_bidmc_together(bidmc_dir: Path, tmp_path: Path) -> None:

@@ -211,6 +211,17 @@ def test_plain_npz_in_the_other_layout_that_says_all_takes_nothing_for_granted(
     assert (content["channels"], content["synthetic"]) == (["PPG", "ECG"], True)
 
 
+def test_channels_in_another_order_are_read_by_their_names(all_done: Chain, tmp_path: Path) -> None:
+    """What is scored without a model depends on the signal alone: each name must have its own signal's."""
+    scored = {}
+    for order in ("PPG,ECG", "ECG,PPG"):
+        arguments = ("--data-dir", all_done.store, "--output-dir", tmp_path / order, "--channels", order)
+        result = answer("pretrain", *arguments, *SMALL_RUN, "--epochs", 1)
+        scored[order] = result["constant_guess"]["msm_by_channel"]
+    assert scored["PPG,ECG"]["PPG"] != pytest.approx(scored["PPG,ECG"]["ECG"], rel=0.01)
+    assert scored["ECG,PPG"] == pytest.approx(scored["PPG,ECG"], rel=1e-5)
+
+
 def test_checkpoint_takes_units_and_filters_from_the_store_and_channels_in_the_order_asked(
     all_done: Chain, tmp_path: Path
 ) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from biofound.core.checkpoint import FORMAT_VERSION
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.settings import resolve_channels
-from tests.chain import SMALL_RUN, Chain, chain, done, run, tree, write_plain
+from tests.chain import SMALL_RUN, Chain, answer, chain, done, run, tree, write_plain
 
 DATA, USAGE = 1, 2
 """Exit codes."""
@@ -44,7 +45,7 @@ def refused(*arguments: object, exit_code: int, nothing_new_in: Path) -> str:
     assert result.exit_code == exit_code, result.output
     assert result.stdout == ""
     assert result.stderr.count("error: ") == 1
-    for trace in ("Traceback", 'File "', "a fault of biofound's own"):
+    for trace in ("Traceback", 'File "', "bug in biofound"):
         assert trace not in result.stderr
     assert after.keys() == before.keys()
     assert after == before
@@ -67,37 +68,33 @@ def test_all_mistakes_of_a_file_are_told_with_line_and_suggestion(tmp_path: Path
     message = refused(
         "pretrain", "--config", path, "--output-dir", "out", exit_code=USAGE, nothing_new_in=tmp_path
     )
-    assert message.startswith("6 settings are wrong:\n")
-    says(
-        message,
-        f"{path}:1: epochs: expected a whole number at least 1 (in epochs), got 0",
-        f"{path}:2: lr: expected a number above 0, at most 1, got 'fast'",
-        f"{path}:3: batchsize: no such setting; did you mean batch_size?",
-        f"{path}:4: mask_ratio: expected a number above 0, below 1, got 1.5",
-        f"{path}:5: channels: expected each channel once, got PPG more than once",
-        f"{path}:6: patch_size (33) must divide context_length (1250)",
-    )
+    first, *problems = message.splitlines()
+    assert first.startswith("6 ")
+    assert sorted(problem.split(": ")[0].strip() for problem in problems) == [
+        f"{path}:{line}" for line in range(1, 7)
+    ]
+    says(message, "3: batchsize: ", "batch_size?", "33", "1250")
 
 
 @pytest.mark.parametrize(
     ("command", "option", "text", "parts"),
     [
-        ("windows", "--windows-yaml", "sfreq: 0\ndtyp: float16\n", ("windows.yaml:1", "mean dtype?")),
+        ("windows", "--windows-yaml", "sfreq: 0\ndtyp: float16\n", ("windows.yaml:1", "dtype?")),
         (
             "windows",
             "--channels-yaml",
             "pretrain:\n  PPG: {unit: NU}\n",
-            (":2: pretrain.PPG.tracks is missing",),
+            (":2: pretrain.PPG.tracks ",),
         ),
         (
             "prepare",
             "--channels-yaml",
             "pretrian: {}\n",
-            (":1: pretrian: no such setting; did you mean pretrain?",),
+            (":1: pretrian: ", "pretrain?"),
         ),
-        ("pretrain", "--config", "- a\n", ("expected a mapping of settings, got a list",)),
-        ("pretrain", "--config", "epochs: 3\nepochs: 4\n", (":2: epochs comes twice",)),
-        ("pretrain", "--config", "lr: [\n", ("not valid YAML",)),
+        ("pretrain", "--config", "- a\n", (":1: ", "list")),
+        ("pretrain", "--config", "epochs: 3\nepochs: 4\n", (":2: epochs ", "line 1")),
+        ("pretrain", "--config", "lr: [\n", (":2: ", "YAML")),
     ],
 )
 def test_mistakes_of_every_file_are_found_before_anything_else(
@@ -123,10 +120,7 @@ def test_patch_that_does_not_divide_comes_with_lengths_that_do(tmp_path: Path) -
 def test_case_set_of_another_source(tmp_path: Path) -> None:
     arguments = ("prepare", "--source", "synthetic", "--case-set", "bis")
     message = refused(*arguments, exit_code=USAGE, nothing_new_in=tmp_path)
-    assert message == (
-        "option --case-set, option --source: case_set belongs to source vitaldb, not to synthetic: "
-        "leave it out\n"
-    )
+    says(message, "option --case-set, option --source: ", "vitaldb", "synthetic")
 
 
 @pytest.mark.parametrize(
@@ -190,22 +184,22 @@ NOISE = np.random.default_rng(0).standard_normal(3750)
 BROKEN: dict[str, tuple[Callable[[Path, str], None], tuple[str, ...]]] = {
     "channel missing": (
         lambda root, name: write_record(root, name, {"PLETH": NOISE, "RESP": NOISE}),
-        ("channel ECG: expected a signal named", "the record has PLETH, RESP"),
+        ("channel ECG: ", "PLETH, RESP"),
     ),
     "channel all NaN": (
         lambda root, name: write_record(root, name, {"PLETH": np.full(3750, np.nan), "II": NOISE}),
-        ("channel PPG: all 3750 samples are invalid (NaN)",),
+        ("channel PPG: ", "3750 samples", "NaN"),
     ),
     "file too short": (
         lambda root, name: write_record(root, name, {"PLETH": NOISE, "II": NOISE}, promised=9000),
-        ("the header promises 9000 samples", "3750 samples"),
+        ("9000 samples", "3750 samples"),
     ),
     "one sample": (
         lambda root, name: write_record(root, name, {"PLETH": NOISE[:1], "II": NOISE[:1]}),
-        ("promises 1 sample(s)", "transposed?"),
+        ("1 sample(s)", "transposed?"),
     ),
-    "no signal file": (lambda root, name: (root / f"{name}.dat").unlink(), (".dat is missing",)),
-    "no header": (lambda root, name: (root / f"{name}.hea").write_text("\x00"), ("is not a WFDB header",)),
+    "no signal file": (lambda root, name: (root / f"{name}.dat").unlink(), (".dat ",)),
+    "no header": (lambda root, name: (root / f"{name}.hea").write_text("\x00"), ("WFDB header",)),
 }
 
 
@@ -224,7 +218,7 @@ def test_broken_record_is_named_and_the_others_are_built(records: Path, tmp_path
     assert "Traceback" not in result.stderr
     assert result.stderr.count("error: ") == 1
     assert result.stderr.count(parts[0]) == 1  # told once
-    says(result.stderr, "error: split train: 1 of 6 cases failed", f"case {name}", "--skip-failed", *parts)
+    says(result.stderr, "error: split train: 1 of 6 cases ", f"case {name}", "--skip-failed", *parts)
     # What is there is whole, and is no store yet.
     left = sorted(path.name for path in (store / "train").iterdir())
     others = [case["case_id"] for case in splits["splits"]["train"] if case["case_id"] != name]
@@ -233,7 +227,8 @@ def test_broken_record_is_named_and_the_others_are_built(records: Path, tmp_path
 
     skipping = run(*command, "--split", "train", "--skip-failed")
     assert skipping.exit_code == 0
-    says(skipping.stderr, f"left out, as they failed: {name}", *parts)
+    says(skipping.stderr, "left out", name, *parts)
+    assert answer("windows", "--inspect", store)["train"]["failed_cases"] == [name]
 
 
 @pytest.mark.parametrize("kind", ["file too short", "one sample", "no signal file", "no header"])
@@ -243,7 +238,7 @@ def test_prepare_refuses_records_that_are_not_what_they_say(records: Path, tmp_p
     BROKEN[kind][0](root, "r1")
     rule = ("--root", root, "--record-is-subject", "--mode", "full", "--output", "out")
     message = refused("prepare", "--source", "wfdb", *rule, exit_code=DATA, nothing_new_in=tmp_path)
-    says(message, f"1 record(s) of {root} cannot be used", "case r1", *BROKEN[kind][1])
+    says(message, f"1 record(s) of {root} ", "case r1", *BROKEN[kind][1])
 
 
 def test_prepare_says_which_records_lack_a_channel(records: Path, tmp_path: Path) -> None:
@@ -253,13 +248,13 @@ def test_prepare_says_which_records_lack_a_channel(records: Path, tmp_path: Path
     write_record(root, "r1n", {"HR": NOISE})  # the numerics companion of r1
     result = prepare(root, tmp_path / "out")
     assert result.exit_code == 0, result.stderr
-    assert "left out, as they lack a channel: r7 (no ECG)\n" in result.stderr
+    assert "r7 (no ECG)\n" in result.stderr
 
 
 def test_unknown_subjects_and_missing_directories(records: Path, tmp_path: Path) -> None:
     for arguments, parts in [
-        (("--root", records), ("cannot say who was recorded in 8 of 8 cases", "--record-is-subject")),
-        (("--root", tmp_path / "no"), (f"expected a directory of records at {tmp_path / 'no'}",)),
+        (("--root", records), ("8 of 8 cases", "--record-is-subject")),
+        (("--root", tmp_path / "no"), (tmp_path / "no",)),
     ]:
         command = ("prepare", "--source", "wfdb", *arguments, "--mode", "full", "--output", "out")
         says(refused(*command, exit_code=DATA, nothing_new_in=tmp_path), *parts)
@@ -276,9 +271,9 @@ def pretrain_refused(tmp_path: Path, *arguments: object, exit_code: int = DATA) 
 def test_data_dir_that_is_missing_or_holds_no_windows(all_done: Chain, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     missing = pretrain_refused(tmp_path, "--data-dir", tmp_path / "no")
-    says(missing, f"{tmp_path / 'no'}: no such directory", "biofound windows")
+    says(missing, f"{tmp_path / 'no'}: ", "biofound windows")
     message = pretrain_refused(tmp_path, "--data-dir", all_done.store / "train")
-    says(message, "this is the store of one split", f"directory that holds it, {all_done.store}")
+    says(message, all_done.store / "train", f", {all_done.store}")
     message = pretrain_refused(tmp_path, "--data-dir", tmp_path / "empty")
     says(message, "train/index.json", "train_windows.npz", "x or windows or data", "`channels`")
 
@@ -288,43 +283,43 @@ def test_default_store_that_is_not_whole_is_no_reason_to_train_on_something_else
 ) -> None:
     shutil.copytree(all_done.store, "data/windows")
     Path("data/windows/val/index.json").unlink()
-    says(pretrain_refused(tmp_path), "data/windows/val", "its build did not finish", "biofound windows")
+    says(pretrain_refused(tmp_path), "data/windows/val", "biofound windows")
 
 
 def test_options_that_the_store_does_not_suit(all_done: Chain, tmp_path: Path) -> None:
     store = ("--data-dir", all_done.store)
     message = pretrain_refused(tmp_path, *store, "--context-length", 1000)
-    says(message, all_done.store, "1250 samples", "context_length is 1000", "--context-length 1250")
+    says(message, all_done.store, "1250 samples", "1000", "--context-length 1250")
     message = pretrain_refused(tmp_path, *store, "--channels", "PPG,ACC_X")
-    says(message, all_done.store, "hold PPG, ECG, but not ACC_X")
+    says(message, all_done.store, "PPG, ECG", "ACC_X")
 
 
 def test_cuda_without_cuda(all_done: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for more in (("--data-dir", all_done.store), ()):
         message = pretrain_refused(tmp_path, *more, "--device", "cuda", exit_code=USAGE)
-        says(message, "--device cuda", "no CUDA device", "use --device cpu or auto")
+        says(message, "--device cuda", "--device cpu")
 
 
 STORES: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
     "channels": (
         lambda index: index.update(channels=["ECG", "PPG"]),
-        ("train and val differ in their channels: PPG, ECG against ECG, PPG",),
+        ("channels: PPG, ECG against ECG, PPG",),
     ),
     "rate": (lambda index: index.update(sfreq=100.0), ("sampling rate: 125.0 against 100.0",)),
     "filters": (
         lambda index: index["filters"]["PPG"].update(low_hz=0.1),
-        ("differ in their filters", "PPG 0.5 to 8 Hz of order 4", "PPG 0.1 to 8 Hz of order 4"),
+        ("filters", "PPG 0.5 to 8 Hz", "PPG 0.1 to 8 Hz"),
     ),
     "patients": (
         lambda index: index["cases"][0].update(subject_id="SHARED"),
-        ("1 patient(s) are in train and in val (SHARED)", "split by patient"),
+        ("1 patient", "(SHARED)"),
     ),
     "format": (lambda index: index.update(format_version=9), ("format_version: expected 1, got 9",)),
     "nothing": (lambda index: index.update(cases=[]), ("val holds no window",)),
     "file gone": (
         lambda index: index["cases"][0].update(file="gone.npz"),
-        ("1 of the 2 files in index.json are missing, gone.npz first",),
+        ("1 of the 2 files", "gone.npz"),
     ),
     "incomplete": (
         lambda index: index.pop("filters"),
@@ -362,18 +357,18 @@ def test_store_with_a_file_cut_short_is_refused_before_the_first_step(
 
 X = np.random.default_rng(0).standard_normal((12, 2, 1250))
 PLAIN: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
-    "no channels": ({"channels": None}, ("expected the key `channels`", "np.savez(path, x=windows")),
-    "no array": ({"x": None, "signals": X}, ("expected one array named x or windows or data", "`signals`")),
-    "two arrays": ({"data": X}, ("expected one array named x or windows or data",)),
+    "no channels": ({"channels": None}, ("`channels`",)),
+    "no array": ({"x": None, "signals": X}, ("x or windows or data", "`signals`")),
+    "two arrays": ({"data": X}, ("x or windows or data",)),
     "other shape": ({"x": X[0]}, ("of shape (windows, channels, samples)", "(2, 1250)")),
-    "channels do not fit": ({"channels": ["A", "B", "C"]}, ("3 channels (A, B, C)", "neither axis fits")),
-    "objects": ({"x": np.array([{}, {}])}, ("holds Python objects",)),
-    "shared patients": ({"subjects": ["a", "b"] * 6, "x": X}, ("2 patient(s) are in train and in val",)),
-    "only NaN": ({"x": X * np.nan}, ("train: channel PPG, ECG holds no finite sample",)),
-    "one channel infinite": ({"x": X * [[1], [np.inf]]}, ("train: channel ECG holds no finite sample",)),
-    "synthetic?": ({"synthetic": "maybe"}, ("`synthetic` must be one True or False",)),
-    "rate": ({"sfreq": -1}, ("`sfreq` must be one number of Hz above 0",)),
-    "unknown channel": ({"channels": ["EDA", "ECG"]}, ("hold EDA, ECG, but not PPG",)),
+    "channels do not fit": ({"channels": ["A", "B", "C"]}, ("3 channels (A, B, C)",)),
+    "objects": ({"x": np.array([{}, {}])}, ("Python objects",)),
+    "shared patients": ({"subjects": ["a", "b"] * 6, "x": X}, ("2 patient",)),
+    "only NaN": ({"x": X * np.nan}, ("train: channel PPG, ECG ",)),
+    "one channel infinite": ({"x": X * [[1], [np.inf]]}, ("train: channel ECG ",)),
+    "synthetic?": ({"synthetic": "maybe"}, ("`synthetic`",)),
+    "rate": ({"sfreq": -1}, ("`sfreq`", "Hz")),
+    "unknown channel": ({"channels": ["EDA", "ECG"]}, ("EDA, ECG", "PPG")),
 }  # fmt: skip
 
 
@@ -388,7 +383,7 @@ def test_channel_of_a_plain_npz_that_no_table_describes(all_done: Chain, tmp_pat
     plain = write_plain(tmp_path / "plain", all_done.store, channels=["EDA", "ECG"])
     arguments = ("--data-dir", plain, "--channels", "EDA,ECG")
     message = pretrain_refused(tmp_path, *arguments, exit_code=USAGE)
-    says(message, "channel EDA: not in the built-in channel table", "PPG, ECG", "--channels-yaml")
+    says(message, "channel EDA: ", "PPG, ECG", "--channels-yaml")
 
 
 # ---- Output that cannot be written
@@ -416,7 +411,7 @@ def test_output_that_cannot_be_written_is_said_before_the_work(all_done: Chain, 
             to = place / "x.pt" if arguments[0] == "inflate" else place
             name = "--outdir" if option == "outdir" else option
             message = refused(*arguments, name, to, exit_code=DATA, nothing_new_in=tmp_path)
-            says(message, place, "cannot be written (", option)
+            says(message, place, option)
             assert ".partial" not in message
             assert message.count("\n") == 1
 
@@ -434,7 +429,7 @@ def test_full_disk_leaves_nothing_and_names_the_file(
         (Path("splits_full.json"), ("prepare", "--source", "synthetic", "--mode", "full", "--output", ".")),
     ]:
         message = refused(*command, exit_code=DATA, nothing_new_in=tmp_path)
-        assert message.startswith(f"{path}: cannot be written (No space left on device)")
+        assert message.startswith(f"{path}: ") and os.strerror(errno.ENOSPC) in message
 
 
 def test_inflate_writes_neither_onto_its_checkpoint_nor_onto_a_directory(
@@ -442,7 +437,7 @@ def test_inflate_writes_neither_onto_its_checkpoint_nor_onto_a_directory(
 ) -> None:
     checkpoint = tmp_path / "m.pt"
     shutil.copy(all_done.output / "best_model.pt", checkpoint)
-    for output, words in ((checkpoint, "this is the checkpoint itself"), (tmp_path, tmp_path / "m_5ch.pt")):
+    for output, words in ((checkpoint, checkpoint), (tmp_path, tmp_path / "m_5ch.pt")):
         command = ("inflate", "--checkpoint", checkpoint, "--to", 5, "--output", output)
         says(refused(*command, exit_code=USAGE, nothing_new_in=tmp_path), "--output", words)
 
@@ -467,22 +462,22 @@ def damage(kind: str, whole: Path, path: Path) -> None:
     elif kind == "future":
         torch.save({**content, "format_version": 99}, path)
     elif kind == "half":
-        torch.save({"kind": content["kind"], "format_version": 1}, path)
+        torch.save({"kind": content["kind"], "format_version": FORMAT_VERSION}, path)
     elif kind == "tensor missing":
         torch.save({**content, "decoder_state_dict": {}}, path)
 
 
 CHECKPOINTS = {
-    "missing": ("no such file", "best_model.pt"),
-    "directory": ("this is a directory", "best_model.pt"),
-    "truncated": ("cannot be read as a checkpoint", "truncated, damaged", "another checkpoint"),
-    "empty": ("cannot be read as a checkpoint (0 bytes)",),
-    "text": ("cannot be read as a checkpoint",),
-    "runs code": ("cannot be read as a checkpoint",),
-    "someone else's": ("not a biofound checkpoint",),
-    "future": ("checkpoint format 99", "reads format 1", "update"),
-    "half": ("not a complete checkpoint",),
-    "tensor missing": ("the checkpoint's tensors are not those of", "2 differ"),
+    "missing": ("best_model.pt",),
+    "directory": ("directory", "best_model.pt"),
+    "truncated": ("truncated",),
+    "empty": ("0 bytes",),
+    "text": ("9 bytes",),
+    "runs code": (),
+    "someone else's": (),
+    "future": ("99", f"reads format {FORMAT_VERSION}"),
+    "half": (),
+    "tensor missing": ("2 differ",),
 }
 
 
@@ -506,7 +501,7 @@ def test_run_is_not_resumed_from_what_is_no_checkpoint(all_done: Chain, tmp_path
     output.mkdir()
     (output / "last_model.pt").write_text("no")
     message = pretrain_refused(tmp_path, "--data-dir", all_done.store, "--resume")
-    says(message, output / "last_model.pt", "cannot be read as a checkpoint")
+    says(message, output / "last_model.pt", "2 bytes")
 
 
 TABLE = "{tracks: [x], unit: NU, filter: {low_hz: 0.5, high_hz: 8.0, order: 4}, quality_threshold: 0.5}"
@@ -515,16 +510,16 @@ TABLE = "{tracks: [x], unit: NU, filter: {low_hz: 0.5, high_hz: 8.0, order: 4}, 
 @pytest.mark.parametrize(
     ("arguments", "table", "parts"),
     [
-        (("--to", 2), None, ("--to 2", "already has 2 channels (PPG, ECG)", "use --to 3 or more")),
+        (("--to", 2), None, ("--to 2", "2 channels (PPG, ECG)", "--to 3")),
         (("--to", 0), None, ("option --to", "at least 1")),
-        (("--to", 4), None, ("--to 4", "names 5 channels", "give 4 names with --channels")),
-        (("--to", 5), f"pretrain: {{PPG: {TABLE}}}\n", ("no section finetune", "add the section")),
-        (("--to", 5), f"finetune: {{PPG: {TABLE}, ECG: {TABLE}}}\n", ("names 2 channels", "--channels")),
-        (("--to", 3, "--channels", "PPG,ECG"), None, ("channels names 2 (PPG, ECG), but to is 3",)),
-        (("--to", 3, "--channels", "PPG,ECG,EDA"), None, ("channel EDA: not in", "--channels-yaml")),
-        (("--to", 3, "--channels", "PPG,ACC_X,ACC_Y"), None, ("channel ECG is not among", "add it")),
-        (("--to", 3, "--channels", "PPG,ECG,ECG"), None, ("each channel once",)),
-        (("--to", 3, "--channels", "PPG,ECG,A B"), None, ("names of letters, digits and _",)),
+        (("--to", 4), None, ("--to 4", "5 channels", "--channels")),
+        (("--to", 5), f"pretrain: {{PPG: {TABLE}}}\n", ("channels.yaml", "finetune")),
+        (("--to", 5), f"finetune: {{PPG: {TABLE}, ECG: {TABLE}}}\n", ("2 channels", "--channels")),
+        (("--to", 3, "--channels", "PPG,ECG"), None, ("option --channels", "PPG, ECG", "3")),
+        (("--to", 3, "--channels", "PPG,ECG,EDA"), None, ("channel EDA: ", "--channels-yaml")),
+        (("--to", 3, "--channels", "PPG,ACC_X,ACC_Y"), None, ("channel ECG ",)),
+        (("--to", 3, "--channels", "PPG,ECG,ECG"), None, ("option --channels: ", "ECG")),
+        (("--to", 3, "--channels", "PPG,ECG,A B"), None, ("option --channels: ", "'A B'")),
     ],
 )  # fmt: skip
 def test_channels_to_which_nothing_can_be_inflated(
@@ -561,7 +556,7 @@ def test_verify_refuses_a_store_that_is_not_the_checkpoints(all_done: Chain, tmp
     best = ("--checkpoint", all_done.output / "best_model.pt")
     other = write_plain(tmp_path / "other", all_done.store, channels=["EDA", "ECG"])
     message = refused("verify", *best, "--data-dir", other, exit_code=DATA, nothing_new_in=tmp_path)
-    says(message, other, "EDA, ECG", "PPG, ECG", "that the checkpoint was trained on")
+    says(message, other, "EDA, ECG", "PPG, ECG")
     for place in (tmp_path / "no", tmp_path / "here"):
         refused("verify", *best, "--data-dir", place, exit_code=DATA, nothing_new_in=tmp_path)
 
@@ -576,11 +571,12 @@ def test_verify_fails_on_a_checkpoint_of_nan(all_done: Chain, tmp_path: Path) ->
     }
 
 
-def test_faults_of_our_own_are_told_from_the_users(all_done: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bugs_are_told_from_the_users_mistakes(all_done: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object, **said: object) -> None:
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr("biofound.commands.inflate.inflate", broken)
     result = run("inflate", "--checkpoint", all_done.output / "best_model.pt", "--to", 5)
     assert result.exit_code == 1
-    assert "a fault of biofound's own, ZeroDivisionError: oops (--debug shows the traceback)" in result.stderr
+    for fact in ("bug in biofound", "ZeroDivisionError: oops", "--debug"):
+        assert fact in result.stderr

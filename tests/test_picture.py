@@ -57,13 +57,13 @@ def test_a_picture_is_written_and_said_and_the_store_stays_whole(
 
 def test_a_picture_that_cannot_be_is_refused_before_anything_is_done(store: Path, tmp_path: Path) -> None:
     for arguments, message in [
-        (("--inspect", store, "--picture", tmp_path / "x.pdf"), "expected a file that ends in .png"),
+        (("--inspect", store, "--picture", tmp_path / "x.pdf"), ".png"),
         (
             ("--inspect", store, "--picture", store / "val" / "x.png"),
-            "must not lie among a store's own files",
+            "option --picture, option --inspect: ",
         ),
-        (("--inspect", store / "val", "--picture", store / "val" / "x.png"), "must not lie among"),
-        (("--outdir", tmp_path, "--picture", tmp_path / "train" / "x.png"), "must not lie among"),
+        (("--inspect", store / "val", "--picture", store / "val" / "x.png"), "option --picture"),
+        (("--outdir", tmp_path, "--picture", tmp_path / "train" / "x.png"), "option --picture"),
     ]:
         result = windows(*arguments)
         assert result.exit_code == 2, result.stderr
@@ -77,4 +77,5 @@ def test_splits_of_different_channels_are_not_drawn_into_one_picture(tmp_path: P
     build(tmp_path / "store", entries=entries, split="val", sfreq=100.0)
     result = windows("--inspect", tmp_path / "store", "--picture", tmp_path / "x.png")
     assert result.exit_code == 1
-    assert "its splits differ in channels or rate" in result.stderr
+    assert str(tmp_path / "store") in result.stderr
+    assert not (tmp_path / "x.png").exists()

@@ -120,8 +120,9 @@ def test_epochs_may_grow_during_warm_up_only(pretrain, stopped, tmp_path):
     pretrain("--resume", "--epochs", "6", "--warmup-epochs", "2")
     assert load_checkpoint(tmp_path / "run" / "last_model.pt").step == 18
     output = pretrain("--resume", "--epochs", "8", "--warmup-epochs", "2", code=2)
-    assert "the learning rate would jump from" in output
-    assert "only during warm-up, up to step 6" in output
+    assert "epochs was 6 and is 8" in output
+    assert "0.00e+00" in output  # the learning rate at the end of the cosine
+    assert "step 6" in output
 
 
 def test_how_and_where_to_compute_may_change(pretrain, stopped, tmp_path):
@@ -160,13 +161,13 @@ def test_a_run_that_cannot_be_read_is_named(pretrain, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "last_model.pt").write_bytes(b"half")
-    assert "last_model.pt: cannot be read as a checkpoint" in pretrain("--resume", code=1)
+    assert "last_model.pt: " in pretrain("--resume", code=1)
     assert (run / "last_model.pt").read_bytes() == b"half"
 
 
 def test_resume_and_resume_from_exclude_each_other_and_force_needs_one(pretrain):
-    assert "leave one out" in pretrain("--resume", "--resume-from", "x.pt", code=2)
-    assert "force belongs to resume" in pretrain("--force", code=2)
+    assert "option --resume, option --resume-from: " in pretrain("--resume", "--resume-from", "x.pt", code=2)
+    assert "option --force: " in pretrain("--force", code=2)
 
 
 def test_tensorboard_events_hold_the_runs_numbers(pretrain, tmp_path):

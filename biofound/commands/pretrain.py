@@ -101,9 +101,9 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
                 f"{threads} thread{'s' if threads > 1 else ''}",
                 "output": str(settings.output_dir),
             }
-            path = checkpoint_to_resume(settings)
-            checkpoint = None if path is None else load_checkpoint(path)
-            if path is not None and checkpoint is not None:
+            checkpoint, path = None, checkpoint_to_resume(settings)
+            if path is not None:
+                checkpoint = load_checkpoint(path)
                 summary["resumed"] = f"{path}, after step {checkpoint.step} of {trainer.total_steps}"
                 if forced := differences(path, checkpoint, settings, trainer):
                     summary["forced"] = "; ".join(forced)

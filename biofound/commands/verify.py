@@ -35,9 +35,10 @@ def execute(invocation: Invocation[VerifySettings]) -> None:
     else:
         rows = [(check.name, "passed" if check.passed else "FAILED", check.measured) for check in checks]
         console.table("biofound verify", ("check", "result", "measured"), rows)
+        if not failed:
+            console.note(f"{len(checks)} checks, all passed")
     if failed:
         raise VerificationError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
-    console.note(f"{len(checks)} checks, all passed")
 
 
 def run_checks(settings: VerifySettings) -> list[Check]:

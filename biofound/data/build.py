@@ -13,12 +13,12 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from joblib import cpu_count
 
 from biofound import __version__
-from biofound.data.channels import Channel, samples_in_window
+from biofound.data.channels import Channel, DType, samples_in_window
 from biofound.data.extract import CaseWindows, extract_windows
 from biofound.data.npz import member_names, write_npz
 from biofound.data.pool import WorkerLostError, run_pool
@@ -26,11 +26,9 @@ from biofound.data.prefetch import prefetch_cases
 from biofound.data.sources import Source
 from biofound.data.splits import SplitCase, SplitName
 from biofound.data.store import (
-    DTYPES,
     INDEX_NAME,
     MEMBERS,
     CaseHeader,
-    DType,
     Sidecar,
     StoreHeader,
     file_stem,
@@ -138,7 +136,7 @@ def build_windows(
     sfreq: float,
     window_seconds: float,
     max_gap_seconds: float,
-    dtype: str,
+    dtype: DType,
     outdir: Path,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -167,8 +165,8 @@ def build_windows(
         SettingsError: at once, for settings that cannot work.
         DataError: at the end, when cases failed or no window was kept.
     """
-    if dtype not in DTYPES:
-        raise SettingsError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    if dtype not in get_args(DType):
+        raise SettingsError(f"dtype: expected {' or '.join(get_args(DType))}, got {dtype!r}")
     workers = cpu_count() if workers is None else workers
     if workers < 1:
         raise SettingsError(f"workers: expected 1 or more, got {workers}")

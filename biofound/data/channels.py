@@ -1,7 +1,7 @@
-"""Channels (name, tracks, unit, pass band, quality threshold) and the length of a window in samples."""
+"""Channels (name, tracks, unit, pass band, quality threshold); length and number format of windows."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
@@ -44,6 +44,10 @@ class Channel:
     def modality(self) -> str:
         """`PPG`, `ECG` or `ACC`: the kind of signal, which decides how its quality is assessed."""
         return self.name.split("_")[0].rstrip("0123456789")
+
+
+DType = Literal["float16", "float32"]
+"""The number formats in which windows are stored."""
 
 
 def samples_in_window(window_seconds: float, sfreq: float) -> int:

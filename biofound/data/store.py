@@ -12,13 +12,13 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from biofound.data.channels import PassBand
+from biofound.data.channels import DType, PassBand
 from biofound.data.npz import Member, find_members, map_members
 from biofound.data.segments import Segments, WindowInfo, checked_index, find_segments, gather
 from biofound.data.splits import SourceDescription, SplitName
@@ -30,8 +30,6 @@ MEMBERS = ("x", "mean", "std", "start_s", "quality")
 MAPS_OPEN = 256
 """Memory maps open at once. Each holds a file descriptor, of which a process commonly has 1,024."""
 
-DType = Literal["float16", "float32"]
-DTYPES: tuple[DType, ...] = get_args(DType)
 Counts = dict[str, dict[str, int]]
 """Windows by reason and channel, or by channel and reason."""
 

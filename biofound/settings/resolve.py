@@ -25,12 +25,12 @@ PRESET = "fast"
 """The field that changes the defaults of others (`Settings.preset`)."""
 
 _FEW = 8
-"""So many names can be listed in a message."""
+"""Names that can be listed in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved(Generic[S]):
-    """A command's settings, and for each field where its value came from."""
+    """A command's settings, and the origin of each value."""
 
     settings: S
     origins: Mapping[str, str]
@@ -56,7 +56,7 @@ class Resolved(Generic[S]):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedChannels:
-    """The channels of one section of the channel table, and where they came from."""
+    """The channels of one section of the channel table, and their origin."""
 
     channels: list[Channel]
     origin: str

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from biofound.data.channels import samples_in_window
+from biofound.data.channels import DType, samples_in_window
 from biofound.data.splits import SPLITS, SplitName
 from biofound.errors import SettingsError
 from biofound.settings.base import VITALDB_URL, VITALDB_URL_HELP, Conflict, Settings, setting
@@ -69,9 +69,7 @@ class WindowsSettings(Settings):
         ge=0,
         le=60,
     )
-    dtype: Literal["float16", "float32"] = setting(
-        "float16", "Number format of the stored samples.", panel="Windows"
-    )
+    dtype: DType = setting("float16", "Number format of the stored samples.", panel="Windows")
     workers: int | None = setting(
         None,
         "Worker processes, each with one case at a time; by default one a core.",

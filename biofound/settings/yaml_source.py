@@ -1,4 +1,4 @@
-"""Where in a YAML file does each value stand: a file as plain values with the line of every key."""
+"""Read a YAML file as plain values, with the line number of every key."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 @dataclass(frozen=True, kw_only=True)
 class YamlSource:
-    """A mapping read from YAML: its values, the line of each key path, and what is wrong with its form."""
+    """A mapping read from YAML: its values, the line of each key path, and keys that come twice."""
 
     path: Path
     values: dict[str, Any]
@@ -64,11 +64,11 @@ def read_yaml(path: Path) -> YamlSource:
 
 
 def _walk(path: Path, node: yaml.Node, key: Key, lines: dict[Key, int]) -> Iterator[str]:
-    """Note the line of everything under `node`; gives a message for each key that comes twice."""
+    """Store the line of everything under `node`; yields a message for each key that comes twice."""
     if isinstance(node, yaml.SequenceNode):
-        for place, item in enumerate(node.value):
-            lines[(*key, place)] = _line(item)
-            yield from _walk(path, item, (*key, place), lines)
+        for row, item in enumerate(node.value):
+            lines[(*key, row)] = _line(item)
+            yield from _walk(path, item, (*key, row), lines)
     elif isinstance(node, yaml.MappingNode):
         for name_node, item in node.value:
             if isinstance(name_node, yaml.ScalarNode) and name_node.tag != MERGE:

@@ -93,6 +93,14 @@ def test_a_file_cut_short_anywhere_is_an_error(tmp_path):
             find_members(tmp_path / "cut.npz", ["x"])
 
 
+def test_an_array_longer_than_its_file_is_an_error(tmp_path):
+    path = save(tmp_path / "a.npz", {"x": np.arange(6.0)})
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(6,), }   ", b"(9999,), }"))
+    with pytest.raises(DataError, match=rf"a\.npz: .*'x'.* {len(content)}"):
+        find_members(path, ["x"])
+
+
 def test_damage_to_a_header_is_a_data_error_or_changes_nothing_of_the_layout(tmp_path):
     path = save(tmp_path / "a.npz", {"x": np.arange(6.0)})
     whole, start = path.read_bytes(), find_members(path, ["x"])["x"].offset

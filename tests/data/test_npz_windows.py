@@ -81,7 +81,7 @@ def test_an_uncompressed_file_is_mapped_not_loaded(tmp_path):
 
 def test_a_file_that_does_not_say_its_rate_needs_somebody_who_does(tmp_path):
     np.savez(tmp_path / "val_windows.npz", x=X, channels=["PPG", "ECG"])
-    with pytest.raises(DataError, match="no key `sfreq`"):
+    with pytest.raises(DataError, match="`sfreq`"):
         open_windows(tmp_path, "val")
     assert open_windows(tmp_path, "val", sfreq_if_unsaid=100.0).sfreq == 100.0
     save(tmp_path, x=X)
@@ -91,8 +91,8 @@ def test_a_file_that_does_not_say_its_rate_needs_somebody_who_does(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "complaint"),
     [
-        ({}, "expected one array named x or windows or data, found `channels`"),
-        ({"x": X, "data": X}, "expected one array named"),
+        ({}, "x or windows or data, found `channels`"),
+        ({"x": X, "data": X}, "x or windows or data"),
         ({"x": X[0]}, r"of shape \(windows, channels, samples\).* got float32 of shape \(2, 50\)"),
         ({"x": X[:0]}, r"shape \(0, 2, 50\)"),
         ({"x": X.astype(complex)}, "complex"),
@@ -115,11 +115,11 @@ def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path, arrays, compla
 
 def test_a_file_without_channel_names_is_refused_with_an_example(tmp_path):
     np.savez(tmp_path / "train_windows.npz", x=X)
-    with pytest.raises(DataError, match=r"expected the key `channels`.*np\.savez\("):
+    with pytest.raises(DataError, match=r"`channels`.*np\.savez\("):
         open_windows(tmp_path, "train")
 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path):
     (tmp_path / "train_windows.npz").write_bytes(b"\x93NUMPY not at all")
-    with pytest.raises(DataError, match="not a readable npz"):
+    with pytest.raises(DataError, match=r"train_windows\.npz: .*npz"):
         open_windows(tmp_path, "train")

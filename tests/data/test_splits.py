@@ -131,28 +131,26 @@ def test_an_unknown_subject_is_refused_with_the_ways_to_name_it():
 def test_an_empty_split_is_refused_with_counts_and_a_seed_that_works():
     cases = hospital(6, most=1)
     bad = next(s for s in range(1000) if {split_of(c.subject_id, seed=s) for c in cases} != set(SPLITS))
-    with pytest.raises(
-        DataError, match=rf"seed {bad} leaves a split without cases \(train \d, val \d, test \d\)"
-    ) as e:
+    with pytest.raises(DataError, match=rf"seed {bad} .*\(train \d, val \d, test \d\)") as e:
         split(cases, seed=bad)
     good = int(re.search(r"--seed (\d+)", str(e.value))[1])
     assert all(split(cases, seed=good).of(name) for name in SPLITS)
 
 
 def test_two_patients_cannot_make_three_splits():
-    with pytest.raises(DataError, match="three splits need at least 3 patients"):
+    with pytest.raises(DataError, match="at least 3 patients"):
         split([case("a", "p1"), case("b", "p2"), case("c", "p2")])
 
 
 def test_no_cases_and_a_case_listed_twice_are_refused():
-    with pytest.raises(DataError, match="channels PPG, ECG, found none"):
+    with pytest.raises(DataError, match="PPG, ECG"):
         split([])
-    with pytest.raises(DataError, match="lists a more than once"):
+    with pytest.raises(DataError, match=r"\ba more than once"):
         split([case("a", "p1"), case("a", "p2"), *hospital(30)])
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(SettingsError, match="mode must be one of full, fasttrack, got 'quick'"):
+    with pytest.raises(SettingsError, match=r"mode .*full, fasttrack.*'quick'"):
         split(hospital(30), mode="quick")
 
 

@@ -96,12 +96,12 @@ def test_a_store_says_what_it_holds(built):
 def test_reading_outside_the_store_or_cropping_outside_zero_to_one_is_refused(built):
     windows = open_windows(built, "train")
     for index in ([len(windows)], [-1]):
-        with pytest.raises(IndexError, match=f"there are {len(windows)} windows"):
+        with pytest.raises(IndexError, match=f"{len(windows)} windows"):
             windows.read(np.array(index))
     for crop in ([1.0], [-0.1], [np.nan]):
         with pytest.raises(ValueError, match=r"\[0, 1\)"):
             windows.read(np.array([0]), np.array(crop))
-    with pytest.raises(ValueError, match="crop has shape"):
+    with pytest.raises(ValueError, match="crop"):
         windows.read(np.array([0, 1]), np.array([0.5]))
 
 
@@ -137,7 +137,7 @@ def test_reading_takes_no_memory_that_grows_with_the_store(tmp_path):
         assert peak() < 10e6
 
 
-# ---- what is wrong is said --------------------------------------------------------------------------------
+# ---- Errors ------------------------------------------------------------------------------------------------
 
 
 def test_a_directory_without_windows_is_an_error_that_says_what_was_looked_for(tmp_path):
@@ -149,7 +149,7 @@ def test_a_directory_without_windows_is_an_error_that_says_what_was_looked_for(t
 
 def test_a_build_that_did_not_finish_is_called_so(copied):
     (copied / "train" / "index.json").unlink()
-    with pytest.raises(DataError, match="did not finish; run `biofound windows` again"):
+    with pytest.raises(DataError, match=r"train: .*index\.json.*`biofound windows`"):
         open_windows(copied, "train")
 
 
@@ -171,13 +171,13 @@ def test_an_index_that_is_none_is_an_error(copied, content, complaint):
 
 def test_a_missing_case_is_found_at_opening(copied):
     (copied / "train" / "syn0002_1.npz").unlink()
-    with pytest.raises(DataError, match=r"1 of the 5 files in index\.json are missing, syn0002_1\.npz"):
+    with pytest.raises(DataError, match=r"1 of the 5 files .*syn0002_1\.npz"):
         open_windows(copied, "train")
 
 
 def test_a_case_of_another_shape_than_the_index_says_is_an_error(copied):
     change_index(copied / "train", window_samples=1000)
-    with pytest.raises(DataError, match=r"syn0001_1 has `x` .*1250\), index\.json says \(\d+, 2, 1000\)"):
+    with pytest.raises(DataError, match=r"syn0001_1 .*`x`.* 1250\).*\(\d+, 2, 1000\)"):
         open_windows(copied, "train").read(np.array([0]))
 
 

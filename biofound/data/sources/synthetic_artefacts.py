@@ -53,8 +53,8 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Habit:
-    """How often a kind of event befalls a set of channels, and how long and bad it is (uniform ranges)."""
+class _EventRate:
+    """Events an hour of a kind on a set of channels, and their ranges of duration (s) and severity."""
 
     kind: Kind
     channels: tuple[str, ...]
@@ -64,48 +64,48 @@ class _Habit:
 
 
 _ALL = ("PPG", "ECG", *ACCELERATION)
-_HABITS = (
-    _Habit(kind="motion", channels=("PPG", "ECG"), per_hour=4, seconds=(4, 25), severity=(0.8, 2.5)),
-    _Habit(kind="motion", channels=("PPG",), per_hour=5, seconds=(4, 30), severity=(0.8, 2.5)),
-    _Habit(kind="clipping", channels=("PPG",), per_hour=3, seconds=(4, 25), severity=(0.15, 0.45)),
-    _Habit(kind="clipping", channels=("ECG",), per_hour=3, seconds=(4, 25), severity=(0.10, 0.40)),
-    _Habit(kind="flat", channels=("PPG",), per_hour=2, seconds=(2, 30)),
-    _Habit(kind="flat", channels=("ECG",), per_hour=2, seconds=(2, 30)),
-    _Habit(kind="flat", channels=ACCELERATION, per_hour=1, seconds=(2, 30)),
-    _Habit(kind="gap", channels=("PPG",), per_hour=2, seconds=(0.1, 15)),
-    _Habit(kind="gap", channels=("ECG",), per_hour=2, seconds=(0.1, 15)),
-    _Habit(kind="gap", channels=ACCELERATION, per_hour=1, seconds=(0.1, 15)),
-    _Habit(kind="gap", channels=_ALL, per_hour=2, seconds=(0.1, 20)),
-    _Habit(kind="mains", channels=("ECG",), per_hour=4, seconds=(10, 90), severity=(0.02, 0.10)),
-    _Habit(kind="mains", channels=("PPG",), per_hour=2, seconds=(10, 90), severity=(0.01, 0.05)),
-    _Habit(kind="wander", channels=("ECG",), per_hour=4, seconds=(20, 90), severity=(0.1, 0.4)),
-    _Habit(kind="wander", channels=("PPG",), per_hour=4, seconds=(20, 90), severity=(0.2, 0.8)),
+_EVENT_RATES = (
+    _EventRate(kind="motion", channels=("PPG", "ECG"), per_hour=4, seconds=(4, 25), severity=(0.8, 2.5)),
+    _EventRate(kind="motion", channels=("PPG",), per_hour=5, seconds=(4, 30), severity=(0.8, 2.5)),
+    _EventRate(kind="clipping", channels=("PPG",), per_hour=3, seconds=(4, 25), severity=(0.15, 0.45)),
+    _EventRate(kind="clipping", channels=("ECG",), per_hour=3, seconds=(4, 25), severity=(0.10, 0.40)),
+    _EventRate(kind="flat", channels=("PPG",), per_hour=2, seconds=(2, 30)),
+    _EventRate(kind="flat", channels=("ECG",), per_hour=2, seconds=(2, 30)),
+    _EventRate(kind="flat", channels=ACCELERATION, per_hour=1, seconds=(2, 30)),
+    _EventRate(kind="gap", channels=("PPG",), per_hour=2, seconds=(0.1, 15)),
+    _EventRate(kind="gap", channels=("ECG",), per_hour=2, seconds=(0.1, 15)),
+    _EventRate(kind="gap", channels=ACCELERATION, per_hour=1, seconds=(0.1, 15)),
+    _EventRate(kind="gap", channels=_ALL, per_hour=2, seconds=(0.1, 20)),
+    _EventRate(kind="mains", channels=("ECG",), per_hour=4, seconds=(10, 90), severity=(0.02, 0.10)),
+    _EventRate(kind="mains", channels=("PPG",), per_hour=2, seconds=(10, 90), severity=(0.01, 0.05)),
+    _EventRate(kind="wander", channels=("ECG",), per_hour=4, seconds=(20, 90), severity=(0.1, 0.4)),
+    _EventRate(kind="wander", channels=("PPG",), per_hour=4, seconds=(20, 90), severity=(0.2, 0.8)),
 )
 
 
 def draw_events(rng: np.random.Generator, *, duration_s: float, rate: float) -> list[Event]:
     """Draw a case's events, `rate` times as many as usual; events on one channel do not overlap."""
     events: list[Event] = []
-    for habit in _HABITS:
-        for _ in range(int(rng.poisson(habit.per_hour * rate * duration_s / 3600.0))):
-            event = _draw_event(rng, habit, len(events), duration_s)
+    for event_rate in _EVENT_RATES:
+        for _ in range(int(rng.poisson(event_rate.per_hour * rate * duration_s / 3600.0))):
+            event = _draw_event(rng, event_rate, len(events), duration_s)
             if not any(_collide(event, other) for other in events):
                 events.append(event)
     return sorted(events, key=lambda event: event.start_s)
 
 
-def _draw_event(rng: np.random.Generator, habit: _Habit, number: int, duration_s: float) -> Event:
-    low, high = habit.seconds
+def _draw_event(rng: np.random.Generator, event_rate: _EventRate, number: int, duration_s: float) -> Event:
+    low, high = event_rate.seconds
     # Log-uniform: short ones are the most common, as in recordings.
     length = min(float(np.exp(rng.uniform(np.log(low), np.log(high)))), duration_s)
     start = rng.uniform(0.0, duration_s - length)
     return Event(
         number=number,
-        kind=habit.kind,
-        channels=habit.channels,
+        kind=event_rate.kind,
+        channels=event_rate.channels,
         start_s=start,
         stop_s=start + length,
-        severity={channel: rng.uniform(*habit.severity) for channel in habit.channels},
+        severity={channel: rng.uniform(*event_rate.severity) for channel in event_rate.channels},
     )
 
 
@@ -115,7 +115,7 @@ def _collide(one: Event, other: Event) -> bool:
 
 
 def samples_of(event: Event, *, samples: int, sfreq: float) -> slice:
-    """The samples an event covers in a channel of `samples` at `sfreq` Hz; at least one."""
+    """The samples that an event covers in a channel of `samples` at `sfreq` Hz; at least one."""
     start = min(round(event.start_s * sfreq), samples - 1)
     return slice(start, min(max(round(event.stop_s * sfreq), start + 1), samples))
 
@@ -143,11 +143,11 @@ def apply_event(
     mains_hz: float,
     stream: Callable[[int, str], np.random.Generator],
 ) -> None:
-    """Spoil `signal` (T,) in place where `event` covers it.
+    """Apply `event` to `signal` (T,) in place, where it covers it.
 
     Args:
         signal: one channel, at `sfreq` Hz, in its physical unit.
-        event: what happens; it must name `channel`.
+        event: the artefact; its channels include `channel`.
         channel: the channel's name.
         sfreq: in Hz.
         size: the height of a pulse or R wave, in the signal's unit.
@@ -176,7 +176,7 @@ def apply_event(
 
 
 def motion_of(event: Event, stream: Callable[[int, str], np.random.Generator]) -> tuple[Floats, Floats]:
-    """A burst's clock (M,) in s from its start, at 100 Hz, and its movement (3, M) with unit variance.
+    """Time (M,) in s from a burst's start, at 100 Hz, and its movement (3, M) with unit variance.
 
     Movement is partly rhythmic (steps, tremor, at 1 to 4 Hz) and partly irregular.
     """
@@ -194,7 +194,7 @@ def motion_of(event: Event, stream: Callable[[int, str], np.random.Generator]) -
 def add_motion(
     axes: Floats, event: Event, *, sfreq: float, stream: Callable[[int, str], np.random.Generator]
 ) -> None:
-    """Add to the acceleration `axes` (3, T), in g, the movement behind a motion burst."""
+    """Add the movement of a motion burst to the acceleration `axes` (3, T), in g."""
     covered = samples_of(event, samples=axes.shape[1], sfreq=sfreq)
     clock, movement = motion_of(event, stream)
     strength = stream(event.number, "strength").uniform(0.05, 0.4, 3)
@@ -206,9 +206,9 @@ def add_motion(
 def _motion_noise(
     rng: np.random.Generator, drive: Floats, channel: str, *, samples: int, sfreq: float
 ) -> Floats:
-    """The noise (T,), of unit variance, that movement `drive` (3, M) makes in a channel.
+    """Noise (T,) of unit variance in a channel, caused by movement `drive` (3, M).
 
-    Half is the movement itself, half the channel's own answer: slow shifts of the sensor in the PPG, muscle
+    Half is the movement itself, half a response of the channel: slow shifts of the sensor in the PPG, muscle
     and electrodes in the ECG.
     """
     mix = rng.standard_normal(3) @ drive
@@ -241,7 +241,7 @@ def _fade(samples: int, sfreq: float, *, seconds: float) -> Floats:
 
 
 def _clip(part: Floats, severity: float, *, both: bool) -> None:
-    """Cut off `part` in place so that `severity` of its samples lie at a rail (one rail, or `both`)."""
+    """Clip `part` in place so that `severity` of its samples lie at a rail (one rail, or `both`)."""
     top, bottom = (severity / 2, severity / 2) if both else (severity, 0.0)
     low, high = np.quantile(part, [bottom, 1.0 - top])
     np.clip(part, low, high, out=part)

@@ -461,9 +461,7 @@ def _signal(case_id: str, channel: Channel, track: _Track) -> Signal:
             "take the record out of RECORDS"
         )
     factor, unit = conversion(track.unit, channel, what=f"case {case_id}, channel {channel.name}")
-    samples = (track.samples * factor).astype(np.float32)
-    samples[~np.isfinite(samples)] = np.nan
-    return Signal(samples=samples, sfreq=track.sfreq, unit=unit)
+    return Signal(samples=(track.samples * factor).astype(np.float32), sfreq=track.sfreq, unit=unit)
 
 
 def _listed_records(directory: Path) -> Iterator[Path]:

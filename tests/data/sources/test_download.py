@@ -51,6 +51,12 @@ def get(
     return target
 
 
+@pytest.fixture
+def no_retry(monkeypatch):
+    """Fails where a download waits for its next attempt."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("tried again"))
+
+
 def files_in(directory):
     return sorted(p.name for p in directory.rglob("*") if p.is_file() and ".locks" not in p.parts)
 
@@ -128,7 +134,7 @@ def test_a_dead_server_is_reported_with_its_address(server, tmp_path):
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://:x"])
-def test_an_address_that_cannot_be_used_is_final(server, tmp_path, url):
+def test_an_address_that_cannot_be_used_is_final(server, tmp_path, url, no_retry):
     server.url = url
     with pytest.raises(DataError, match=url) as caught:
         get(server, tmp_path)
@@ -228,7 +234,7 @@ def test_no_credentials_are_sent(server, tmp_path, monkeypatch):
     assert not [headers for headers in server.headers if "Authorization" in headers or "Cookie" in headers]
 
 
-def test_a_certificate_that_does_not_verify_is_final(tmp_path):
+def test_a_certificate_that_does_not_verify_is_final(tmp_path, no_retry):
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl to make a certificate")
     certificate = tmp_path / "self_signed.pem"

@@ -33,7 +33,7 @@ def test_every_gap_of_one_sample_or_more_is_found_under_jitter_below_half_a_samp
     placed = align_packets(jittered, counts, sfreq=SFREQ, origin=START)
     ours = np.diff(placed) - counts[:-1]
     np.testing.assert_array_equal(ours > 0, gaps[1:] > 0)
-    assert np.abs(ours - gaps[1:]).max() <= 1  # a stretch starts at the sample nearest to its stamp
+    assert np.abs(ours - gaps[1:]).max() <= 1  # a segment starts at the sample nearest to its stamp
     assert np.abs(placed - (jittered - START) * SFREQ).max() <= 1.5
 
 

@@ -1,4 +1,4 @@
-"""Does the embedded cohort beat from one heart, and does every label sit exactly on what it names?"""
+"""Synthetic cohort: one heart for all channels, and labels exactly on what they name."""
 
 import json
 import time
@@ -66,7 +66,7 @@ def test_seed_subject_and_case_each_give_another_recording():
             assert abs(np.corrcoef(one, two)[0, 1]) < 0.9
 
 
-def test_the_same_seed_gives_the_same_heart_for_ever():
+def test_the_same_seed_gives_the_same_heart_in_every_version():
     # Golden: python -c "from biofound.data.sources.synthetic import SyntheticSource as S;
     #                    print(S(seed=42, minutes=1).beats('syn0001_1')[:6].round(4).tolist())"
     beats = SyntheticSource(seed=42, minutes=1).beats("syn0001_1")
@@ -144,10 +144,10 @@ def test_the_gaps_are_the_labelled_gaps_to_the_sample(cohort, name):
 @pytest.mark.parametrize("name", ["PPG", "ECG"])
 def test_nothing_but_what_is_labelled_differs_from_the_clean_signal(cohort, clean, name):
     for case_id in CASES:
-        spoilt, good = samples(cohort, case_id, name), samples(clean, case_id, name)
+        affected, good = samples(cohort, case_id, name), samples(clean, case_id, name)
         kinds = {"motion", "clipping", "flat", "gap", "mains", "wander"}
         inside = covered(cohort, case_id, name, len(good), 500.0, kinds)
-        differs = spoilt != good  # NaN differs from everything
+        differs = affected != good  # NaN differs from everything
         assert not differs[~inside].any()
         additive = covered(cohort, case_id, name, len(good), 500.0, {"motion", "mains", "wander"})
         assert differs[additive].sum() >= 0.98 * additive.sum()
@@ -157,20 +157,20 @@ def test_nothing_but_what_is_labelled_differs_from_the_clean_signal(cohort, clea
 def test_each_hard_artefact_is_as_bad_as_its_label_says(cohort, clean, name):
     seen = set()
     for case_id in CASES:
-        spoilt, good = samples(cohort, case_id, name), samples(clean, case_id, name)
+        affected, good = samples(cohort, case_id, name), samples(clean, case_id, name)
         for label in cohort.labels(case_id):
             part = slice(round(label.start_s * 500), round(label.stop_s * 500))
             if label.channel != name:
                 continue
             seen.add((label.kind, label.hard))
             if label.kind == "flat":
-                assert np.ptp(spoilt[part]) == 0 < np.ptp(good[part])
+                assert np.ptp(affected[part]) == 0 < np.ptp(good[part])
             elif label.kind == "clipping":
-                x = spoilt[part]
+                x = affected[part]
                 at_rail = np.mean((x == x.max()) | (x == x.min()))
                 assert at_rail == pytest.approx(label.severity, abs=0.02)
             elif label.kind == "motion":
-                assert np.std(spoilt[part] - good[part]) > 0.4 * np.std(good[part])
+                assert np.std(affected[part] - good[part]) > 0.4 * np.std(good[part])
                 assert label.severity >= 0.8
     assert {("motion", True), ("clipping", True), ("flat", True), ("gap", True)} <= seen
     assert {("mains", False), ("wander", False)} <= seen

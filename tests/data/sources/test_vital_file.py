@@ -267,7 +267,7 @@ def test_contents_lists_every_track_and_the_length(tmp_path):
     assert held.duration_s == pytest.approx(12.0, abs=1.0)
 
 
-def test_every_cut_and_every_damaged_stretch_is_noticed(tmp_path):
+def test_every_cut_and_every_damaged_part_is_noticed(tmp_path):
     path = write_vital(tmp_path / "a.vital", [Wave(name=PLETH, samples=wander(3))])
     content = path.read_bytes()
     for length in [0, 1, 9, 10, 100, len(content) // 2, len(content) - 8, len(content) - 1]:

@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import json
 import pickle
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -62,6 +63,7 @@ def test_eligible_are_the_cases_of_the_set_that_have_every_channel(server, tmp_p
     assert case_ids(everything.cases(CHANNELS)) == sorted(map(str, [*BIS[:3], NO_BIS]))
     assert case_ids(everything.cases([ECG])) == sorted(map(str, [*BIS, NO_BIS]))
     assert server.asked == {"/cases": 1, "/trks": 1}
+    assert {headers["Accept-Encoding"] for headers in server.headers} == {"gzip"}
 
 
 def test_a_patient_with_several_cases_has_one_subject_id(server, tmp_path):
@@ -294,6 +296,23 @@ def test_bad_settings_are_refused_at_once(tmp_path, settings, facts):
 def test_a_case_id_cannot_lead_out_of_the_cache(server, tmp_path):
     with pytest.raises(DataError, match=r"case ../../etc/passwd: "):
         source(server, tmp_path).read("../../etc/passwd", CHANNELS)
+    assert not server.asked
+
+
+def test_patience_and_the_number_of_downloads_at_a_time_are_settings(server, tmp_path):
+    server.misbehave("/cases", Fault(kind="retry-after", value="86400"))
+    opened = source(server, tmp_path, longest_wait_s=0.01, timeout_s=0.3, retries=1, at_once=3)
+    opened.cases(CHANNELS)
+    server.delay_s = 0.1
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(opened.fetch, map(str, SUBJECTS)))
+    assert server.most_at_once == 3
+    server.add_case(9000, b"")
+    server.delay_s = 1.0
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"case 9000: .*timed out"):
+        opened.fetch("9000")
+    assert time.monotonic() - started < 1.5
 
 
 # What the package's own functions do with the same server

@@ -281,6 +281,24 @@ def test_a_header_without_a_length_is_as_long_as_its_file(tmp_path):
     np.testing.assert_allclose(source.read("r1", [PPG]).signals["PPG"].samples, x[:, 0], atol=1e-6)
 
 
+def test_samples_start_at_the_files_byte_offset(tmp_path):
+    x = write(tmp_path)
+    data = tmp_path / "r1.dat"
+    data.write_bytes(bytes(24) + data.read_bytes())
+    for _ in range(2):  # the header names the file in each signal's line
+        edit(tmp_path / "r1.hea", "r1.dat 16 ", "r1.dat 16+24 ")
+    read = WfdbSource(root=tmp_path).read("r1", [PPG]).signals["PPG"].samples
+    np.testing.assert_allclose(read, x[:, 0], atol=1e-6)
+    data.write_bytes(data.read_bytes()[:-4])
+    refused_everywhere(tmp_path, "r1: .* 2024 bytes.* 2020 bytes, 499 samples")
+
+
+def test_a_header_without_a_sampling_frequency_is_refused(tmp_path):
+    write(tmp_path)
+    edit(tmp_path / "r1.hea", "r1 2 125 500", "r1 2 0 500")
+    refused_everywhere(tmp_path, r"r1: r1\.hea .*frequency")
+
+
 def test_a_record_of_one_sample_is_refused(tmp_path):
     write(tmp_path, x=np.ones((1, 2)))
     refused_everywhere(tmp_path, "r1: .* 1 sample")
