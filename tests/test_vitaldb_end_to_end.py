@@ -1,4 +1,4 @@
-"""From VitalDB's server to windows: `prepare` and `windows` as a user runs them, whatever the server does.
+"""From VitalDB's server to windows: `prepare` and `windows` as commands, whatever the server does.
 
 The server is the loopback one of `tests/data/sources/vitaldb_server.py`; its `.vital` files are written by
 the `vitaldb` package's own writer from recordings of the synthetic cohort.
@@ -83,7 +83,7 @@ def server(recordings: Mapping[int, bytes], monkeypatch: pytest.MonkeyPatch) -> 
         yield running
 
 
-def run(*arguments: object, exit_code: int = 0) -> tuple[Any, str]:
+def invoke(*arguments: object, exit_code: int = 0) -> tuple[Any, str]:
     """What a command says on standard output (JSON, or None) and on standard error."""
     said = [str(argument) for argument in arguments]
     result = CliRunner().invoke(app, [*said, "--json"], prog_name="biofound")
@@ -93,12 +93,12 @@ def run(*arguments: object, exit_code: int = 0) -> tuple[Any, str]:
 
 def prepare(directory: Path, *more: object, **kwargs: Any) -> tuple[Any, str]:
     arguments = ("--source", "vitaldb", "--mode", "full", "--cache-dir", directory / "cache")
-    return run("prepare", *arguments, "--output", directory, *more, **kwargs)
+    return invoke("prepare", *arguments, "--output", directory, *more, **kwargs)
 
 
 def windows(directory: Path, *more: object, outdir: str = "store", **kwargs: Any) -> tuple[Any, str]:
     arguments = ("--split-file", directory / "splits_full.json", "--outdir", directory / outdir)
-    return run("windows", *arguments, "--workers", 1, *more, **kwargs)
+    return invoke("windows", *arguments, "--workers", 1, *more, **kwargs)
 
 
 def cases_of(directory: Path) -> dict[int, tuple[str, str]]:
@@ -290,16 +290,16 @@ def test_a_directory_of_vital_files_gives_the_windows_that_vitaldb_gives(
     for case in ELIGIBLE:
         (root / f"{case}.vital").write_bytes(recordings[case])
     source = ("prepare", "--source", "vital", "--root", root, "--mode", "full", "--output", tmp_path)
-    _, said = run(*source, exit_code=1)
+    _, said = invoke(*source, exit_code=1)
     assert "9 of 9 cases" in said
-    run(*source, "--record-is-subject")
+    invoke(*source, "--record-is-subject")
     assert {(str(case), subject) for case, (_, subject) in cases_of(tmp_path).items()} == {
         (str(case), str(case)) for case in ELIGIBLE
     }
     (root / "subjects.csv").write_text(
         "file,subject\n" + "".join(f"{case}.vital,{SUBJECTS[case]}\n" for case in ELIGIBLE)
     )
-    run(*source)
+    invoke(*source)
     summary, _ = windows(tmp_path)
     store = without_index(tmp_path / "store")
     assert store.keys() == undisturbed.keys()

@@ -143,7 +143,7 @@ def resample(samples: NDArray[np.float32], native_sfreq: float, sfreq: float) ->
 
 
 def design(band: PassBand, *, sfreq: float) -> NDArray[np.float64]:
-    """Design a Butterworth band-pass as second-order sections, to be run forward and backward.
+    """Design a Butterworth band-pass as second-order sections, for filtering forward and backward.
 
     `band.low_hz` and `band.high_hz` are where the forward-backward gain is -3 dB: a pass then loses only
     half of that at the edge. A Butterworth pass of order N has power gain 1 / (1 + W^2N), W being the

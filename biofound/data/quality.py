@@ -27,13 +27,13 @@ SUB_WINDOW_SECONDS = 2.0
 """A window is as good as its worst sub-window of this length: a fault of 2 s drops a 10 s window."""
 
 FLAT_SECONDS = {"PPG": 0.5, "ECG": 0.5, "ACC": 1.5}
-"""A signal that repeats one value for longer is flat; the longest run in clean BIDMC beats is 0.28 s."""
+"""A signal that repeats one value for longer is flat; BIDMC repeats it for up to 0.28 s in clean beats."""
 
 COARSE_SHARE = 0.05
 """An accelerometer with more than this fraction of its time in shorter repeats is coarsely quantised.
 
-Such a one (16 mg steps are common on the wrist) repeats itself whenever it lies still: only a run of a
-whole window counts as flat then.
+Such a one (16 mg steps are common on the wrist) repeats itself whenever it lies still: it is
+flat only where it repeats one value for a whole window.
 """
 
 FLAT_SHARE = 0.05
@@ -57,7 +57,7 @@ USUAL_SECONDS = 121.0
 """The usual size of a signal is a median over this long, centred."""
 
 CORNER_SECONDS = 0.02
-"""How far from the ends of a clipped run the slope is measured."""
+"""Distance from the ends of a constant interval at which the slope is measured."""
 
 REFRACTORY_SECONDS = 0.2
 """Shortest interval between two beats."""
@@ -242,7 +242,7 @@ class _Coverage:
 
 def _flat_or_clipped(signal: Signal, modality: str, grid: _Grid) -> dict[Reason, Flags]:
     """(N,) windows whose recorded signal repeats one value: too long (flat), or with corners (clipped)."""
-    start, stop = _equal_runs(signal.samples)
+    start, stop = _constant_intervals(signal.samples)
     lengths = stop - start
     flat = lengths > FLAT_SECONDS[modality] * signal.sfreq
     if modality == "ACC" and lengths[~flat].sum() > COARSE_SHARE * len(signal.samples):
@@ -257,8 +257,8 @@ def _flat_or_clipped(signal: Signal, modality: str, grid: _Grid) -> dict[Reason,
     }
 
 
-def _equal_runs(samples: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Start and stop of the runs of three or more equal samples (NaN equals nothing)."""
+def _constant_intervals(samples: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Start and stop of the intervals of three or more equal samples (NaN equals nothing)."""
     if len(samples) < 3:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     same = samples[1:] == samples[:-1]

@@ -340,16 +340,16 @@ def test_an_odd_beat_counts_half_between_good_ones_and_nothing_beside_another_od
     np.testing.assert_allclose(confidence, [1, 0.5, 1, 0, 0, 1, 0.5], atol=1e-6)
 
 
-def test_equal_runs_are_those_that_counting_finds() -> None:
+def test_constant_intervals_are_those_that_counting_finds() -> None:
     rng = np.random.default_rng(3)
-    for length in (0, 1, 2, 3, 4, 50, 500):
-        samples = rng.integers(0, 2, length).astype(np.float32)
+    for samples_made in (0, 1, 2, 3, 4, 50, 500):
+        samples = rng.integers(0, 2, samples_made).astype(np.float32)
         expected, at = [], 0
         for _, same in groupby(samples.tolist()):
-            run = len(list(same))
-            expected += [(at, at + run)] if run >= 3 else []
-            at += run
-        start, stop = quality._equal_runs(samples)
+            length = len(list(same))
+            expected += [(at, at + length)] if length >= 3 else []
+            at += length
+        start, stop = quality._constant_intervals(samples)
         assert list(zip(start.tolist(), stop.tolist(), strict=True)) == expected
 
 

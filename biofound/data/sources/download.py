@@ -205,7 +205,7 @@ def _copy(response: requests.Response, file: BinaryIO, what: str, timeout_s: flo
         if received == 0 and not countable and not chunk.startswith(GZIP_MAGIC):
             raise DataError(
                 f"{what}: {response.url} does not say how long its answer is, so that nobody could tell"
-                " whether it is complete. Ask whoever runs the server to send Content-Length."
+                " whether it is complete. Ask the administrator of the server to send Content-Length."
             )
         file.write(chunk)
         received += len(chunk)
