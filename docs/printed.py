@@ -126,10 +126,11 @@ def run_all(directory: Path, *, bidmc: Path, run: Run) -> dict[str, str]:
 
 def run_process(arguments: Sequence[str], directory: Path) -> tuple[int, str]:
     """Run Python in a process of its own; its standard output and standard error together."""
+    kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=directory,
-        env={name: value for name, value in os.environ.items() if name != "COLUMNS"},
+        env={**kept, "PYTHONPATH": str(ROOT)},  # this working tree, wherever another is installed
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
