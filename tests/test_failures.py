@@ -541,7 +541,9 @@ def verdicts(*arguments: object) -> dict[str, bool]:
     result = run("verify", *arguments, "--json")
     told = json.loads(result.stdout)
     assert result.exit_code == (0 if told["passed"] else DATA)
-    return {check["name"]: check["passed"] for check in told["checks"]}
+    found = {check["name"]: check["passed"] for check in told["checks"]}
+    says(result.stderr, *(name for name, passed in found.items() if not passed))
+    return found
 
 
 def test_verify_fails_on_a_split_whose_build_did_not_finish(all_done: Chain, tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ class Checkpoint:
         """
         with torch.random.fork_rng(devices=[]):
             model = PretrainingModel(self.model)
-        for part, state in ((model.encoder, self.encoder), (model.decoder, self.decoder)):
-            _load_exactly(part, state)
+        for module, state in ((model.encoder, self.encoder), (model.decoder, self.decoder)):
+            _load_exactly(module, state)
         return model.eval()
 
 

@@ -1,4 +1,4 @@
-"""Where and in which precision a model runs on this machine."""
+"""Device, precision and memory settings of this machine."""
 
 import ctypes
 import sys
@@ -54,7 +54,7 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep what a training step frees for the next one; whether it could be told.
+    """Keep freed memory for the next training step; False where the C library has no such setting.
 
     glibc hands large blocks back to the system and fetches them again, zeroed page by page: about 30,000
     page faults a step of the default model, a fifth of its time on a CPU. It concerns the whole process,
@@ -70,7 +70,7 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """Have the C library hand back what is kept now; whether it could be told.
+    """Return kept memory to the system; False where the C library has no such setting.
 
     Validation and checkpoints take and free blocks of other sizes than a step's, between which its own no
     longer fit: without this a run grows by some 60 MB in its first epochs.

@@ -58,7 +58,7 @@ def inflate(checkpoint: Checkpoint, *, channels: Sequence[str], seed: int = 0) -
 
     Raises:
         SettingsError: when `channels` leaves out a pretrained channel, or adds none.
-        CheckpointError: when a tensor has no place, or its shape does not fit.
+        CheckpointError: when a tensor is unknown, or its shape does not fit.
     """
     old = checkpoint.model
     missing = [name for name in old.channels if name not in channels]
@@ -209,7 +209,7 @@ def _fill(
                 target[channel_rows(after, channel)] = source[channel_rows(before, channel)]
         else:
             raise CheckpointError(
-                f"{part}.{name}: the checkpoint's tensor of shape {tuple(source.shape)} has no place in the "
+                f"{part}.{name}: the checkpoint's tensor of shape {tuple(source.shape)} does not fit into the "
                 f"inflated model, which expects {tuple(target.shape)}"
             )
         transfers.append(

@@ -77,7 +77,7 @@ def draw_masks(
     """Masks of whole patches, shared by all channels of a window.
 
     `random` hides exactly `round(ratio * patches)` patches, every subset equally likely; `block`
-    hides one contiguous run of that many, every start equally likely.
+    hides that many adjacent patches, every start equally likely.
 
     Args:
         kind: `random` or `block`.
@@ -95,8 +95,8 @@ def draw_masks(
     if kind == "block":
         draw = keyed_uniform(seed=seed, stream=stream, epoch=epoch, index=index, count=1)
         starts = np.floor(draw * (patches - hidden + 1)).astype(np.int64)  # (B, 1)
-        places = np.arange(patches)[None, :]
-        return (places >= starts) & (places < starts + hidden)
+        position = np.arange(patches)[None, :]
+        return (position >= starts) & (position < starts + hidden)
     draw = keyed_uniform(seed=seed, stream=stream, epoch=epoch, index=index, count=patches)
     mask = np.zeros(draw.shape, np.bool_)
     np.put_along_axis(mask, np.argpartition(draw, hidden - 1, axis=1)[:, :hidden], True, axis=1)

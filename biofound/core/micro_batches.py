@@ -56,7 +56,7 @@ class ThreadedMicroBatches:
         try:
             yield
         finally:
-            set_threads(before)  # by a name of its own: a run that nobody ended ends when torch is gone
+            set_threads(before)  # a local name: an unfinished run may end after torch is unloaded
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """The results, in order; what `function` raises is raised here when all have ended."""

@@ -120,7 +120,7 @@ class Encoded(NamedTuple):
 class Encoder(nn.Module):
     """Windows in physical units to one latent vector a patch: (B, C, T) -> (B, P, D).
 
-    Each channel is normalised by its visible samples, cut into patches, embedded, marked with the
+    Each channel is normalised by its visible samples, split into patches, embedded, marked with the
     learned embedding of its *name*, mixed over time by the shared TinyTimeMixer blocks, and fused
     by a projection with one block a channel name. A hidden patch, and one in which nothing was
     observed, is the learned mask token instead: zeros would look like a flat line.

@@ -106,7 +106,7 @@ def run_check(name: str, target: VerificationTarget) -> Check:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The parts
+# Parts of the model and of training
 
 
 def imports(target: VerificationTarget) -> str:
@@ -386,7 +386,7 @@ def scale_does_not_matter(target: VerificationTarget) -> str:
 
 
 def msm_closed_form(target: VerificationTarget) -> str:
-    """An error of 0.5 everywhere costs 0.25, counted over hidden samples only."""
+    """An error of 0.5 everywhere costs 0.25, averaged over hidden samples only."""
     wanted, loss_mask = _normalised(target)
     off = torch.where(loss_mask, wanted + 0.5, wanted + 100.0)
     value = msm_loss(masked_squared_error(off, wanted, loss_mask)).item()

@@ -87,22 +87,13 @@ def inspect_store(directory: Path) -> StoreSummary:
     """
     index = StoreWindows(directory).index
     quality = [_map_case(directory, case)["quality"] for case in index.cases if case.windows]
+    same = ("split", "synthetic", "channels", "sfreq", "failed_cases", "dropped", "rejected")
     return StoreSummary(
         directory=directory,
-        split=index.split,
-        synthetic=index.synthetic,
-        channels=index.channels,
-        sfreq=index.sfreq,
         window_seconds=index.window_samples / index.sfreq,
-        cases=index.totals.cases,
-        subjects=index.totals.subjects,
-        failed_cases=index.failed_cases,
-        candidates=index.totals.candidates,
-        windows=index.totals.windows,
-        hours=index.totals.hours,
         quality=_quantiles(quality, index.channels),
-        dropped=index.dropped,
-        rejected=index.rejected,
+        **{name: getattr(index, name) for name in same},
+        **dict(index.totals),
     )
 
 

@@ -69,36 +69,18 @@ class ArrayWindows:
         self.window_samples = int(x.shape[2])
         self.sfreq_is_assumed, self.synthetic, self.name = sfreq_is_assumed, synthetic, name
         self.filters, self.units = dict(filters or {}), dict(units or {})
-        self._subjects, self._case_ids = self._texts("subjects", subjects), self._texts("case_ids", case_ids)
-        known = () if self._subjects is None else np.unique(self._subjects).tolist()
-        self.subjects: tuple[str, ...] = tuple(known)
-        self._start_s = self._numbers("start_s", start_s, (len(x),), np.float64)
-        self._quality = self._numbers("quality", quality, x.shape[:2], np.float32)
+        self._subjects = _per_window("subjects", subjects, x.shape[:1], np.str_)
+        self._case_ids = _per_window("case_ids", case_ids, x.shape[:1], np.str_)
+        self._start_s = _per_window("start_s", start_s, x.shape[:1], np.float64)
+        self._quality = _per_window("quality", quality, x.shape[:2], np.float32)
+        self.subjects = () if self._subjects is None else tuple(np.unique(self._subjects).tolist())
         self._fingerprint = fingerprint
-        self._segments = None if self._start_s is None else self._find_segments(self._start_s)
-
-    def _texts(self, key: str, values: ArrayLike | None) -> NDArray[np.str_] | None:
-        if values is None:
-            return None
-        texts = np.asarray(values).astype(str)
-        if texts.shape != (len(self),):
-            raise ValueError(
-                f"`{key}` must have one entry for each of {len(self)} windows, got {texts.shape}"
+        self._segments: Segments | None = None
+        if self._start_s is not None:
+            owner = self._subjects if self._case_ids is None else self._case_ids
+            self._segments = find_segments(
+                self._start_s, sfreq=self.sfreq, window_samples=self.window_samples, owner=owner
             )
-        return texts
-
-    def _numbers(self, key: str, values: ArrayLike | None, shape: tuple[int, ...], dtype: type) -> Any:
-        """`values` as numbers of `shape`; None where there are none."""
-        if values is None:
-            return None
-        numbers = np.asarray(values)
-        if numbers.shape != shape or numbers.dtype.kind not in "fiu" or not np.isfinite(numbers).all():
-            raise ValueError(f"`{key}` must hold finite numbers of shape {shape}, got {numbers.shape}")
-        return numbers.astype(dtype)
-
-    def _find_segments(self, start_s: NDArray[np.float64]) -> Segments:
-        owner = self._subjects if self._case_ids is None else self._case_ids
-        return find_segments(start_s, sfreq=self.sfreq, window_samples=self.window_samples, owner=owner)
 
     def __len__(self) -> int:
         return len(self._x)
@@ -133,6 +115,18 @@ class ArrayWindows:
             start_s=np.full(len(rows), np.nan) if self._start_s is None else self._start_s[rows],
             quality=unknown if self._quality is None else self._quality[rows],
         )
+
+
+def _per_window(key: str, values: ArrayLike | None, shape: tuple[int, ...], dtype: type) -> Any:
+    """`values` as an array of `shape`; None where there are none."""
+    if values is None:
+        return None
+    array = np.asarray(values)
+    if array.shape != shape:
+        raise ValueError(f"`{key}` must have shape {shape}, got {array.shape}")
+    if dtype is not np.str_ and not (array.dtype.kind in "fiu" and np.isfinite(array).all()):
+        raise ValueError(f"`{key}` must hold finite numbers, got {array.dtype}")
+    return array.astype(dtype)
 
 
 def npz_file(directory: Path, split: str) -> Path:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, Self, cast, get_args
 
 from pydantic import model_validator
 
@@ -46,7 +46,7 @@ class CasesBySplit(StrictModel):
     test: tuple[SplitCase, ...]
 
     @model_validator(mode="after")
-    def _refuse_shared(self) -> "CasesBySplit":
+    def _refuse_shared(self) -> Self:
         for what, key in (("patients", "subject_id"), ("cases", "case_id")):
             members = {name: {getattr(case, key) for case in getattr(self, name)} for name in SPLITS}
             for one, other in combinations(SPLITS, 2):

@@ -12,11 +12,12 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from biofound.data.channels import DType, PassBand
 from biofound.data.npz import Member, find_members, map_members
@@ -47,6 +48,13 @@ class StoreHeader(StrictModel):
     window_samples: int
     max_gap_seconds: float
     dtype: DType
+
+    @model_validator(mode="after")
+    def _describe_every_channel(self) -> Self:
+        for key in ("units", "filters", "quality_thresholds"):
+            if getattr(self, key).keys() != set(self.channels):
+                raise ValueError(f"{key} must have the keys {', '.join(self.channels)}")
+        return self
 
     def hours_of(self, windows: int) -> float:
         """The length of so many windows in hours."""

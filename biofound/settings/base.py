@@ -105,7 +105,7 @@ def setting(
     """A settings field. `PydanticUndefined` as default makes it required.
 
     Args:
-        default: the value when nobody says otherwise.
+        default: the value where none is given.
         description: one sentence for help, YAML comments and documentation.
         panel: the heading it is listed under.
         unit: its unit, as in "Hz"; "" for pure numbers and text.

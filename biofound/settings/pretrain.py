@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from biofound.core.masking import MaskType, hidden_patches
+from biofound.core.sampler import Shuffle
 from biofound.data.channels import PRETRAIN_CHANNELS
 from biofound.settings.base import Conflict, Derived, Settings, setting, split_commas
 from biofound.settings.channels import CHANNELS_YAML_HELP, ChannelNames
@@ -50,7 +51,7 @@ class PretrainSettings(Settings):
     random_crop: bool = setting(
         True, "Start training windows at random places inside segments of adjacent windows.", panel="Data"
     )
-    shuffle: Literal["full", "block"] = setting(
+    shuffle: Shuffle = setting(
         "full",
         "full: any order; block: read neighbouring windows together, for disks with slow random access.",
         panel="Data",

@@ -35,10 +35,6 @@ class Resolved(Generic[S]):
     settings: S
     origins: Mapping[str, str]
 
-    def is_default(self, name: str) -> bool:
-        """Whether nobody said anything about this field."""
-        return self.origins[name] == DEFAULT
-
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
         """Every field's name, value, unit and origin, as text."""
         for name, info in type(self.settings).model_fields.items():
@@ -201,7 +197,7 @@ def _gather(model: type[Settings], options: Mapping[str, Any], environ: Mapping[
 def _stack(model: type[Settings], given: _Given, layers: list[tuple[dict[str, Any], dict[str, str]]]) -> None:
     """Put each place's values over those of the places before it.
 
-    A preset goes under the values of the last place that says whether it is on.
+    A preset goes under the values of the last place that switches it on or off.
     """
     decisive = max((rank for rank, (values, _) in enumerate(layers) if PRESET in values), default=None)
     for rank, (values, origins) in enumerate(layers):
@@ -322,12 +318,12 @@ def _say(model: type[Settings], given: _Given, name: str) -> str:
 
 
 def _conflict_message(given: _Given, key: tuple[str | int, ...], conflict: Conflict) -> str:
-    """The message, after the places where the fields in it were said."""
+    """The message, after the origins of the fields in it."""
     places = [given.where((*key, name)) for name in conflict.fields]
-    said = list(dict.fromkeys(place for place in places if place != DEFAULT))
+    given_at = list(dict.fromkeys(place for place in places if place != DEFAULT))
     prefix = ".".join(map(str, key))
     text = f"{prefix}: {conflict.message}" if prefix else conflict.message
-    return f"{', '.join(said)}: {text}" if said else text
+    return f"{', '.join(given_at)}: {text}" if given_at else text
 
 
 def _shortened(value: Any) -> str:

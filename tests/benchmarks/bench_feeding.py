@@ -1,4 +1,4 @@
-"""How fast batches come out of a window store, against the usual DataLoader over npz files.
+"""Batch feeding speed of a window store, against the usual DataLoader over npz files.
 
 Run it: `python -m tests.benchmarks.bench_feeding`. Windows per CPU second, medians over rounds.
 """

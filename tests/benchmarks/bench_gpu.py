@@ -1,4 +1,4 @@
-"""How fast the default model trains on a GPU, and how much of its memory that takes."""
+"""Training speed and memory of the default model on a GPU."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How much memory a run holds, beside a store of 0.1 GB and one of 4 GB.
+"""Memory of a training run, beside a store of 0.1 GB and one of 4 GB.
 
 Judged by anonymous memory: mapped pages of the store count as resident, but the system takes them back
 whenever it needs them.

@@ -1,4 +1,4 @@
-"""Whether two processes with a thread each are faster than one process with two threads."""
+"""Speed of two processes with one thread each, against one process with two threads."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""How fast our loop is: against `transformers.Trainer`, and against the machine's matrix products."""
+"""Training speed of our loop, against `transformers.Trainer`, and against the machine's matrix products."""
 
 from collections.abc import Callable
 from contextlib import ExitStack

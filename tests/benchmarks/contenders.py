@@ -1,4 +1,4 @@
-"""What is compared: our loop, and what a user would write with `transformers.Trainer`.
+"""Contenders of the benchmark: our loop, and what a user would write with `transformers.Trainer`.
 
 Every contender trains in a process of its own and pauses after some optimizer steps, so that contenders
 take turns while each keeps its model, optimizer, data and memory.

@@ -1,4 +1,4 @@
-"""Our side of what is compared: the real trainer with the default settings, on a real store."""
+"""Our contender: the real trainer with the default settings, on a real store."""
 
 from collections.abc import Iterator
 from dataclasses import replace

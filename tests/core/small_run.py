@@ -24,6 +24,9 @@ from biofound.core.verify import probe_windows
 
 from .conftest import DATA, DEFAULT, SMALL, TRAINING, MemoryWindows
 
+WAIT_SECONDS = 45.0
+"""How long a run may take. Processes that wait for each other in vain would wait for hours."""
+
 
 def run(output: Path, **said: float) -> Trainer:
     """Run to the end (or to `stop_at`), from `last_model.pt` with `resume`."""
@@ -84,10 +87,14 @@ def start(output: Path, *, processes: int = 1, **said: float) -> list[multiproce
 
 
 def finish(started: list[multiprocessing.Process]) -> None:
-    """Wait for all of them; they must have ended well."""
+    """Wait for all of them; they must have ended well. None is left running."""
+    deadline = time.monotonic() + WAIT_SECONDS
     for process in started:
-        process.join(timeout=120)
-        assert process.exitcode == 0
+        process.join(timeout=max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+    assert codes == [0] * len(started)
 
 
 def _enter(environment: dict[str, object], output: Path, **said: float) -> None:

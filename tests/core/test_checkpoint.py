@@ -34,6 +34,10 @@ def test_a_model_rebuilt_from_its_file_alone_gives_the_same_bits(path, model, x)
     assert torch.equal(rebuilt.encoder(x), model.encoder(x))
 
 
+def test_a_rebuilt_model_is_in_evaluation_mode(path):
+    assert not any(module.training for module in load_checkpoint(path).build().modules())
+
+
 def test_the_file_loads_with_weights_only_and_describes_itself_in_plain_json(path, data):
     content = torch.load(path, weights_only=True)
     assert content["channels"] == ["PPG", "ECG"]

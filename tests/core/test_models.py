@@ -83,6 +83,14 @@ def test_normalising_a_flat_channel_or_one_with_nothing_visible_stays_finite():
     assert out.mean[0, 1].item() == 0 and out.std[0, 1].item() == 1
 
 
+def test_the_scale_of_an_almost_flat_channel_has_a_floor():
+    x = 1.0 + torch.tensor([0, 2**-23] * 8)[None, None]  # the two neighbours in float32: rounding, no signal
+    everything = torch.ones_like(x, dtype=torch.bool)
+    out = normalise(x, visible=everything, observed=everything)
+    assert out.std.item() == pytest.approx(1e-6, rel=1e-3)
+    assert out.values.abs().max() < 0.1
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e6, 1e30])
 def test_normalising_works_at_any_finite_scale(scale):
     x = torch.randn(2, 1, 500, generator=torch.Generator().manual_seed(0))

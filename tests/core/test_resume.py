@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from biofound.core import trainer as trainer_module
 from biofound.core.checkpoint import load_checkpoint
-from biofound.core.history import EpochMetrics, StepMetrics, WriteFailure
+from biofound.core.history import EpochMetrics, Losses, StepMetrics, WriteFailure
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import LAST, Trainer
 from biofound.errors import CheckpointError, TrainingError
@@ -86,13 +87,43 @@ def test_killed_between_checkpoints_it_takes_the_lost_steps_again(make, tmp_path
     reference = make(tmp_path / "reference")
     list(reference.fit())
     run = make(tmp_path / "run").fit()
-    for report in run:
-        if isinstance(report, StepMetrics) and report.step == step:
+    for event in run:
+        if isinstance(event, StepMetrics) and event.step == step:
             run.close()  # killed: nothing more is written
             break
     second = resumed(make(tmp_path / "run"))
     list(second.fit())
     assert_same_run(second, reference)
+
+
+@pytest.mark.parametrize("resumed_after", [None, 1, 2])
+def test_the_best_model_is_that_of_the_lowest_validation_loss(make, tmp_path, monkeypatch, resumed_after):
+    # The losses of the 3 epochs are given: the second is the best.
+    def evaluate(self):
+        loss = [0.5, 0.2, 0.4][self.epoch]
+        return Losses(loss=loss, msm=loss, stft=0.0, msm_by_channel={"PPG": loss, "ECG": loss})
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    trainer = make(tmp_path)
+    for event in trainer.fit():
+        if isinstance(event, EpochMetrics) and event.epoch == resumed_after:
+            break
+    if resumed_after is not None:
+        trainer = resumed(make(tmp_path))
+        list(trainer.fit())
+    best, last = (load_checkpoint(tmp_path / name) for name in ("best_model.pt", LAST))
+    assert (best.epoch, best.best_val_loss) == (2, 0.2)
+    assert (last.epoch, last.best_val_loss) == (3, 0.2)
+    assert json.loads((tmp_path / "training_history.json").read_text())["best_epoch"] == 2
+
+
+def test_the_scaler_of_fp16_is_resumed(make, tmp_path):
+    first = make(tmp_path, precision="fp16")
+    new = first.scaler.state_dict()
+    first.stop = lambda: first.step == 3
+    list(first.fit())
+    second = resumed(make(tmp_path, precision="fp16"))
+    assert second.scaler.state_dict() == first.scaler.state_dict() != new
 
 
 def test_dropout_is_on_keyed_by_step_and_leaves_the_global_generator_alone(make, tmp_path):
@@ -108,15 +139,18 @@ def test_dropout_is_on_keyed_by_step_and_leaves_the_global_generator_alone(make,
     assert first != without
 
 
-def test_a_checkpoint_is_written_within_an_epoch_when_time_has_passed(make, tmp_path):
+def test_a_checkpoint_is_written_within_an_epoch_when_time_has_passed(make, tmp_path, monkeypatch):
+    orders, sound = [], trainer_module.epoch_order
+    monkeypatch.setattr(trainer_module, "epoch_order", lambda **kw: (orders.append(kw), sound(**kw))[1])
     trainer = make(tmp_path, checkpoint_minutes=1e-9)
     steps = []
-    for report in trainer.fit():
-        if isinstance(report, StepMetrics):
-            steps.append(report.step)
+    for event in trainer.fit():
+        if isinstance(event, StepMetrics):
+            steps.append(event.step)
         saved = load_checkpoint(tmp_path / LAST)
         assert trainer.step - saved.step <= 1
     assert steps == list(range(1, 10))  # each step once: nothing is taken again
+    assert len(orders) == 3  # the epoch goes on: its order is not drawn again
 
 
 def test_a_run_that_is_done_resumes_to_nothing(make, tmp_path):
@@ -165,8 +199,8 @@ def full_disk(monkeypatch):
 def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, tmp_path, full_disk):
     trainer = make(tmp_path)
     with pytest.raises(TrainingError, match=r"last_model\.pt|best_model\.pt: No space left"):
-        for report in trainer.fit():
-            if isinstance(report, EpochMetrics):
+        for event in trainer.fit():
+            if isinstance(event, EpochMetrics):
                 full_disk.append(True)
     assert load_checkpoint(tmp_path / LAST).epoch == 1
     assert not list(tmp_path.glob(".*"))
@@ -181,11 +215,11 @@ def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, t
 def test_on_a_full_disk_the_run_goes_on_when_told_to_and_says_so(make, tmp_path, full_disk):
     trainer = make(tmp_path, on_write_error="continue")
     failures = []
-    for report in trainer.fit():
-        if isinstance(report, EpochMetrics):
-            full_disk[:] = [True] if report.epoch < 3 else []
-        if isinstance(report, WriteFailure):
-            failures.append(report)
+    for event in trainer.fit():
+        if isinstance(event, EpochMetrics):
+            full_disk[:] = [True] if event.epoch < 3 else []
+        if isinstance(event, WriteFailure):
+            failures.append(event)
     assert failures
     assert failures[0].error == "No space left on device"
     assert trainer.step == 9

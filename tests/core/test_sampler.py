@@ -25,8 +25,8 @@ def test_block_order_reads_few_places_of_the_disk_at_a_time_and_still_mixes_subj
     blocks = {}
     for shuffle in ("full", "block"):
         drawn = order(windows, shuffle=shuffle)
-        stretch = drawn[: 64 * batch]
-        blocks[shuffle] = len(np.unique(stretch // BLOCK))
+        first = drawn[: 64 * batch]
+        blocks[shuffle] = len(np.unique(first // BLOCK))
         mixed = [len(np.unique(subject[drawn[k : k + batch]])) for k in range(0, 50 * batch, batch)]
         assert min(mixed) > 70
     assert blocks["block"] < 0.15 * blocks["full"]

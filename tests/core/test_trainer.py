@@ -23,9 +23,11 @@ GOLDEN = Path(__file__).parent / "golden_losses.json"
 def make(config, data, train_config, windows, tmp_path):
     """A trainer of the small model on 12 windows; keyword arguments change its configuration."""
 
-    def make(*, output=tmp_path / "run", train=windows, val=windows[:4], stop=lambda: False, **changes):
+    def make(
+        *, output=tmp_path / "run", train=windows, val=windows[:4], stop=lambda: False, dropout=0.0, **changes
+    ):
         return Trainer(
-            model=build_model(config, seed=1),
+            model=build_model(replace(config, dropout=dropout), seed=1),
             train=MemoryWindows(train),
             val=MemoryWindows(val),
             data=data,
@@ -39,22 +41,22 @@ def make(config, data, train_config, windows, tmp_path):
     return make
 
 
-def steps(reports):
-    return [r for r in reports if isinstance(r, StepMetrics)]
+def steps(events):
+    return [r for r in events if isinstance(r, StepMetrics)]
 
 
-def epochs(reports):
-    return [r for r in reports if isinstance(r, EpochMetrics)]
+def epochs(events):
+    return [r for r in events if isinstance(r, EpochMetrics)]
 
 
 def test_losses_per_step_are_the_golden_ones(make):
     # Made by: python -m pytest tests/core/test_trainer.py -k golden, with the file removed, which writes it
     # anew and fails. A refactor keeps these; a change of them is explained in its commit.
-    reports = list(make().fit())
+    events = list(make().fit())
     got = {
-        "step": [r.loss for r in steps(reports)],
-        "val": [r.val.loss for r in epochs(reports)],
-        "gradient_norm": [r.gradient_norm for r in steps(reports)],
+        "step": [r.loss for r in steps(events)],
+        "val": [r.val.loss for r in epochs(events)],
+        "gradient_norm": [r.gradient_norm for r in steps(events)],
     }
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(got, indent=1) + "\n")
@@ -100,6 +102,28 @@ def test_an_epochs_loss_is_the_ratio_of_its_sums_not_the_mean_of_its_batches(mak
     assert parts.train.loss == pytest.approx(parts.train.msm + 0.3 * parts.train.stft, rel=1e-6)
 
 
+def test_validation_scores_every_window_once_without_crop(make, windows):
+    trainer = make(val=windows)
+    seen = []
+    read = trainer.val.read
+    trainer.val.read = lambda index, crop=None: (seen.append((index, crop)), read(index, crop))[1]
+    trainer.evaluate()
+    assert sorted(np.concatenate([index for index, _ in seen])) == list(range(12))
+    assert all(crop is None for _, crop in seen)
+
+
+def test_dropout_differs_by_step_and_micro_batch(make):
+    trainer, seeds = make(dropout=0.2), []
+
+    def note(model, _):
+        if model.training:
+            seeds.append(torch.initial_seed())
+
+    trainer.model.register_forward_pre_hook(note)
+    list(trainer.fit())
+    assert len(set(seeds)) == len(seeds) == 18
+
+
 def test_validation_masks_are_fixed_and_validation_windows_are_not_cropped(make):
     trainer = make(lr=1e-12)
     vals = [r.val.loss for r in epochs(trainer.fit())]
@@ -118,34 +142,34 @@ def test_crops_can_be_turned_off_and_differ_by_epoch(make):
 
 
 def test_training_learns(make):
-    reports = epochs(make(epochs=30, warmup_epochs=2, lr=5e-3, random_crop=False).fit())
-    assert reports[-1].train.msm < 0.8 * reports[0].train.msm
+    events = epochs(make(epochs=30, warmup_epochs=2, lr=5e-3, random_crop=False).fit())
+    assert events[-1].train.msm < 0.8 * events[0].train.msm
 
 
 def test_history_is_written_while_the_run_goes_on(make):
     trainer = make()
-    for report in trainer.fit():
-        if not isinstance(report, EpochMetrics):
+    for event in trainer.fit():
+        if not isinstance(event, EpochMetrics):
             continue
         history = json.loads((trainer.output_dir / "training_history.json").read_text())
-        assert history["epoch"] == list(range(1, report.epoch + 1))
-        for split, losses in (("train", report.train), ("val", report.val)):
+        assert history["epoch"] == list(range(1, event.epoch + 1))
+        for split, losses in (("train", event.train), ("val", event.val)):
             for name in ("loss", "msm", "stft"):
                 assert history[f"{split}_{name}"][-1] == getattr(losses, name)
             assert history[f"{split}_msm_by_channel"]["PPG"][-1] == losses.msm_by_channel["PPG"]
-        assert len(history["lr"]) == len(history["seconds"]) == report.epoch
+        assert len(history["lr"]) == len(history["seconds"]) == event.epoch
         assert history["synthetic"] is True
 
 
 def test_the_promised_checkpoints_are_there_and_describe_themselves(make, data):
     trainer = make()
-    reports = epochs(trainer.fit())
+    events = epochs(trainer.fit())
     names = sorted(p.name for p in trainer.output_dir.iterdir())
     files = ["best_model.pt", "checkpoint_epoch_2.pt", "last_model.pt"]
     assert names == [*files, "metrics.jsonl", "training_history.json"]
     best = load_checkpoint(trainer.output_dir / "best_model.pt")
-    assert best.best_val_loss == min(r.val.loss for r in reports)
-    assert best.epoch == max(r.epoch for r in reports if r.best)
+    assert best.best_val_loss == min(r.val.loss for r in events)
+    assert best.epoch == max(r.epoch for r in events if r.best)
     assert best.data == data
     assert best.settings == {"seed": 7}
     last = load_checkpoint(trainer.output_dir / "last_model.pt")
@@ -158,9 +182,9 @@ def test_the_promised_checkpoints_are_there_and_describe_themselves(make, data):
 def test_a_stop_saves_the_run_as_it_stands(make):
     asked = iter([False, False, False, True])
     trainer = make(stop=lambda: next(asked))
-    reports = list(trainer.fit())
+    events = list(trainer.fit())
     assert trainer.interrupted
-    assert len(steps(reports)) == 4
+    assert len(steps(events)) == 4
     last = load_checkpoint(trainer.output_dir / "last_model.pt")
     assert (last.epoch, last.step) == (1, 4)
 
@@ -186,8 +210,8 @@ def test_weights_that_are_not_finite_stop_the_run(make):
 
 def test_gradients_are_clipped(make):
     trainer = make(gradient_clip=1e-6, lr=1.0, weight_decay=0.0, warmup_epochs=0, epochs=1)
-    reports = steps(trainer.fit())
-    assert all(r.gradient_norm > 1e-3 for r in reports)  # the norm before clipping is what is reported
+    events = steps(trainer.fit())
+    assert all(r.gradient_norm > 1e-3 for r in events)  # the norm before clipping is what is reported
     seen = [p.grad.square().sum() for p in trainer.model.parameters() if p.grad is not None]
     assert float(torch.stack(seen).sum().sqrt()) <= 1.01e-6
 
@@ -199,7 +223,7 @@ def test_bf16_gives_nearly_the_losses_of_fp32(make, tmp_path):
     assert low.val.loss != plain.val.loss
 
 
-def test_a_constant_guess_scores_the_squared_target_whatever_the_model(make, x):
+def test_a_baseline_scores_the_squared_target_whatever_the_model(make, x):
     trainer = make()
     got = trainer.evaluate(baseline=True)
     mask = torch.from_numpy(trainer.validation_mask(np.arange(4)))

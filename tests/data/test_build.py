@@ -70,15 +70,6 @@ def test_every_window_is_accounted_for(tmp_path):
     assert index["synthetic"] is True and index["source"] == cohort().describe()
 
 
-def test_plain_numpy_opens_a_case(tmp_path):
-    build(tmp_path)
-    sidecar = json.loads((tmp_path / "train" / "syn0001_1.json").read_text())
-    with np.load(tmp_path / "train" / "syn0001_1.npz") as archive:
-        n = sidecar["windows"]
-        shapes = {name: archive[name].shape for name in archive.files}
-    assert shapes == {"x": (n, 2, 1250), "mean": (n, 2), "std": (n, 2), "start_s": (n,), "quality": (n, 2)}
-
-
 def test_two_workers_give_the_bytes_of_one(tmp_path, undisturbed):
     results = build(tmp_path, workers=2)
     assert bytes_of(tmp_path) == undisturbed

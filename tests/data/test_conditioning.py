@@ -256,10 +256,11 @@ def test_the_recording_is_left_as_it_was() -> None:
     np.testing.assert_array_equal(x, before)
 
 
-def test_one_hertz_data_cannot_pass_as_a_waveform() -> None:
+@pytest.mark.parametrize("rate", [1.0, 15.9])
+def test_a_rate_below_twice_the_pass_band_is_refused(rate: float) -> None:
     x = np.ones(600, dtype=np.float32)
-    with pytest.raises(DataError, match=r"case1, channel PPG: .* 1 Hz.* 16 Hz"):
-        condition(recording(PPG=(x, 1.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
+    with pytest.raises(DataError, match=rf"case1, channel PPG: .* {rate:g} Hz.* 16 Hz"):
+        condition(recording(PPG=(x, rate)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
 
 
 def test_a_channel_that_was_not_read_is_named() -> None:

@@ -135,6 +135,7 @@ FIRST, SECOND = "syn0001_1", "syn0002_1"
         (lambda d: (d / "train" / f"{FIRST}.npz").unlink(), "readable", "1 of the 2 files"),
         (lambda d: (d / "train" / f"{FIRST}.json").unlink(), "readable", f"{FIRST}.json"),
         (lambda d: (d / "train" / "index.json").write_text("{"), "readable", "index.json"),
+        (in_index(quality_thresholds={"PPG": 0.5}), "readable", "quality_thresholds"),
     ],
 )
 def test_each_check_fails_when_its_property_is_broken_and_no_other_does(copied, damage, name, measured):
@@ -144,14 +145,19 @@ def test_each_check_fails_when_its_property_is_broken_and_no_other_does(copied, 
     assert measured in found[f"train: {name}"]
 
 
-OTHER = {"units": {}, "filters": {}, "quality_thresholds": {"PPG": 0.0, "ECG": 0.0}, "dtype": "float32"}
+OTHER = {
+    "units": {"PPG": "V", "ECG": "V"},
+    "filters": {name: {"low_hz": 0.5, "high_hz": 9.0, "order": 4} for name in ("PPG", "ECG")},
+    "quality_thresholds": {"PPG": 0.0, "ECG": 0.0},
+    "dtype": "float32",
+}
 
 
 @pytest.mark.parametrize("key", StoreHeader.model_fields)
 def test_every_setting_that_index_and_sidecars_say_alike_is_compared(copied, key):
     path = copied / "train" / "syn0002_1.json"
     value = json.loads(path.read_text())[key]
-    other = OTHER.get(key) if key in OTHER else value[::-1] if key == "channels" else value * 2
+    other = OTHER[key] if key in OTHER else value[::-1] if key == "channels" else value * 2
     change(path, **{key: other})
     assert "syn0002_1" in failed(copied)["train: sidecars"]
 

@@ -58,6 +58,7 @@ def test_arrays_and_the_store_they_were_read_from_give_the_same(stored, held, ch
     assert described(one) == described(other) and one.channels == channels
     np.testing.assert_array_equal(one.read(INDEX, CROP), other.read(INDEX, CROP))
     np.testing.assert_array_equal(one.segments().first, other.segments().first)
+    assert len(set(one.segments().length[INDEX].tolist())) > 2
     for name in ("case_id", "subject_id", "start_s", "quality"):
         np.testing.assert_array_equal(getattr(one.info(INDEX), name), getattr(other.info(INDEX), name))
 

@@ -215,8 +215,11 @@ def _copy(response: requests.Response, file: BinaryIO, what: str, timeout_s: flo
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what a killed download of this very file left; the caller holds its lock."""
-    for leftover in path.parent.glob(f".{path.name}.*{TEMPORARY_SUFFIX}"):
+    """Remove temporary files that a killed download left of this file, or `check` of a file beside it.
+
+    The caller holds the file's lock.
+    """
+    for leftover in path.parent.glob(f".{path.stem}.*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
 
 

@@ -176,11 +176,12 @@ def test_an_answer_whose_end_cannot_be_known_is_taken_only_if_it_is_gzip(server,
 
 
 def test_what_a_killed_download_left_is_removed(server, tmp_path):
-    leftover = tmp_path / "1.0.1" / ".7.vital.4711.partial"
-    leftover.parent.mkdir()
-    leftover.write_bytes(b"half")
+    directory = tmp_path / "1.0.1"
+    directory.mkdir()
+    for name in (".7.vital.4711.partial", ".7.json.a1b2.partial", ".71.vital.4711.partial"):
+        (directory / name).write_bytes(b"half")
     get(server, tmp_path)
-    assert files_in(tmp_path) == ["7.vital"]
+    assert files_in(tmp_path) == [".71.vital.4711.partial", "7.vital"]  # of this file only
 
 
 @pytest.fixture

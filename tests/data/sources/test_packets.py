@@ -44,16 +44,17 @@ def test_with_exact_stamps_the_smallest_gap_is_exact():
     np.testing.assert_array_equal(align_packets(starts, counts, sfreq=SFREQ, origin=START), first)
 
 
-def test_stamps_from_a_jittery_clock_leave_no_seams_but_a_lost_packet_shows():
+@pytest.mark.parametrize("jitter_s", [0.01, 0.04])  # 5 and 20 samples; a packet has 50
+def test_stamps_from_a_jittery_clock_leave_no_seams_but_a_lost_packet_shows(jitter_s):
     rng = np.random.default_rng(4)
     gaps = np.zeros(2000, dtype=int)
     gaps[1000] = 50  # one packet lost
     starts, counts, _ = stream(np.full(2000, 50), gaps)
-    jittered = np.sort(starts + rng.uniform(0, 0.01, 2000))  # 10 ms: five samples
+    jittered = np.sort(starts + rng.uniform(0, jitter_s, 2000))
     placed = align_packets(jittered, counts, sfreq=SFREQ, origin=START)
     seams = np.diff(placed) - 50
     assert np.flatnonzero(seams).tolist() == [999]
-    assert abs(seams[999] - 50) <= 5
+    assert abs(seams[999] - 50) <= jitter_s * SFREQ
     rounded = np.rint((jittered - START) * SFREQ).astype(int)
     assert np.mean(np.diff(rounded) != 50) > 0.5  # rounding alone tears most packets apart
 

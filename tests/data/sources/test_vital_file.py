@@ -11,7 +11,7 @@ from biofound.data.conditioning import condition
 from biofound.data.sources.vital_file import check_complete, contents, find_track, read_recording
 from biofound.errors import DataError
 from tests.data import cohort
-from tests.data.sources.vitaldb_server import FLOAT, START, Wave, packets_of, raw_of, write_vital
+from tests.data.sources.vitaldb_server import FLOAT, Wave, packets_of, write_vital
 
 PPG = replace(cohort.PPG, tracks=("SNUADC/PLETH", "PLETH"))
 ECG = replace(cohort.ECG, tracks=("SNUADC/ECG_II", "II"))
@@ -319,9 +319,3 @@ def test_what_the_parser_would_print_becomes_the_error(tmp_path, capsys):
     ):
         read(path, PPG)
     assert capsys.readouterr().out == ""
-
-
-def test_the_writer_used_here_stores_gaps_as_the_package_does(tmp_path):
-    wave = Wave(name=PLETH, samples=np.array([1.0, np.nan, 3.0]))
-    assert raw_of(wave, wave.samples).tolist() == [30100, 65535, 30300]
-    assert package(write_vital(tmp_path / "a.vital", [wave])).dtstart == START

@@ -123,22 +123,6 @@ def test_a_track_that_the_list_promises_but_the_file_lacks_is_an_error(server, t
         source(server, tmp_path).read(str(BIS[0]), CHANNELS)
 
 
-def test_with_a_warm_cache_no_network_is_needed(server, tmp_path):
-    warm = source(server, tmp_path)
-    expected = warm.cases(CHANNELS)
-    before = warm.read(str(BIS[0]), CHANNELS)
-    asked = dict(server.asked)
-    server.url = "http://127.0.0.1:9"
-    cold = source(server, tmp_path, retries=0)
-    assert cold.cases(CHANNELS) == expected
-    assert cold.version() == warm.version()
-    again = cold.read(str(BIS[0]), CHANNELS)
-    np.testing.assert_array_equal(again.signals["ECG"].samples, before.signals["ECG"].samples)
-    assert dict(server.asked) == asked
-    with pytest.raises(DataError, match=rf"case {BIS[1]}: .*{server.url}"):
-        cold.read(str(BIS[1]), CHANNELS)
-
-
 @pytest.mark.parametrize("kind", ["cut", "cut-unnoticed", "corrupt", "short-length"])
 @pytest.mark.parametrize("path", ["/cases", "/trks", f"/1.0.1/{BIS[0]}.vital"])
 def test_nothing_incomplete_is_ever_taken_for_the_whole(server, tmp_path, kind, path):
@@ -337,10 +321,7 @@ def test_a_case_cut_on_its_way_is_fetched_again_where_the_package_reads_on_in_si
         assert len(signal.samples) == 30_000 and np.isfinite(signal.samples).all()
 
 
-def test_every_patient_is_found_where_the_package_gives_an_empty_table(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(vitaldb.dataset, "api_url", server.url)
-    monkeypatch.setattr(vitaldb.dataset, "dfci", None)
-    assert len(vitaldb.load_clinical_data()) == 0  # its documentation promises all
+def test_every_patient_is_found_in_the_clinical_table(server, tmp_path):
     cases = source(server, tmp_path, case_set="all").cases([ECG])
     assert {case.subject_id for case in cases} == {str(subject) for subject in SUBJECTS.values()}
 
