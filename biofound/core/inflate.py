@@ -209,7 +209,7 @@ def _fill(
                 target[channel_rows(after, channel)] = source[channel_rows(before, channel)]
         else:
             raise CheckpointError(
-                f"{part}.{name}: the checkpoint's tensor of shape {tuple(source.shape)} does not fit into the "
+                f"{part}.{name}: the checkpoint's tensor of shape {tuple(source.shape)} does not fit the "
                 f"inflated model, which expects {tuple(target.shape)}"
             )
         transfers.append(

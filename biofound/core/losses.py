@@ -46,7 +46,7 @@ class LossSums:
         return LossSums(self.values.detach() + other.values.detach())
 
     def with_counts_of(self, whole: "LossSums") -> "LossSums":
-        """These sums with the counts of a whole batch: the losses of micro-batches then add up to the batch's."""
+        """These sums over the counts of a whole batch: micro-batches' losses then add up to the batch's."""
         return LossSums(torch.stack([self.values[0], whole.values[1].to(self.values.dtype)]))
 
     def loss(self, *, stft_weight: float) -> Tensor:
