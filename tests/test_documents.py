@@ -1,41 +1,55 @@
-"""The documents say what is so: their code runs, their commands are accepted, their links lead somewhere."""
+"""Documents: commands and code run, printed output is as documented, links lead somewhere, names exist."""
 
+import contextlib
+import importlib
+import importlib.util
+import io
 import re
 import shlex
-from collections.abc import Iterator
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from pydantic import BaseModel
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from biofound.cli import app
-from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
-from biofound.core.history import EpochMetrics, Losses, history_json
-from biofound.core.inflate import inflate, inflated_checkpoint
+from biofound.core import checkpoint
 from biofound.core.models import ModelConfig, PretrainingModel, build_model, parameter_count
-from biofound.data.build import build_windows
-from biofound.data.channels import FINETUNE_CHANNELS
 from biofound.data.sources.synthetic import SyntheticSource
-from biofound.data.splits import SPLITS, make_splits
-from biofound.files import write_json
+from biofound.data.splits import Splits
+from biofound.data.store import IndexedCase, Sidecar, StoreIndex, Totals
 from biofound.settings import PretrainSettings, resolve_channels
+from tests.chain import SMALL_MODEL
+from tests.data.sources.test_wfdb import write
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SPEC = importlib.util.spec_from_file_location("printed", Path(__file__).parent.parent / "docs" / "printed.py")
+assert SPEC is not None and SPEC.loader is not None
+printed = sys.modules["printed"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(printed)
+
+ROOT, PAGES = printed.ROOT, printed.PAGES
 GUIDE = ROOT / "docs" / "ssl_pretraining_guide.md"
+FORMATS = ROOT / "docs" / "data_formats.md"
+POINTERS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+HYPOTHETICAL = {"biofound/settings/probe.py", "biofound/commands/probe.py", "tests/test_probe.py"}
+"""Files of the command that CONTRIBUTING adds as an example."""
+GENERATED = "cli.md"
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
-NOT_OURS = {"--help", "--nproc-per-node", "--num-workers"}
-"""Options a text may name although no command declares them; the last is explained not to exist."""
+NOT_OURS = {"--help", "--nproc-per-node", "--num-workers", "--bidmc", "--write"}
+"""Options a text may name although no command declares them; `--num-workers` is explained not to exist."""
 ABOUT_BENCHMARKS = {"benchmarks.md", "signal_quality.md"}
 """Pages that name options of `tests.benchmarks`."""
-
-
-def fences(page: Path) -> Iterator[tuple[str, str]]:
-    """The language and text of every fenced block, those inside lists included."""
-    for match in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", page.read_text(encoding="utf-8"), re.S | re.M):
-        yield match[2], re.sub(rf"^{match[1]}", "", match[3], flags=re.M)
+PRINTED = printed.printed_blocks()
+RTOL = 0.05
+SUBJECTS, SECONDS = 12, 40.0
+FIRST_SUBJECT = 128
+"""From this patient on, twelve of them make three splits under the default seed."""
 
 
 def spans(page: Path) -> list[str]:
@@ -46,10 +60,10 @@ def spans(page: Path) -> list[str]:
 
 def commands(page: Path) -> Iterator[list[str]]:
     """The arguments of every call of biofound in the blocks that are commands."""
-    for language, text in fences(page):
-        if language not in ("", "bash", "console"):
+    for block in printed.blocks(page):
+        if block.language not in ("bash", "console"):
             continue
-        for line in re.split(r"\n|&&", text.replace("\\\n", " ")):
+        for line in re.split(r"\n|&&", block.text.replace("\\\n", " ")):
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if "biofound" in words:
                 yield words[words.index("biofound") + 1 :]
@@ -63,82 +77,121 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+def block_name(block) -> str:
+    return f"{name_of(block.page)}:{'code' if block.is_code else block.printed_by}"
+
+
 @pytest.fixture(scope="module")
 def model() -> PretrainingModel:
     return build_model(PretrainSettings().fill(ModelConfig), seed=0)
 
 
+# ---- Printed output
+
+
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, model: PretrainingModel) -> Path:
-    """A directory in which a run has been: a store, checkpoints and a history, with the default names."""
-    place = tmp_path_factory.mktemp("workplace")
-    source = SyntheticSource(subjects=8, minutes=2.0)
+def printed_small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the documented commands and code print on a few short recordings, trained on for a moment."""
+    directory = tmp_path_factory.mktemp("documents")
+    write_recordings(directory / "recordings")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("biofound.data.build.cpu_count", lambda: 1)
+        found = printed.run_all(directory, bidmc=directory / "recordings", run=run_small)
+    torch.set_num_threads(threads)
+    return found
+
+
+def write_recordings(directory: Path) -> None:
+    """Synthetic recordings as WFDB records with the headers of BIDMC."""
     channels = resolve_channels(None, "pretrain").channels
-    splits = make_splits(
-        source.cases(channels),
-        mode="full",
-        seed=1,
-        source=source.describe(),
-        dataset_version=source.version(),
-        channels=model.config.channels,
-    )
-    for split in SPLITS:
-        results = build_windows(
-            source=source,
-            entries=splits.of(split),
-            split=split,
-            channels=channels,
-            sfreq=125.0,
-            window_seconds=10.0,
-            max_gap_seconds=0.1,
-            dtype="float16",
-            outdir=place / "data" / "windows",
-            workers=1,
-        )
-        assert all(result.status == "built" for result in results)
-    write_run(place / "artifacts" / "foundation_model", model, channels)
-    return place
+    source = SyntheticSource(seed=5, subjects=SUBJECTS, minutes=SECONDS / 60)
+    for number, case in enumerate(source.cases(channels), start=1):
+        signals = source.read(case.case_id, channels).signals
+        x = np.stack([signals[name].samples[::4] for name in ("PPG", "ECG")], axis=1)
+        comments = [f"mimic2wdb/matched/s{number + FIRST_SUBJECT:05}"]
+        write(directory, f"bidmc{number:02}", x=x.astype(np.float64), comments=comments)
 
 
-def write_run(directory: Path, model: PretrainingModel, channels: list) -> None:
-    losses = Losses(loss=1.3, msm=1.0, stft=1.0, msm_by_channel=dict.fromkeys(model.config.channels, 1.0))
-    report = EpochMetrics(
-        epoch=1, train=losses, val=losses, lr=1e-4, seconds=1.0, windows_per_second=1.0, best=True
-    )
-    data = DataDescription(
-        sfreq=125.0,
-        filters={channel.name: channel.band.as_json() for channel in channels},
-        units={channel.name: channel.unit for channel in channels},
-        fingerprint="0",
-        synthetic=True,
-    )
-    checkpoint = Checkpoint(
-        model=model.config,
-        encoder=model.encoder.state_dict(),
-        decoder=model.decoder.state_dict(),
-        data=data,
-        settings={},
-        epoch=1,
-        step=1,
-        best_val_loss=1.3,
-        metrics={},
-    )
-    best = directory / "best_model.pt"
-    save_checkpoint(best, checkpoint)
-    inflation = inflate(checkpoint, channels=FINETUNE_CHANNELS)
-    save_checkpoint(
-        best.with_name("best_model_5ch.pt"),
-        inflated_checkpoint(checkpoint, inflation, path=best, filters={}, units={}),
-    )
-    write_json(directory / "training_history.json", history_json([report], synthetic=True))
+def run_small(arguments: Sequence[str], directory: Path) -> tuple[int, str]:
+    """Run in this process, with training cut short."""
+    with contextlib.chdir(directory):
+        if arguments[0] == "-c":
+            said = io.StringIO()
+            try:
+                with contextlib.redirect_stdout(said):
+                    exec(compile(arguments[1], "document", "exec"), {})
+            except Exception:
+                return 1, traceback.format_exc()
+            return 0, said.getvalue()
+        words = list(arguments[2:])
+        if "--fast" in words:
+            words += map(str, SMALL_MODEL)
+        if "--fast" in words or ("--epochs" in words and "--resume" not in words):
+            words += ["--epochs", "2", "--save-interval", "1", "--batch-size", "8", "--threads", "1"]
+        with pytest.MonkeyPatch.context() as patch:
+            if "--fast" in words:
+                patch.setitem(SyntheticSource.__init__.__kwdefaults__, "minutes", 0.2)
+            done = CliRunner().invoke(app, words, prog_name="biofound")
+        return done.exit_code, done.output
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(f[0] == "python" for f in fences(p))], ids=name_of)
-def test_python_runs(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
-    for language, text in fences(page):
-        if language == "python":
-            exec(compile(text, name_of(page), "exec"), {})
+@pytest.mark.parametrize("block", PRINTED, ids=block_name)
+def test_output_has_the_documented_words(block, printed_small: dict[str, str]) -> None:
+    printed.align(block.text, printed_small[block.printed_by], rtol=None, repeats=False)
+
+
+@pytest.fixture(scope="module")
+def printed_by_bidmc(tmp_path_factory: pytest.TempPathFactory, bidmc_dir: Path) -> dict[str, str]:
+    return printed.run_all(tmp_path_factory.mktemp("bidmc"), bidmc=bidmc_dir, run=printed.run_process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", PRINTED, ids=block_name)
+def test_output_has_the_documented_words_and_numbers(block, printed_by_bidmc: dict[str, str]) -> None:
+    printed.align(block.text, printed_by_bidmc[block.printed_by], rtol=RTOL)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "loss 0.75 of PPG",
+        "loss 0.52 of ECG",
+        "loss 0.52 of PPG\n1,409 windows",
+        "nothing\nloss 0.52 of PPG\nend",
+    ],
+)
+def test_another_output_is_told_from_the_documented_one(other: str) -> None:
+    printed.align("loss 0.50 of PPG\n", "loss 0.52 of PPG\n", rtol=RTOL)
+    printed.align("…\nloss 0.50 of PPG\n…\n1,408 windows", "a\nloss 0.52 of PPG\nb\n1,408 windows", rtol=RTOL)
+    with pytest.raises(ValueError, match="documented"):
+        printed.align("loss 0.50 of PPG\n", other, rtol=RTOL)
+
+
+def test_whole_numbers_are_compared_exactly_and_times_not_at_all() -> None:
+    assert not printed.same("1,408 windows", "1,409 windows", rtol=RTOL)
+    assert printed.same("lr 5.00e-04  4 s  * best", "lr 5.00e-04  71 s", rtol=RTOL)
+    assert printed.same("440 steps  545 windows/s", "440 steps  61 windows/s", rtol=RTOL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != GENERATED], ids=name_of)
+def test_every_block_of_output_says_what_prints_it(page: Path) -> None:
+    for block in printed.blocks(page):
+        assert block.language != "text" or block.printed_by, block.text
+
+
+def test_pages_have_the_same_chain_of_commands() -> None:
+    chains = [
+        block.text.splitlines()
+        for page in PAGES
+        for block in printed.blocks(page)
+        if block.text.startswith("biofound prepare --source wfdb")
+    ]
+    assert len(chains) == 3
+    assert all(each == printed.chain() for each in chains)
+
+
+# ---- Commands, options, links, names
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(commands(p))], ids=name_of)
@@ -179,8 +232,39 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_of_the_repository_exist(page: Path) -> None:
     for span in spans(page):
-        if re.fullmatch(r"(biofound|configs|docs|tests)/[\w./]*", span):
+        if re.fullmatch(r"(biofound|configs|docs|tests)/[\w./]*", span) and span not in HYPOTHETICAL:
             assert (ROOT / span).exists(), span
+
+
+@pytest.mark.parametrize("page", POINTERS, ids=name_of)
+def test_names_of_the_package_exist(page: Path) -> None:
+    for span in spans(page):
+        if re.fullmatch(r"biofound(\.\w+)+", span) and not span.endswith((".py", ".json")):
+            resolve(span)
+
+
+def resolve(dotted: str) -> object:
+    """The module, class, function or method of that name."""
+    names = dotted.split(".")
+    found, at = importlib.import_module(names[0]), 1
+    while at < len(names) and importlib.util.find_spec(".".join(names[: at + 1])):
+        at += 1
+        found = importlib.import_module(".".join(names[:at]))
+        if not hasattr(found, "__path__"):
+            break
+    for name in names[at:]:
+        found = getattr(found, name)
+    return found
+
+
+def test_names_that_do_not_exist_are_found() -> None:
+    for wrong in (
+        "biofound.core.models.Encoder.nothing",
+        "biofound.nothing",
+        "biofound.core.nothing.Encoder",
+    ):
+        with pytest.raises(AttributeError):
+            resolve(wrong)
 
 
 def test_sizes_of_the_model_are_those_of_the_default(model: PretrainingModel) -> None:
@@ -189,6 +273,32 @@ def test_sizes_of_the_model_are_those_of_the_default(model: PretrainingModel) ->
     )
     said = f"The encoder has {encoder} parameters ({mixer} of them in the mixer), the decoder {decoder}."
     assert said in " ".join(GUIDE.read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CHANGELOG.md"], ids=name_of)
+def test_millions_of_parameters_are_those_of_the_encoder(page: Path, model: PretrainingModel) -> None:
+    said = re.findall(r"(\S+) million\s+parameters", page.read_text(encoding="utf-8"))
+    assert said == [f"{parameter_count(model.encoder) / 1e6:.1f}"]
+
+
+def test_format_versions_are_those_of_the_code() -> None:
+    versions = {
+        each.model_fields["kind"].default: each.model_fields["format_version"].default
+        for each in (Splits, StoreIndex, Sidecar)
+    }
+    versions[checkpoint.KIND] = checkpoint.FORMAT_VERSION
+    rows = re.findall(r"\| `(biofound-[\w-]+)` \| (\d+) \|", FORMATS.read_text(encoding="utf-8"))
+    assert {kind: int(version) for kind, version in rows} == versions
+
+
+@pytest.mark.parametrize("model", [Splits, StoreIndex, Sidecar, IndexedCase, Totals])
+def test_every_key_of_the_formats_is_documented(model: type[BaseModel]) -> None:
+    assert model.model_fields.keys() - set(spans(FORMATS)) == set()
+
+
+def test_example_of_the_splits_can_be_read() -> None:
+    (example,) = [block.text for block in printed.blocks(FORMATS) if block.language == "json"]
+    assert Splits.model_validate_json(example).of("val")[0].case_id == "bidmc05"
 
 
 def test_table_of_the_stft_is_that_of_the_default(model: PretrainingModel) -> None:

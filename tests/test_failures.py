@@ -315,7 +315,7 @@ STORES: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = 
         lambda index: index["cases"][0].update(subject_id="SHARED"),
         ("1 patient", "(SHARED)"),
     ),
-    "format": (lambda index: index.update(format_version=9), ("format_version: expected 1, got 9",)),
+    "format": (lambda index: index.update(format_version=9), ("format_version: expected 2, got 9",)),
     "nothing": (lambda index: index.update(cases=[]), ("val holds no window",)),
     "file gone": (
         lambda index: index["cases"][0].update(file="gone.npz"),

@@ -65,7 +65,7 @@ class CaseHeader(StoreHeader, JsonFile):
     """How the windows of one case were made. A case whose sidecar says the same is up to date."""
 
     kind: Literal["biofound-windows-case"] = "biofound-windows-case"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     case_id: str
     subject_id: str
     source: str
@@ -113,7 +113,7 @@ class StoreIndex(StoreHeader, JsonFile):
     """The index of one split's store; `dropped` and `rejected` are the sums of the sidecars'."""
 
     kind: Literal["biofound-windows"] = "biofound-windows"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     split: SplitName
     synthetic: bool
     source: SourceDescription

@@ -1,7 +1,7 @@
-"""The measurements of training and of windows, in one table: `nox -s bench`, `python -m tests.benchmarks`.
+"""Benchmarks of training and of building windows, in one table: `nox -s bench`, `python -m tests.benchmarks`.
 
-Each row is a ratio of medians, measured in turns in one run. `--only a,d` measures single rows.
-Printed to a file or pipe, the table is Markdown, as it stands in docs/benchmarks.md.
+Rows are ratios of medians, measured in turns. `--only a,d` measures single rows. In a file or pipe the table
+is Markdown, as in docs/benchmarks.md.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
 
 
 def show(rows: list, title: str) -> None:  # type: ignore[type-arg]
-    """A table for a terminal; Markdown for anything else."""
+    """Print the table, as Markdown unless on a terminal."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,8 +1,8 @@
-"""What it costs to turn recordings into windows: against gunzip of the file, and against loops over windows.
+"""CPU time and memory of building windows, against gunzip of the file and against loops over windows.
 
 Run it alone: `python -m tests.benchmarks.bench_windows`. The case is three hours of PPG and ECG at 500 Hz
-of the embedded cohort in a `.vital` file. Loops over windows are timed on every ninth window, and counted
-for all; what they read is read once for the record, by our reader, and counted for them as for us.
+of the embedded cohort in a `.vital` file. Loops over windows are timed on every ninth window and scaled up;
+reading the record, by our reader, is added to their time as it is part of ours.
 """
 
 import argparse
@@ -46,10 +46,10 @@ from tests.data.sources.vitaldb_server import Wave, write_vital
 
 HOURS = 3.0
 EVERY = 9
-"""Of the windows, a loop is timed on one in so many."""
+"""A loop is timed on one window in this many."""
 CASES = 8
 BUSY = 0.2
-"""Cores that others may use on a machine that counts as idle."""
+"""Cores that other processes may use on a machine that counts as idle."""
 MIB = 2**20
 TRACKS = ("SNUADC/PLETH", "SNUADC/ECG_II")
 CHANNELS = resolve_channels(None, "pretrain").channels
@@ -72,7 +72,7 @@ def windows_rows(*, directory: Path, hours: float = HOURS, rounds: int = 5) -> I
 
 
 def write_case(cache: Path, *, hours: float, packed: bool = True) -> VitalDBSource:
-    """A cache of VitalDB that holds one case, 1, as if it had just been downloaded and checked."""
+    """A VitalDB cache with one case, 1, as after its download."""
     made = SyntheticSource(seed=3, subjects=1, minutes=60 * hours).read("syn0001_1", CHANNELS)
     pleth, ecg = (made.signals[name].samples.astype(np.float64) for name in ("PPG", "ECG"))
     waves = [
@@ -99,7 +99,7 @@ def file_of(source: VitalDBSource, case_id: str) -> Path:
 
 
 def build(source: VitalDBSource, outdir: Path, *, case_ids: list[str], workers: int = 1) -> int:
-    """Build a store anew, by what `biofound windows` calls; the windows kept."""
+    """Build a store from nothing, as `biofound windows` does; the number of windows kept."""
     shutil.rmtree(outdir, ignore_errors=True)
     results = build_windows(
         source=source,
@@ -123,7 +123,7 @@ def build(source: VitalDBSource, outdir: Path, *, case_ids: list[str], workers: 
 def cost_rows(
     packed: VitalDBSource, packets: VitalDBSource, *, directory: Path, hours: float, rounds: int
 ) -> Iterator[Row]:
-    """Our CPU time against the two yardsticks, from one set of turns."""
+    """Rows wa and wb: our CPU time against gunzip and loops, measured in turns."""
     recording = packed.read("1", CHANNELS)
     loops = {"lean": judge_lean, **({"neurokit2": neurokit_judge()} if has_neurokit() else {})}
 
@@ -146,7 +146,12 @@ def cost_rows(
     )
     cpu = {name: seconds(list_, clock="cpu") for name, list_ in costs.items()}
     for key, what, of, against in (
-        ("a", f"CPU time of {hours:g} h to windows / gunzip of the same bytes", "ours", "gunzip"),
+        (
+            "a",
+            f"CPU time from {hours:g} h of recording to windows / gunzip of the same bytes",
+            "ours",
+            "gunzip",
+        ),
         ("a2", "the same, unpacked in packets of 1 s", "ours packets", "gunzip packets"),
     ):
         found = ratio(cpu[of], cpu[against])
@@ -160,7 +165,7 @@ def cost_rows(
             met=found <= 5 if key == "a" else None,
         )
     for key, name, what in (
-        ("b", "neurokit2", "neurokit2's clean, peaks and quality window by window / ours"),
+        ("b", "neurokit2", "neurokit2's clean, peaks and quality, window by window / ours"),
         ("b2", "lean", "a lean scipy loop over windows (per_window.py) / ours"),
     ):
         if name not in cpu:
@@ -180,7 +185,7 @@ def cost_rows(
 
 
 def loop_cost(recording: Recording, judge: Judge) -> Cost:
-    """What it costs to judge every window of every channel, from every ninth."""
+    """CPU time to judge every window of every channel, scaled up from every ninth."""
 
     def loop() -> None:
         for channel in CHANNELS:
@@ -208,7 +213,7 @@ def has_neurokit() -> bool:
 
 
 def neurokit_judge() -> Judge:
-    """What neurokit2's users write: clean a window, find its peaks, match a template; its own defaults."""
+    """A loop over windows with neurokit2 and its defaults: clean, find peaks, match a template."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import neurokit2
@@ -227,7 +232,7 @@ def neurokit_judge() -> Judge:
             warnings.simplefilter("ignore")
             try:
                 return judge(window, channel)
-            except (ValueError, IndexError, ZeroDivisionError):  # windows without beats are beyond it
+            except (ValueError, IndexError, ZeroDivisionError):  # neurokit2 fails on windows without beats
                 return None
 
     return quiet
@@ -249,7 +254,7 @@ print(status.split("VmHWM:")[1].split()[0])
 
 
 def memory_row(source: VitalDBSource, *, directory: Path) -> Row:
-    """The largest resident memory of a process that builds the case and checks its download."""
+    """Row wm: peak resident memory of a process that checks the download and builds the case."""
     file_of(source, "1").with_suffix(".json").unlink()
     arguments = [sys.executable, "-c", _CHILD, str(source.cache_dir), str(directory / "store")]
     said = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
@@ -264,7 +269,7 @@ def memory_row(source: VitalDBSource, *, directory: Path) -> Row:
 
 
 def worker_rows(source: VitalDBSource, *, directory: Path, rounds: int) -> Iterator[Row]:
-    """Eight cases by one worker and by two, on the clock; starting the two is a row of its own."""
+    """Rows ww and ws: wall time of eight cases with one worker and two, and of starting two."""
     case_ids = [str(number) for number in range(1, CASES + 1)]
     for case_id in case_ids[1:]:
         shutil.copy(file_of(source, "1"), file_of(source, case_id))
@@ -282,7 +287,7 @@ def worker_rows(source: VitalDBSource, *, directory: Path, rounds: int) -> Itera
     machine = f"{cores()} cores, {'BUSY' if busy else 'idle'} before"
     yield Row(
         key="ww",
-        what=f"{CASES} cases, one worker / two workers, on the clock ({machine})",
+        what=f"{CASES} cases, wall time of one worker / two ({machine})",
         value=f"{found:.2f}",
         spread=spread(wall["one"], wall["two"]),
         measured=f"{median(wall['one']):.2f} / {median(wall['two']):.2f} s",
@@ -291,7 +296,7 @@ def worker_rows(source: VitalDBSource, *, directory: Path, rounds: int) -> Itera
     )
     yield Row(
         key="ws",
-        what="to start two workers, once a run",
+        what="start of two workers, once per command",
         value=f"{max(0.0, start.wall - median(wall['two'])):.1f} s",
     )
 

@@ -1,8 +1,7 @@
-"""What does it cost to condition and judge a recording window by window? The usual way, as a yardstick.
+"""Filter and judge a recording window by window, as toolboxes for biosignals do: a baseline to be timed.
 
-Each window by itself is resampled, cleaned, searched for peaks and scored by the mean correlation of its
-beats with their average (Orphanidou et al. 2015), one library call after another, as toolboxes for
-biosignals do it. It is here to be timed; its verdicts carry the errors of filtering windows one by one.
+Each window is resampled, filtered, searched for peaks and scored by the mean correlation of its beats with
+their average (Orphanidou et al. 2015). Its scores have the errors of filtering windows one by one.
 """
 
 import numpy as np

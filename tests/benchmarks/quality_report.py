@@ -1,4 +1,4 @@
-"""How good is the quality gate? Prints the tables of docs/signal_quality.md and draws its pictures.
+"""Quality check of windows, measured: the tables and pictures of docs/signal_quality.md.
 
     python -m tests.benchmarks.quality_report [--bidmc DIR] [--pictures DIR] [--hours H]
 
@@ -38,12 +38,12 @@ LOOKED_AT = 20
 
 _TABLE = {channel.name: channel for channel in ChannelsSettings().section("finetune")}
 CHANNELS = (_TABLE["PPG"], _TABLE["ECG"], _TABLE["ACC_X"])
-"""The shipped channels, with the shipped filters and thresholds; one axis stands for three."""
+"""The shipped channels; one ACC axis stands for three."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A window of a labelled recording: the share a hard artefact covers, the kind that covers most."""
+    """A window of a labelled recording: share covered by hard artefacts, and the kind that covers most."""
 
     channel: str
     hard: float
@@ -54,7 +54,7 @@ class Judged:
 
 @dataclass(kw_only=True)
 class Rates:
-    """What became of the clean windows and of those with enough hard artefact."""
+    """Counts of clean and hard windows (`HARD_SHARE` or more covered), and of those kept or dropped."""
 
     clean: int = 0
     clean_kept: int = 0
@@ -66,7 +66,7 @@ class Rates:
 
 
 def judge(recording: Recording, channels: Sequence[Channel]) -> list[WindowQuality]:
-    """Each channel's verdict on a recording, as `biofound windows` comes to it."""
+    """The quality of each channel's windows, as `biofound windows` measures it."""
     gap = WindowsSettings.model_fields["max_gap_seconds"].default
     conditioned = condition(recording, channels, sfreq=SFREQ, max_gap_seconds=gap)
     return [
@@ -83,14 +83,14 @@ def judge(recording: Recording, channels: Sequence[Channel]) -> list[WindowQuali
 
 
 def judge_cohort(*, seed: int, subjects: int, minutes: float) -> list[Judged]:
-    """All windows of an embedded cohort at 500 Hz, with the truth about them."""
+    """All windows of an embedded cohort at 500 Hz, with their labels."""
     source = SyntheticSource(seed=seed, subjects=subjects, minutes=minutes)
     windows = []
     for case in source.cases(CHANNELS):
-        verdicts = judge(source.read(case.case_id, CHANNELS), CHANNELS)
-        for channel, verdict in zip(CHANNELS, verdicts, strict=True):
-            covered = _hard_seconds(source, case.case_id, channel.name, len(verdict.reason))
-            for index, (quality, reason) in enumerate(zip(verdict.quality, verdict.reason, strict=True)):
+        results = judge(source.read(case.case_id, CHANNELS), CHANNELS)
+        for channel, result in zip(CHANNELS, results, strict=True):
+            covered = _hard_seconds(source, case.case_id, channel.name, len(result.reason))
+            for index, (quality, reason) in enumerate(zip(result.quality, result.reason, strict=True)):
                 kinds = covered[index]
                 windows.append(
                     Judged(
@@ -160,7 +160,7 @@ def synthetic_table(table: dict[str, Rates], title: str) -> Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A window of BIDMC with what is needed to draw it: both signals around their means."""
+    """A window of BIDMC with its recorded and filtered signal, to be drawn."""
 
     case_id: str
     index: int
@@ -177,16 +177,16 @@ def look_at_bidmc(source: Source) -> dict[str, list[Seen]]:
     for case in source.cases(channels):
         recording = source.read(case.case_id, channels)
         samples = condition(recording, channels, sfreq=SFREQ, max_gap_seconds=0.1).samples
-        for row, (channel, verdict) in enumerate(zip(channels, judge(recording, channels), strict=True)):
+        for row, (channel, result) in enumerate(zip(channels, judge(recording, channels), strict=True)):
             raw = recording.signals[channel.name].samples
-            for index in range(len(verdict.reason)):
+            for index in range(len(result.reason)):
                 span = slice(index * WINDOW, (index + 1) * WINDOW)
                 seen[channel.name].append(
                     Seen(
                         case_id=case.case_id,
                         index=index,
-                        quality=float(verdict.quality[index]),
-                        reason=Reason(verdict.reason[index]),
+                        quality=float(result.quality[index]),
+                        reason=Reason(result.reason[index]),
                         raw=raw[span] - np.nanmean(raw[span]),
                         filtered=samples[row, span],
                     )
@@ -219,7 +219,7 @@ def bidmc_table(seen: dict[str, list[Seen]]) -> Table:
 
 
 def draw(windows: Sequence[Seen], path: Path, *, name: str, unit: str, threshold: float) -> None:
-    """Best, borderline (nearest the threshold, both sides) and rejected windows of one channel, as PNG."""
+    """Draw best, borderline (nearest the threshold) and rejected windows of one channel, as PNG."""
     rng = np.random.default_rng(0)
     kept = [window for window in windows if window.reason == Reason.KEPT]
     near = sorted(windows, key=lambda window: abs(window.quality - threshold))
@@ -236,7 +236,7 @@ def draw(windows: Sequence[Seen], path: Path, *, name: str, unit: str, threshold
 
 
 def draw_rejected(windows: Sequence[Seen], path: Path, *, name: str, unit: str) -> None:
-    """A random twenty of the rejected windows, to be looked at; at most three of one record."""
+    """Draw twenty random rejected windows, at most three of one record."""
     rng = np.random.default_rng(1)
     dropped = [window for window in windows if window.reason != Reason.KEPT]
     chosen: list[Seen] = []
@@ -277,10 +277,10 @@ def _draw_columns(columns: dict[str, list[Seen]], path: Path, *, title: str) -> 
             axis.plot(time_s, window.raw, color="0.7", linewidth=0.6)
             axis.plot(time_s, window.filtered, color="C0" if window.reason == Reason.KEPT else "C3", lw=0.7)
             axis.set_xlim(0, WINDOW_S)
-            verdict = f"{window.quality:.2f} {window.reason.name.lower()}"
+            label = f"{window.quality:.2f} {window.reason.name.lower()}"
             lead = f"{heading}: " if row == 0 else ""
             axis.set_title(
-                f"{lead}{window.case_id}, {window.index * WINDOW_S:.0f} s, {verdict}", fontsize=6, pad=2
+                f"{lead}{window.case_id}, {window.index * WINDOW_S:.0f} s, {label}", fontsize=6, pad=2
             )
     figure.suptitle(
         f"{title}; recorded (grey) and filtered. From BIDMC, Pimentel et al. 2016, ODC-By.", fontsize=7
@@ -289,7 +289,7 @@ def _draw_columns(columns: dict[str, list[Seen]], path: Path, *, title: str) -> 
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=90)
     plt.close(figure)
-    # Thirty-two colours are plenty for lines, and a third of the bytes.
+    # 32 colours: a third of the bytes
     Image.open(drawn).convert("RGB").quantize(32).save(path, optimize=True)
 
 
@@ -331,11 +331,11 @@ def cost_table(hours: float) -> Table:
     return shown
 
 
-def _cpu_seconds(run: Callable[[], object], *, times: int) -> float:
+def _cpu_seconds(work: Callable[[], object], *, times: int) -> float:
     best = float("inf")
     for _ in range(times):
         before = time.process_time()
-        run()
+        work()
         best = min(best, time.process_time() - before)
     return best
 

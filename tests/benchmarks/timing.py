@@ -1,4 +1,4 @@
-"""How contenders are timed: in turns, so that a busy machine slows all of them alike, and as medians."""
+"""Timing in turns, so that a busy machine slows all contenders alike; medians, quartiles and memory."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ GB, MB = 1e9, 1e6
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds a step: on the clock, and of processor time over all threads."""
+    """Seconds a step: wall time, and CPU time over all threads."""
 
     wall: float
     cpu: float
@@ -43,14 +43,14 @@ class Row:
 
 
 def timed(work: Callable[[], Any], *, steps: int = 1) -> Cost:
-    """What `work` costs, divided by the `steps` it makes."""
+    """Time of `work`, divided by its number of `steps`."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return Cost((time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps)
 
 
 def in_turns(contenders: Mapping[str, Callable[[], Cost]], *, rounds: int) -> dict[str, list[Cost]]:
-    """A B C A B C …: the costs of each by round, after one round that warms up."""
+    """Costs of each contender by round, in the order A B C A B C …, after one warm-up round."""
     for turn in contenders.values():
         turn()
     costs: dict[str, list[Cost]] = {name: [] for name in contenders}
@@ -87,27 +87,27 @@ PRELOADED = ["tests.benchmarks.bench_training", "tests.benchmarks.bench_processe
 
 
 def forking_context() -> ForkServerContext:
-    """New processes are forked from one that has the contenders imported and has computed nothing."""
+    """Processes forked from one that has imported the contenders and computed nothing."""
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
 
 
 def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
-    """Call `function` in a process that imports what it needs, and nothing else."""
+    """Call `function` in a new process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 Pause = Callable[[], None]
-"""What a contender calls when it is ready, and after every turn; it returns when the next turn begins."""
+"""Called by a contender when it is ready and after every turn; returns when the next turn begins."""
 
 
 class TurnTaker:
-    """A contender in a process of its own, which stands still unless it is its turn.
+    """A contender in a process of its own, which waits unless it is its turn.
 
-    Of its own, because how the C library keeps and returns memory is a process's property, and part of
-    what is compared: `biofound pretrain` has it keep what a step frees.
+    How the C library keeps freed memory is a property of the process and part of what is compared:
+    `biofound pretrain` has it keep what a step frees.
     """
 
     def __init__(self, contend: Callable[..., None], *arguments: Any) -> None:
@@ -121,7 +121,7 @@ class TurnTaker:
         self._receive()
 
     def turn(self) -> Cost:
-        """Have it take its turn: what that cost. After the first turn, `peak` has its anonymous memory."""
+        """Run one turn; its cost. After the first turn, `peak` has the process's anonymous memory."""
         self._connection.send(None)
         return self._receive()
 
@@ -148,7 +148,7 @@ def _contend(connection: Connection, contend: Callable[..., None], arguments: tu
             nonlocal clocks, turns
             cost = Cost(time.perf_counter() - clocks[0], time.process_time() - clocks[1])
             if turns == 1:
-                watch.stop()  # looking costs time, so only the first turn is watched
+                watch.stop()  # watching takes time, so only the first turn is watched
             turns += 1
             connection.send((cost, float(watch.peak)))
             connection.recv()
@@ -158,7 +158,7 @@ def _contend(connection: Connection, contend: Callable[..., None], arguments: tu
 
 
 def anonymous_memory() -> int:
-    """Bytes of this process's resident memory that no file backs (RssAnon)."""
+    """Anonymous resident memory of this process in bytes (RssAnon)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -166,7 +166,7 @@ def anonymous_memory() -> int:
 
 
 class MemoryWatch:
-    """Within it, the largest `anonymous_memory` is kept in `peak`; looked at every few milliseconds."""
+    """Context manager that samples `anonymous_memory` every few milliseconds; the maximum is `peak`."""
 
     def __enter__(self) -> Self:
         self.peak = anonymous_memory()
@@ -188,12 +188,12 @@ class MemoryWatch:
 
 
 def cores() -> int:
-    """The processors this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def busy_cores(seconds: float = 2.0) -> float:
-    """How many cores others keep busy, looked at while this process sleeps."""
+    """Number of cores that other processes keep busy, measured while this one sleeps."""
 
     def ticks() -> int:
         user, nice, system, _, _, irq, softirq, steal = Path("/proc/stat").read_text().split()[1:9]

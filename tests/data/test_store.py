@@ -137,8 +137,8 @@ def test_a_build_that_did_not_finish_is_called_so(copied):
         (b"{", "JSON"),
         (b"[]", "object"),
         (b'{"kind": "biofound-splits"}', "kind: expected 'biofound-windows', got 'biofound-splits'"),
-        (b'{"kind": "biofound-windows", "format_version": 99}', "format_version: expected 1, got 99"),
-        (b'{"kind": "biofound-windows", "format_version": 1, "channels": ["PPG"]}', "units: missing"),
+        (b'{"kind": "biofound-windows", "format_version": 99}', "format_version: expected 2, got 99"),
+        (b'{"kind": "biofound-windows", "format_version": 2, "channels": ["PPG"]}', "units: missing"),
     ],
 )
 def test_an_index_that_is_none_is_an_error(copied, content, complaint):
