@@ -110,8 +110,8 @@ def count_beats(x: NDArray[np.float32], sfreq: float, *, channels: Sequence[str]
     """Heart rate (B,) in beats a minute by counting beats in windows (B, C, T); NaN where there are none.
 
     Beats are peaks of the QRS energy of the first ECG channel, else of the upward slope of the first PPG
-    channel. The rate is that of the mean interval between beats, without intervals that hold a beat too many
-    or a missed one: those far from the median.
+    channel. The rate is that of the mean interval between beats, without those under half the median (noise)
+    or over 1.7 times the median (a missed beat).
 
     Args:
         x: windows; NaN only in gaps.

@@ -118,6 +118,7 @@ def batch_features(
     return out
 
 
+@torch.no_grad()
 def embed_windows(
     encoder: Encoder,
     windows: NDArray[Any] | WindowReader,
