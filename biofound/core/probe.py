@@ -79,7 +79,7 @@ def separate_test(train_subjects: NDArray[np.str_], test_subjects: NDArray[np.st
 
 
 def predict_constant(task: ProbeTask, folds: Folds) -> Predictions:
-    """The training windows' median, or the frequencies of their classes."""
+    """The training windows' median, or their most frequent class."""
     out = _empty(task, folds)
     for repeat, fold in _numbered(folds):
         out[repeat, fold.test] = _constant(task, fold.train)
@@ -248,4 +248,6 @@ def _empty(task: ProbeTask, folds: Folds) -> Floats:
 def _constant(task: ProbeTask, rows: NDArray[np.int64]) -> Any:
     if task.numeric:
         return np.median(task.values[rows])
-    return (task.values[rows].astype(np.str_)[:, None] == task.classes).mean(axis=0)
+    # Not the frequencies: they differ between folds, against the test folds', and would rank windows.
+    counts = (task.values[rows].astype(np.str_)[:, None] == task.classes).sum(axis=0)
+    return np.eye(len(task.classes))[counts.argmax()]
