@@ -25,14 +25,14 @@ class ProbeTask:
 
     target: str
     values: NDArray[Any]
-    """(N,) float64 for regression; words for classification."""
+    """(N,): numbers for regression, words for classification."""
     subjects: NDArray[np.str_]
     """(N,)."""
 
     @property
     def numeric(self) -> bool:
         """True for regression, False for classification."""
-        return bool(np.issubdtype(self.values.dtype, np.floating))
+        return bool(np.issubdtype(self.values.dtype, np.number))
 
     @property
     def classes(self) -> NDArray[np.str_]:

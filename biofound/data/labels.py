@@ -273,7 +273,10 @@ def labels_from_annotations(
     Raises:
         DataError: when the target is another, a file cannot be decoded, or no case has such annotations.
     """
-    readers: dict[str, Callable[[Any, float], LabelRows | None]] = {"HR": _heart_rate, "rhythm": _rhythm}
+    readers: dict[str, Callable[[Any, float, float], LabelRows | None]] = {
+        "HR": _heart_rate,
+        "rhythm": _rhythm,
+    }
     if target not in readers:
         raise DataError(
             f"no label {target!r} from annotations; expected {' or '.join(readers)}, or give a CSV of labels"
@@ -286,7 +289,7 @@ def labels_from_annotations(
         header = _decoded(record, "rdheader", str(record))
         sfreq = float(found.fs or header.fs)
         last = found.sample[-1] / sfreq if len(found.sample) else 0.0
-        return readers[target](found, max(last, (header.sig_len or 0) / float(header.fs)))
+        return readers[target](found, sfreq, max(last, (header.sig_len or 0) / float(header.fs)))
 
     rows = _rows_by_case(source, windows, rows_of)
     if not rows:
@@ -298,10 +301,10 @@ def labels_from_annotations(
     return label_windows(rows, windows, target=target, numeric=target == "HR")
 
 
-def _heart_rate(found: Any, _end_s: float) -> LabelRows | None:
+def _heart_rate(found: Any, sfreq: float, _end_s: float) -> LabelRows | None:
     """The rate between each two neighbouring beats."""
     beat = np.array([symbol in BEATS for symbol in found.symbol], dtype=np.bool_)
-    times = np.unique(found.sample[beat]) / float(found.fs)
+    times = np.unique(found.sample[beat]) / sfreq
     gaps = np.diff(times)
     kept = gaps <= LONGEST_RR_SECONDS
     if not kept.any():
@@ -309,10 +312,10 @@ def _heart_rate(found: Any, _end_s: float) -> LabelRows | None:
     return LabelRows(start_s=times[:-1][kept], end_s=times[1:][kept], values=60.0 / gaps[kept])
 
 
-def _rhythm(found: Any, end_s: float) -> LabelRows | None:
+def _rhythm(found: Any, sfreq: float, end_s: float) -> LabelRows | None:
     """The rhythm from each change to the next, the last one to the end of the record."""
     changes = [
-        (sample / float(found.fs), note.strip("\0 ")[1:])
+        (sample / sfreq, note.strip("\0 ")[1:])
         for sample, symbol, note in zip(found.sample, found.symbol, found.aux_note, strict=True)
         if symbol == "+" and note.startswith("(")
     ]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import wfdb
 
 from biofound.core.probe_features import classical_features, count_beats, load_encoder_function
 from biofound.errors import SettingsError
@@ -61,6 +62,17 @@ def test_irregular_beats_give_the_beats_per_minute_not_the_most_usual_interval()
     ecg = np.exp(-0.5 * ((time - beats[:, None]) / 0.02) ** 2).sum(0)
     expected = 60 * (len(beats) - 1) / (beats[-1] - beats[0])
     assert count_beats(ecg[None, None], 125.0, channels=("ECG",)) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("signal", "channel"), [("II,", "ECG"), ("PLETH,", "PPG")])
+def test_the_beat_counter_agrees_with_the_monitor_on_bidmc(bidmc_dir, signal, channel):
+    for case in ("bidmc01", "bidmc16", "bidmc23"):  # 91, 110 and 63 beats a minute
+        record = wfdb.rdrecord(str(bidmc_dir / case))
+        numerics = wfdb.rdrecord(str(bidmc_dir / f"{case}n"))
+        samples = record.p_signal[: 480 * 125, record.sig_name.index(signal)]
+        rate = numerics.p_signal[:480, numerics.sig_name.index("HR,")].reshape(48, 10).mean(1)
+        counted = count_beats(samples.reshape(48, 1, 1250).astype(np.float32), 125.0, channels=(channel,))
+        assert np.median(np.abs(counted - rate)) < 1.5
 
 
 def test_classical_features_ignore_gain_and_offset_but_for_the_scale_itself():

@@ -49,6 +49,23 @@ def test_features_do_not_depend_on_the_batch_nor_on_the_form_of_the_windows(mode
     np.testing.assert_array_equal(whole, read)
 
 
+def test_windows_are_read_by_batch_so_that_memory_does_not_grow_with_them():
+    class Reader:
+        lengths = ()
+
+        def __len__(self):
+            return 1000
+
+        def read(self, index):
+            self.lengths += (len(index),)
+            return np.repeat(index, 6).reshape(-1, 2, 3).astype(np.float32)
+
+    reader = Reader()
+    features = batch_features(reader, lambda batch: batch[:, :, 0], batch_size=64, what="first samples")
+    np.testing.assert_array_equal(features, np.repeat(np.arange(1000), 2).reshape(-1, 2))
+    assert max(reader.lengths) == 64
+
+
 def test_the_encoder_is_left_as_it_was(config, windows):
     encoder = build_model(replace(config, dropout=0.5), seed=0).encoder.train()
     first = embed_windows(encoder, windows)
