@@ -159,7 +159,7 @@ class WfdbSource:
             DataError: when the record or a channel is missing or NaN throughout, the header contradicts
                 the files, or a unit cannot be converted.
         """
-        path = self._path_of(case_id)
+        path = self.record_path(case_id)
         header = _read_header(case_id, path)
         indices = [_found(header, channel) for channel in channels]
         header.check()
@@ -172,7 +172,7 @@ class WfdbSource:
 
     def fingerprint(self, case_id: str) -> str:
         """A SHA-256 over the record's header and signal files, with their names."""
-        header = _read_header(case_id, self._path_of(case_id))
+        header = _read_header(case_id, self.record_path(case_id))
         digest = hashlib.sha256()
         for path in header.files():
             if not path.is_file():
@@ -194,7 +194,12 @@ class WfdbSource:
                 raise DataError(f"wfdb source: {path} and {records[case_id]} would both be case {case_id}")
         return records
 
-    def _path_of(self, case_id: str) -> Path:
+    def record_path(self, case_id: str) -> Path:
+        """Where a case's record lies, without suffix.
+
+        Raises:
+            DataError: when the data set has no such record.
+        """
         if case_id not in self._records:
             raise DataError(
                 f"case {case_id}: no such record among the {len(self._records)} of {self.root}; make the "
