@@ -1,0 +1,320 @@
+"""PPG, ECG and acceleration of a virtual heart: render any stretch at any rate, in physical units.
+
+Everything is evaluated for all beats at once, and only for the samples asked for. Noise is drawn from the
+start of the heart's stretch on, so that a sample has the same noise whichever stretch it is rendered in.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from biofound.data.sources.hearts import (
+    MARGIN_S,
+    PULSE_S,
+    STRIDE_HARMONICS,
+    Beat,
+    Floats,
+    Heart,
+    Purpose,
+    Waves,
+    generator,
+)
+
+SIGNALS = ("PPG", "ECG", "ACC_X", "ACC_Y", "ACC_Z")
+"""What can be rendered: the PPG in NU, the ECG in mV, acceleration in g."""
+
+_SLOW_HZ = 10.0  # breathing and drift are evaluated at this rate and interpolated
+_TABLE_HZ = 200.0  # of `Heart.pulse`
+_REACH = 4.0  # a Gaussian wave ends after so many widths, at 0.0003 of its height
+_EVENTS_AT_ONCE = 4096  # bounds the memory of long recordings
+_SHOCK_S = 0.4
+_ACCELERATION_NOISE = 0.003  # g, 0.5 to 10 Hz
+
+_Colour = Literal["ppg", "ecg", "movement", "acceleration"]
+_BANDS: dict[_Colour, tuple[float, float]] = {
+    "ppg": (0.5, 8.0),
+    "ecg": (0.5, 40.0),
+    "movement": (0.5, 8.0),
+    "acceleration": (0.5, 10.0),
+}
+
+
+def render(
+    heart: Heart, signals: Sequence[str], *, first: int, samples: int, sfreq: float
+) -> NDArray[np.float64]:
+    """Signals of a heart, unfiltered, as (C, T) in their units.
+
+    Args:
+        heart: whose.
+        signals: C of `SIGNALS`.
+        first: sample at which to start, counted from the start of the heart's stretch; it may be negative.
+        samples: T.
+        sfreq: in Hz.
+
+    Raises:
+        ValueError: when the stretch leaves the heart's by more than its margin, or a signal is unknown.
+    """
+    start_s, stop_s = first / sfreq, (first + samples) / sfreq
+    if start_s < -MARGIN_S or stop_s > heart.duration_s + MARGIN_S:
+        raise ValueError(
+            f"expected a stretch within {-MARGIN_S:g} to {heart.duration_s + MARGIN_S:g} s, "
+            f"got {start_s:g} to {stop_s:g} s"
+        )
+    if unknown := set(signals) - set(SIGNALS):
+        raise ValueError(f"expected some of {', '.join(SIGNALS)}, got {', '.join(sorted(unknown))}")
+    stretch = _Stretch(heart, first=first, samples=samples, sfreq=sfreq)
+    out = np.empty((len(signals), samples))
+    for row, name in enumerate(signals):
+        if name == "PPG":
+            out[row] = stretch.ppg()
+        elif name == "ECG":
+            out[row] = stretch.ecg()
+        else:
+            out[row] = stretch.acceleration(SIGNALS.index(name) - 2)
+    return out
+
+
+class _Stretch:
+    """A stretch in the making: its clock, and what several signals share."""
+
+    def __init__(self, heart: Heart, *, first: int, samples: int, sfreq: float) -> None:
+        self.heart, self.first, self.samples, self.sfreq = heart, first, samples, sfreq
+        self.start_s, self.stop_s = first / sfreq, (first + samples) / sfreq
+        self.times = np.arange(first, first + samples) / sfreq
+        steps = math.floor(self.start_s * _SLOW_HZ), math.ceil(self.stop_s * _SLOW_HZ)
+        self.slow_times = np.arange(steps[0], steps[1] + 1) / _SLOW_HZ
+        envelope = heart.movements.envelope(self.slow_times)
+        self.movement = self._smooth(envelope) if envelope.max(initial=0.0) > 1e-3 else None
+        self._breath = heart.breathing(self.slow_times)
+        self._shared_movement: Floats | None = None
+        self._strides = self._draw_strides()
+
+    def ppg(self) -> Floats:
+        heart = self.heart
+        signal = self._pulses()
+        signal += self._smooth(heart.ppg_wander * (heart.wandering(self.slow_times) + self._breath))
+        signal *= heart.ppg_sign
+        signal += self._pacing(0)
+        if self.movement is not None:
+            own = self._noise(Purpose.PPG_MOVEMENT, "movement")
+            signal += heart.perfusion * self.movement * (self._moved() + own) * math.sqrt(0.5)
+        signal += heart.ppg_noise * self._noise(Purpose.PPG, "ppg")
+        return np.clip(signal, *heart.ppg_limits)
+
+    def ecg(self) -> Floats:
+        heart = self.heart
+        signal = self._waves()
+        signal += self._smooth(heart.ecg_wander * (heart.wandering(self.slow_times[::-1]) + self._breath))
+        if heart.fibrillation is not None:
+            signal += self._atrial_waves()
+        signal += heart.mains * np.sin(2 * np.pi * heart.mains_hz * self.times)
+        signal += self._pacing(1)
+        if self.movement is not None:
+            size = heart.movements.ecg_share * heart.r_amplitude * self.movement
+            own = self._noise(Purpose.ECG_MOVEMENT, "ecg")
+            signal += size * (0.6 * self._moved() + 0.4 * own)
+        signal += heart.ecg_noise * self._noise(Purpose.ECG, "ecg")
+        return np.clip(signal, *heart.ecg_limits)
+
+    def acceleration(self, axis: int) -> Floats:
+        heart = self.heart
+        signal = self._smooth(heart.gravity[axis] + heart.tilt[axis] * self._breath)
+        signal += heart.shock[axis] * self._shocks()
+        signal += self._pacing(2 + axis)
+        if self.movement is not None:
+            own = self._noise(Purpose(Purpose.ACC_X_MOVEMENT + axis), "movement")
+            signal += heart.movements.acceleration * self.movement * (self._moved() + own)
+        signal += _ACCELERATION_NOISE * self._noise(Purpose(Purpose.ACC_X + axis), "acceleration")
+        return signal
+
+    # -----------------------------------------------------------------------------------------------------
+    # Parts
+
+    def _pulses(self) -> Floats:
+        """The sum of the pulses (T,), each a stretched copy of the heart's."""
+        heart, sfreq = self.heart, self.sfreq
+        ends = heart.feet + PULSE_S * heart.pulse_scales
+        chosen = slice(*np.searchsorted(heart.feet, [self.start_s - PULSE_S * 1.3, self.stop_s]))
+        chosen_feet, scales = heart.feet[chosen], heart.pulse_scales[chosen]
+        sizes = heart.pulse_sizes[chosen]
+        longest = math.ceil(float((ends - heart.feet)[chosen].max(initial=0.0)) * sfreq) + 1
+        table = np.append(heart.pulse, np.float32(0.0))
+        last = np.float32(len(table) - 2.001)
+        offsets = np.arange(longest, dtype=np.float32)
+        total = np.zeros(self.samples)
+        for some in _slices(len(chosen_feet)):
+            begin = chosen_feet[some] * sfreq - self.first
+            index = np.ceil(begin).astype(np.int64)
+            step = (_TABLE_HZ / sfreq / scales[some]).astype(np.float32)
+            place = (offsets + (index - begin).astype(np.float32)[:, None]) * step[:, None]
+            np.minimum(place, last, out=place)
+            left = place.astype(np.int32)
+            values = table[left]
+            place -= left
+            values += place * (table[left + 1] - values)
+            values *= sizes[some].astype(np.float32)[:, None]
+            _scatter(total, index, values)
+        return total
+
+    def _waves(self) -> Floats:
+        """The sum of the ECG's Gaussian waves (T,), P waves and all."""
+        heart = self.heart
+        total = np.zeros(self.samples)
+        chosen = slice(*np.searchsorted(heart.times, [self.start_s - 1.2, self.stop_s + 1.2]))
+        times, strength = heart.times[chosen], heart.strength[chosen]
+        stretch = np.sqrt(np.clip(heart.intervals[chosen], 0.28, 1.3))
+        broad = heart.kinds[chosen] >= Beat.VENTRICULAR
+        for waves, those in ((heart.waves, ~broad), (heart.ventricular, broad)):
+            if those.any():
+                self._add_beats(total, waves, times[those], strength[those], stretch[those])
+        size, left, right = heart.p_wave
+        p_times = heart.p_times[slice(*np.searchsorted(heart.p_times, [self.start_s - 0.3, self.stop_s + 0.3]))]
+        same = np.ones(len(p_times))
+        self._add_gaussians(total, p_times, size * same, left * same, right * same)
+        return total
+
+    def _add_beats(
+        self, total: Floats, waves: Waves, times: Floats, strength: Floats, stretch: Floats
+    ) -> None:
+        for part, scale in (
+            (slice(waves.narrow), np.ones(len(times))),
+            (slice(waves.narrow, None), stretch),
+        ):
+            self._add_gaussians(
+                total,
+                (times[:, None] + waves.centre[part] * scale[:, None]).ravel(),
+                (strength[:, None] * waves.amplitude[part]).ravel(),
+                (scale[:, None] * waves.left[part]).ravel(),
+                (scale[:, None] * waves.right[part]).ravel(),
+            )
+
+    def _add_gaussians(
+        self, total: Floats, centres: Floats, amplitudes: Floats, left: Floats, right: Floats
+    ) -> None:
+        """Add E Gaussian waves with different widths on either side; all arguments (E,), in s."""
+        if len(centres) == 0:
+            return
+        sfreq = self.sfreq
+        before = math.ceil(_REACH * float(left.max()) * sfreq)
+        after = math.ceil(_REACH * float(right.max()) * sfreq)
+        offsets = np.arange(-before, after + 1, dtype=np.float32)
+        for some in _slices(len(centres)):
+            centre = centres[some] * sfreq - self.first
+            nearest = np.rint(centre).astype(np.int64)
+            away = offsets + (nearest - centre).astype(np.float32)[:, None]
+            slopes = np.stack([left[some], right[some]]).astype(np.float32)
+            slopes = np.float32(math.sqrt(0.5) / sfreq) / slopes
+            away *= np.where(away < 0, slopes[0][:, None], slopes[1][:, None])
+            np.square(away, out=away)
+            np.negative(away, out=away)
+            values = np.exp(away, out=away)
+            values *= amplitudes[some].astype(np.float32)[:, None]
+            _scatter(total, nearest - before, values)
+
+    def _atrial_waves(self) -> Floats:
+        waves = self.heart.fibrillation
+        assert waves is not None
+        turns = 2 * np.pi * waves.frequency * self.times + waves.phase
+        if waves.unsteady is None:  # flutter: a sawtooth
+            return np.asarray(
+                waves.amplitude * (np.sin(turns) + 0.45 * np.sin(2 * turns) + 0.2 * np.sin(3 * turns))
+            )
+        slow = waves.unsteady(self.slow_times)
+        turns += self._smooth(slow)
+        size = waves.amplitude * self._smooth(1 + 0.25 * slow)
+        return np.asarray(size * (np.sin(turns) + 0.35 * np.sin(2 * turns + 1.0)))
+
+    def _shocks(self) -> Floats:
+        """The recoil (T,) after each beat, a damped oscillation that starts at 1."""
+        heart, sfreq = self.heart, self.sfreq
+        total = np.zeros(self.samples)
+        chosen = heart.times[slice(*np.searchsorted(heart.times, [self.start_s - 1.0, self.stop_s]))] + 0.04
+        offsets = np.arange(math.ceil(_SHOCK_S * sfreq))
+        for some in _slices(len(chosen)):
+            begin = chosen[some] * sfreq - self.first
+            index = np.ceil(begin).astype(np.int64)
+            since = (offsets + (index - begin)[:, None]) / sfreq
+            _scatter(total, index, np.sin(2 * np.pi * heart.shock_hz * since) * np.exp(-since / 0.08))
+        return total
+
+    def _draw_strides(self) -> NDArray[np.complex128] | None:
+        """exp(i phase) of the stride (T,); None at rest."""
+        pacing = self.heart.pacing
+        if pacing is None or pacing.envelope(self.slow_times).max() == 0:
+            return None
+        turns = pacing.cadence / 2 * self.slow_times + pacing.wandering(self.slow_times)
+        return np.asarray(np.exp(2j * np.pi * self._smooth(turns)))
+
+    def _pacing(self, row: int) -> Floats | float:
+        """What steps add to a signal (T,)."""
+        pacing = self.heart.pacing
+        if pacing is None or self._strides is None:
+            return 0.0
+        total, power, reached = np.zeros(self.samples), self._strides, 1
+        for harmonic, weight in zip(STRIDE_HARMONICS, pacing.weights[row].tolist(), strict=True):
+            while reached < harmonic:
+                power, reached = power * self._strides, reached + 1
+            total += weight.real * power.real - weight.imag * power.imag
+        return np.asarray(total * self._smooth(pacing.envelope(self.slow_times)))
+
+    def _moved(self) -> Floats:
+        """The movement (T,) that all signals share, of unit deviation."""
+        if self._shared_movement is None:
+            self._shared_movement = self._noise(Purpose.MOVEMENT, "movement")
+        return self._shared_movement
+
+    def _noise(self, purpose: Purpose, colour: _Colour) -> Floats:
+        """Noise (T,) of unit deviation within the colour's band."""
+        rng = generator(self.heart.key, self.heart.case, purpose)
+        skipped = self.first + round(MARGIN_S * self.sfreq)
+        white = rng.standard_normal(skipped + self.samples, dtype=np.float32)[skipped:]
+        length = fft.next_fast_len(self.samples, real=True)
+        spectrum = fft.rfft(white, length) * _gain(colour, length, self.sfreq)
+        return np.asarray(fft.irfft(spectrum, length)[: self.samples])
+
+    def _smooth(self, slow: Floats) -> Floats:
+        """A slow signal, given at `slow_times`, at every sample (T,)."""
+        return np.interp(self.times, self.slow_times, slow)
+
+
+@lru_cache(maxsize=32)
+def _gain(colour: _Colour, length: int, sfreq: float) -> NDArray[np.float32]:
+    """What turns the spectrum of white noise of unit deviation into the colour's, (length // 2 + 1,)."""
+    frequency = np.fft.rfftfreq(length, 1 / sfreq)
+    low, high = _BANDS[colour]
+    if colour == "ppg":
+        gain = 1 / np.maximum(frequency, 0.8)
+    elif colour == "ecg":  # electrodes below some Hz, muscle above
+        gain = np.sqrt(1 + (4 / np.maximum(frequency, 0.5)) ** 1.5)
+    elif colour == "movement":
+        gain = np.where(frequency > 10, 0.0, 1 / np.maximum(frequency, 0.7) ** 1.2)
+    else:
+        gain = np.ones(len(frequency))
+    inside = (frequency >= low) & (frequency <= high)
+    gain /= math.sqrt(2 / length * float(np.sum(gain[inside] ** 2)))
+    gain[frequency < 0.1] = 0.0
+    return gain.astype(np.float32)
+
+
+def _scatter(total: Floats, index: NDArray[np.int64], values: NDArray[np.floating]) -> None:
+    """Add rows `values` (E, n) to `total` (T,), row e from sample `index[e]` on; what lies outside is left out."""
+    width = values.shape[1]
+    inside = (index > -width) & (index < len(total))
+    if not inside.all():
+        index, values = index[inside], values[inside]
+    if len(index) == 0:
+        return
+    base = max(-width, int(index.min()))
+    place = (index - base)[:, None] + np.arange(width)
+    added = np.bincount(place.ravel(), weights=values.ravel())
+    start, stop = max(base, 0), min(base + len(added), len(total))
+    total[start:stop] += added[start - base : stop - base]
+
+
+def _slices(count: int) -> list[slice]:
+    return [slice(begin, begin + _EVENTS_AT_ONCE) for begin in range(0, count, _EVENTS_AT_ONCE)]

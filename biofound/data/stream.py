@@ -1,0 +1,301 @@
+"""Windows without end: synthetic PPG, ECG and acceleration, generated as they are read, with their truth.
+
+Nothing is stored. A window follows from population, seed, split and index alone, so any process computes
+the same bits, whatever else is in its batch. Six windows (by default) come from one virtual subject.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+from scipy import signal as scipy_signal
+
+from biofound.data.channels import Channel, PassBand
+from biofound.data.conditioning import design
+from biofound.data.sources.heart_signals import SIGNALS, render
+from biofound.data.sources.hearts import Beat, Floats, Heart, draw_heart
+from biofound.data.sources.populations import Rhythm, population_named
+from biofound.data.stretches import Stretches, crop_offsets
+from biofound.errors import SettingsError
+
+GENERATOR = 1
+"""The generator's version; to be raised by whoever changes what the same seed gives."""
+
+BEATS_PER_SECOND = 4
+"""Columns of `Truth.r_peaks` for each second of a window: more beats than any population has."""
+
+_MARGIN_S = 4.0  # rendered on either side of a window and filtered with it
+_FADE_S = 1.0  # of the margin, at its ends, so that the filter's circle closes without a step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What is true of B windows. Times are in s from the window's start.
+
+    Attributes:
+        heart_rate: (B,) beats a minute: the beats in the window, the intervals at its ends by their share.
+        log_heart_rate: (B,) its natural logarithm.
+        rhythm: (B,) a `Rhythm`, as far as the window shows it: without the early beat or the pause that gives
+            the subject's rhythm its name, a window is in sinus rhythm.
+        breathing_rate: (B,) breaths a minute.
+        r_peaks: (B, K) times of the R peaks, NaN after the last one; K = 4 a second.
+        pulse_feet, pulse_peaks: (B, K) times of the PPG pulses' feet and peaks, NaN after the last one.
+        pulse_delay: (B,) s from R peak to foot, the mean of the window's beats; falls as pressure rises.
+        stiffness: (B,) of the arteries, 0 young to 1 stiff.
+        motion: (B,) share of the window in which the subject moves, rhythmically or not.
+        cadence: (B,) steps a second; NaN where nobody walks or runs for at least half of the window.
+    """
+
+    heart_rate: Floats
+    log_heart_rate: Floats
+    rhythm: NDArray[np.str_]
+    breathing_rate: Floats
+    r_peaks: Floats
+    pulse_feet: Floats
+    pulse_peaks: Floats
+    pulse_delay: Floats
+    stiffness: Floats
+    motion: Floats
+    cadence: Floats
+
+
+class SyntheticStream:
+    """Windows of a population of virtual hearts; see `Windows`, whose contract it meets.
+
+    Args:
+        population: `rest`, `icu` or `exercise`.
+        channels: the rows, of those that can be rendered (PPG, ECG, ACC_X, ACC_Y, ACC_Z), with pass bands.
+        hours: nominal length: how many windows an epoch has. An index beyond it gives a new window too.
+        seed: which hearts.
+        split: names the part, such as `train` or `val`; the subjects of different splits differ.
+        sfreq: sampling frequency in Hz.
+        window_seconds: length of a window.
+        segment_windows: adjacent windows that come from one subject; crops are drawn among them.
+
+    Raises:
+        SettingsError: when a value is out of range, or a channel cannot be rendered.
+    """
+
+    synthetic = True
+    sfreq_is_assumed = False
+
+    def __init__(
+        self,
+        *,
+        population: str,
+        channels: Sequence[Channel],
+        hours: float,
+        seed: int = 42,
+        split: str = "train",
+        sfreq: float = 125.0,
+        window_seconds: float = 10.0,
+        segment_windows: int = 6,
+    ) -> None:
+        self._population = population_named(population)
+        self.channels = tuple(channel.name for channel in channels)
+        if unknown := [name for name in self.channels if name not in SIGNALS]:
+            raise SettingsError(
+                f"synthetic windows have {', '.join(SIGNALS)}, but not {', '.join(unknown)}; leave it out"
+            )
+        self.window_samples = round(window_seconds * sfreq)
+        seconds = self.window_samples / sfreq
+        if not (hours > 0 and seed >= 0 and segment_windows >= 1 and self.window_samples >= 1):
+            raise SettingsError(
+                "a synthetic stream needs hours above 0, a seed of 0 or more, and at least one sample and one "
+                f"window a subject; got hours={hours}, seed={seed}, window_seconds={window_seconds}, "
+                f"segment_windows={segment_windows}"
+            )
+        self.sfreq, self.seed, self.split, self.segment_windows = sfreq, seed, split, segment_windows
+        self._segments = math.ceil(hours * 3600 / (seconds * segment_windows))
+        self._duration_s = seconds * segment_windows
+        self._bands = tuple(channel.band for channel in channels)
+        self.filters: dict[str, dict[str, Any]] = {
+            channel.name: channel.band.as_json() for channel in channels
+        }
+        self.units = {channel.name: channel.unit for channel in channels}
+        self._stream = int(_digest(self._population.name, seed, split)[:16], 16)
+        self._margin = math.ceil(_MARGIN_S * sfreq)
+        # Checks the pass bands now, not in the middle of an epoch.
+        for band in self._bands:
+            design(band, sfreq=sfreq)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that shapes the windows, and of how many there are."""
+        return _digest(
+            GENERATOR,
+            repr(self._population),
+            self.seed,
+            self.split,
+            self.sfreq,
+            self.window_samples,
+            self.segment_windows,
+            self._segments,
+            list(self.filters.items()),
+        )
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The virtual subjects of the nominal length, one for each `segment_windows` windows; sorted."""
+        return tuple(self._subject(segment) for segment in range(self._segments))
+
+    def __len__(self) -> int:
+        """The number of windows in the nominal length."""
+        return self._segments * self.segment_windows
+
+    def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        """A batch (B, C, T) in physical units; see `Windows.read`. Any index from 0 on will do."""
+        out = np.empty((len(index), len(self.channels), self.window_samples), np.float32)
+        for row, (heart, offset) in enumerate(self._places(index, crop)):
+            raw = render(
+                heart,
+                self.channels,
+                first=offset - self._margin,
+                samples=self.window_samples + 2 * self._margin,
+                sfreq=self.sfreq,
+            )
+            out[row] = self._filtered(raw)
+        return out
+
+    def truth(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> Truth:
+        """What is true of the windows that `read` gives for the same arguments."""
+        seconds = self.window_samples / self.sfreq
+        columns = math.ceil(BEATS_PER_SECOND * seconds)
+        rows = [_truth_of(heart, offset / self.sfreq, seconds) for heart, offset in self._places(index, crop)]
+
+        def numbers(name: str) -> Floats:
+            return np.array([row[name] for row in rows], np.float64)
+
+        def times(name: str) -> Floats:
+            table = np.full((len(rows), columns), np.nan)
+            for row, values in enumerate(rows):
+                table[row, : len(values[name])] = values[name]
+            return table
+
+        return Truth(
+            heart_rate=numbers("heart_rate"),
+            log_heart_rate=np.log(numbers("heart_rate")),
+            rhythm=np.array([row["rhythm"] for row in rows], np.str_),
+            breathing_rate=numbers("breathing_rate"),
+            r_peaks=times("r_peaks"),
+            pulse_feet=times("pulse_feet"),
+            pulse_peaks=times("pulse_peaks"),
+            pulse_delay=numbers("pulse_delay"),
+            stiffness=numbers("stiffness"),
+            motion=numbers("motion"),
+            cadence=numbers("cadence"),
+        )
+
+    def case_of(self, index: int) -> str:
+        """The virtual subject of window `index`."""
+        return self._subject(index // self.segment_windows)
+
+    def stretches(self) -> Stretches:
+        """Which of the windows adjoin: those of a subject."""
+        rows = np.arange(len(self), dtype=np.int64)
+        return Stretches(
+            first=rows - rows % self.segment_windows,
+            length=np.full(len(rows), self.segment_windows, np.int64),
+        )
+
+    def heart(self, segment: int) -> Heart:
+        """The heart whose `segment_windows` windows start at index `segment * segment_windows`."""
+        return draw_heart(self._population, (self._stream, segment), self._duration_s)
+
+    def _subject(self, segment: int) -> str:
+        return f"{self._population.name}_{self.split}_{segment:08d}"
+
+    def _places(
+        self, index: NDArray[np.int64], crop: NDArray[np.float64] | None
+    ) -> list[tuple[Heart, int]]:
+        """Of each window its heart, and the sample of the heart's stretch at which it starts."""
+        segments, place = np.divmod(np.asarray(index, np.int64), self.segment_windows)
+        if crop is None:
+            offsets = place * self.window_samples
+        else:
+            length = np.full(len(place), self.segment_windows, np.int64)
+            offsets = crop_offsets(place, length, crop, self.window_samples)
+        return [
+            (self.heart(segment), offset)
+            for segment, offset in zip(segments.tolist(), offsets.tolist(), strict=True)
+        ]
+
+    def _filtered(self, raw: Floats) -> NDArray[np.float32]:
+        """Filter (C, T + two margins) with zero phase in the channels' pass bands, and cut the window."""
+        length = raw.shape[1]
+        raw = raw - raw.mean(axis=1, keepdims=True)
+        raw *= _fade(length, round(_FADE_S * self.sfreq))
+        padded = fft.next_fast_len(length, real=True)
+        spectrum = fft.rfft(raw.astype(np.float32), padded)
+        spectrum *= _responses(self._bands, padded, self.sfreq)
+        filtered = fft.irfft(spectrum, padded)
+        window: NDArray[np.float32] = filtered[:, self._margin : self._margin + self.window_samples]
+        return window
+
+
+@lru_cache(maxsize=16)
+def _responses(bands: tuple[PassBand, ...], length: int, sfreq: float) -> NDArray[np.float32]:
+    """Gains (C, length // 2 + 1) of the pass bands' filters, run forward and backward."""
+    frequency = np.fft.rfftfreq(length, 1 / sfreq)
+    gains = [
+        np.abs(scipy_signal.sosfreqz(design(band, sfreq=sfreq), frequency, fs=sfreq)[1]) ** 2 for band in bands
+    ]
+    return np.asarray(gains, np.float32)
+
+
+@lru_cache(maxsize=16)
+def _fade(length: int, samples: int) -> NDArray[np.float32]:
+    """A gain (length,) that rises from 0 to 1 over `samples` and falls again at the end."""
+    rise = 0.5 - 0.5 * np.cos(np.pi * (np.arange(samples) + 0.5) / samples)
+    return np.concatenate([rise, np.ones(length - 2 * samples), rise[::-1]]).astype(np.float32)
+
+
+def _truth_of(heart: Heart, start_s: float, seconds: float) -> dict[str, Any]:
+    """One window's row of `Truth`."""
+    ends = np.array([start_s, start_s + seconds])
+    # Beats and breaths at the window's ends, counted with their fractions.
+    beats = np.diff(np.interp(ends, heart.times, np.arange(len(heart.times))))[0]
+    breaths = np.diff(heart.breathing.phase(ends))[0]
+
+    def within(times: Floats) -> slice:
+        return slice(*np.searchsorted(times, ends))
+
+    own = within(heart.times)
+    peaks = heart.feet + heart.pulse_peak * heart.pulse_scales
+    moments = np.linspace(*ends, 41)
+    moving = heart.movements.envelope(moments) > 0.1
+    pace = np.zeros(len(moments), np.bool_) if heart.pacing is None else heart.pacing.envelope(moments) > 0.5
+    return {
+        "heart_rate": 60 * beats / seconds,
+        "rhythm": _rhythm_of(heart, own),
+        "breathing_rate": 60 * breaths / seconds,
+        "r_peaks": heart.times[own] - start_s,
+        "pulse_feet": heart.feet[within(heart.feet)] - start_s,
+        "pulse_peaks": peaks[within(peaks)] - start_s,
+        "pulse_delay": np.mean((heart.feet - heart.times)[own.start : max(own.stop, own.start + 1)]),
+        "stiffness": heart.stiffness,
+        "motion": np.mean(moving | pace),
+        "cadence": heart.pacing.cadence if heart.pacing is not None and pace.mean() >= 0.5 else np.nan,
+    }
+
+
+def _rhythm_of(heart: Heart, beats: slice) -> Rhythm:
+    """The rhythm that these beats show."""
+    kinds, intervals = heart.kinds[beats], heart.intervals[beats]
+    shown: dict[Rhythm, bool] = {
+        "ectopic": bool(np.any(kinds != Beat.SINUS)),
+        "ventricular_run": bool(np.any(kinds == Beat.VENTRICULAR)),
+        "pause": bool(np.any(intervals > 1.6 / heart.heart_rate)),
+    }
+    return heart.rhythm if shown.get(heart.rhythm, True) else "sinus"
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
