@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
+from scipy import signal as scipy_signal
 
 from biofound.data.sources.hearts import (
     MARGIN_S,
@@ -33,15 +33,18 @@ _TABLE_HZ = 200.0  # of `Heart.pulse`
 _REACH = 4.0  # a Gaussian wave ends after so many widths, at 0.0003 of its height
 _EVENTS_AT_ONCE = 4096  # bounds the memory of long recordings
 _SHOCK_S = 0.4
+_NOISE_MEMORY_S = 4.0  # a filter with a corner at 0.7 Hz has forgotten what came before, to 1e-7
+_OTHER_WANDER_S = 5000.0  # the ECG's wander is the PPG's at another time
 _ACCELERATION_NOISE = 0.003  # g, 0.5 to 10 Hz
 
 _Colour = Literal["ppg", "ecg", "movement", "acceleration"]
-_BANDS: dict[_Colour, tuple[float, float]] = {
-    "ppg": (0.5, 8.0),
-    "ecg": (0.5, 40.0),
-    "movement": (0.5, 8.0),
-    "acceleration": (0.5, 10.0),
+_COLOURS: dict[_Colour, tuple[float, float, float, float]] = {
+    "ppg": (0.5, 8.0, 0.8, 0.02),
+    "ecg": (0.5, 40.0, 3.0, 0.4),  # electrodes below some Hz, muscle above
+    "movement": (0.5, 8.0, 0.7, 0.0),
+    "acceleration": (0.5, 10.0, 0.0, 1.0),
 }
+"""The band in Hz in which noise has unit deviation; its corner in Hz (0: white); the share of white noise."""
 
 
 def render(
@@ -93,6 +96,7 @@ class _Stretch:
         self._breath = heart.breathing(self.slow_times)
         self._shared_movement: Floats | None = None
         self._strides = self._draw_strides()
+        self._unevenness = 1 + 0.15 * heart.wandering(self.slow_times - _OTHER_WANDER_S)
 
     def ppg(self) -> Floats:
         heart = self.heart
@@ -109,10 +113,11 @@ class _Stretch:
     def ecg(self) -> Floats:
         heart = self.heart
         signal = self._waves()
-        signal += self._smooth(heart.ecg_wander * (heart.wandering(self.slow_times[::-1]) + self._breath))
+        signal += self._smooth(heart.ecg_wander * (heart.wandering(self.slow_times + _OTHER_WANDER_S) + self._breath))
         if heart.fibrillation is not None:
             signal += self._atrial_waves()
-        signal += heart.mains * np.sin(2 * np.pi * heart.mains_hz * self.times)
+        turns = heart.mains_hz * self.times
+        signal += heart.mains * np.sin(2 * np.pi * (turns - np.rint(turns)).astype(np.float32))
         signal += self._pacing(1)
         if self.movement is not None:
             size = heart.movements.ecg_share * heart.r_amplitude * self.movement
@@ -260,7 +265,9 @@ class _Stretch:
             while reached < harmonic:
                 power, reached = power * self._strides, reached + 1
             total += weight.real * power.real - weight.imag * power.imag
-        return np.asarray(total * self._smooth(pacing.envelope(self.slow_times)))
+        # No two steps are alike.
+        total += 0.25 * np.linalg.norm(pacing.weights[row]) * self._moved()
+        return np.asarray(total * self._smooth(pacing.envelope(self.slow_times) * self._unevenness))
 
     def _moved(self) -> Floats:
         """The movement (T,) that all signals share, of unit deviation."""
@@ -270,12 +277,12 @@ class _Stretch:
 
     def _noise(self, purpose: Purpose, colour: _Colour) -> Floats:
         """Noise (T,) of unit deviation within the colour's band."""
-        rng = generator(self.heart.key, self.heart.case, purpose)
         skipped = self.first + round(MARGIN_S * self.sfreq)
-        white = rng.standard_normal(skipped + self.samples, dtype=np.float32)[skipped:]
-        length = fft.next_fast_len(self.samples, real=True)
-        spectrum = fft.rfft(white, length) * _gain(colour, length, self.sfreq)
-        return np.asarray(fft.irfft(spectrum, length)[: self.samples])
+        rng = generator(self.heart.key, self.heart.case, purpose)
+        white = rng.standard_normal(skipped + self.samples, dtype=np.float32)
+        before = min(skipped, round(_NOISE_MEMORY_S * self.sfreq))
+        numerator, denominator = _noise_filter(colour, self.sfreq)
+        return np.asarray(scipy_signal.lfilter(numerator, denominator, white[skipped - before :])[before:])
 
     def _smooth(self, slow: Floats) -> Floats:
         """A slow signal, given at `slow_times`, at every sample (T,)."""
@@ -283,22 +290,20 @@ class _Stretch:
 
 
 @lru_cache(maxsize=32)
-def _gain(colour: _Colour, length: int, sfreq: float) -> NDArray[np.float32]:
-    """What turns the spectrum of white noise of unit deviation into the colour's, (length // 2 + 1,)."""
-    frequency = np.fft.rfftfreq(length, 1 / sfreq)
-    low, high = _BANDS[colour]
-    if colour == "ppg":
-        gain = 1 / np.maximum(frequency, 0.8)
-    elif colour == "ecg":  # electrodes below some Hz, muscle above
-        gain = np.sqrt(1 + (4 / np.maximum(frequency, 0.5)) ** 1.5)
-    elif colour == "movement":
-        gain = np.where(frequency > 10, 0.0, 1 / np.maximum(frequency, 0.7) ** 1.2)
-    else:
-        gain = np.ones(len(frequency))
-    inside = (frequency >= low) & (frequency <= high)
-    gain /= math.sqrt(2 / length * float(np.sum(gain[inside] ** 2)))
-    gain[frequency < 0.1] = 0.0
-    return gain.astype(np.float32)
+def _noise_filter(colour: _Colour, sfreq: float) -> tuple[Floats, Floats]:
+    """A recursive filter that turns white noise of unit deviation into the colour's."""
+    low, high, corner, white = _COLOURS[colour]
+    if corner == 0:
+        numerator, denominator = np.ones(1), np.ones(1)
+    else:  # falls by 6 dB an octave above the corner, down to the share that stays white
+        pole = math.exp(-2 * math.pi * corner / sfreq)
+        numerator = np.array([1 - pole + white, -white * pole])
+        denominator = np.array([1.0, -pole])
+    frequency = np.linspace(low, min(high, 0.5 * sfreq), 512)
+    response = scipy_signal.freqz(numerator, denominator, frequency, fs=sfreq)[1]
+    # Unit white noise has the power 2 / sfreq in each hertz.
+    deviation = math.sqrt(float(np.mean(np.abs(response) ** 2)) * (high - low) * 2 / sfreq)
+    return numerator / deviation, denominator
 
 
 def _scatter(total: Floats, index: NDArray[np.int64], values: NDArray[np.floating]) -> None:
