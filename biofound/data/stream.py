@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,52 +19,20 @@ from scipy import signal as scipy_signal
 from biofound.data.channels import Channel, PassBand
 from biofound.data.conditioning import design
 from biofound.data.sources.heart_signals import SIGNALS, render
-from biofound.data.sources.hearts import Beat, Floats, Heart, draw_heart
-from biofound.data.sources.populations import Rhythm, population_named
+from biofound.data.sources.heart_truth import Truth, truth_of
+from biofound.data.sources.hearts import Heart, draw_heart
+from biofound.data.sources.keyed_draws import Floats
+from biofound.data.sources.populations import population_named
 from biofound.data.stretches import Stretches, crop_offsets
 from biofound.errors import SettingsError
 
 GENERATOR = 1
 """The generator's version; to be raised by whoever changes what the same seed gives."""
 
-BEATS_PER_SECOND = 4
-"""Columns of `Truth.r_peaks` for each second of a window: more beats than any population has."""
-
 _MARGIN_S = 3.0
 """Rendered on either side of a window and filtered with it: what lies beyond changes the window by 0.3 % of
 its standard deviation in the median, and by less than 3 %."""
 _FADE_S = 1.0  # of the margin, at its ends, so that the filter's circle closes without a step
-
-
-@dataclass(frozen=True, kw_only=True)
-class Truth:
-    """What is true of B windows. Times are in s from the window's start.
-
-    Attributes:
-        heart_rate: (B,) beats a minute: the beats in the window, the intervals at its ends by their share.
-        log_heart_rate: (B,) its natural logarithm.
-        rhythm: (B,) a `Rhythm`, as far as the window shows it: without the early beat or the pause that gives
-            the subject's rhythm its name, a window is in sinus rhythm.
-        breathing_rate: (B,) breaths a minute.
-        r_peaks: (B, K) times of the R peaks, NaN after the last one; K = 4 a second.
-        pulse_feet, pulse_peaks: (B, K) times of the PPG pulses' feet and peaks, NaN after the last one.
-        pulse_delay: (B,) s from R peak to foot, the mean of the window's beats; falls as pressure rises.
-        stiffness: (B,) of the arteries, 0 young to 1 stiff.
-        motion: (B,) share of the window in which the subject moves, rhythmically or not.
-        cadence: (B,) steps a second; NaN where nobody walks or runs for at least half of the window.
-    """
-
-    heart_rate: Floats
-    log_heart_rate: Floats
-    rhythm: NDArray[np.str_]
-    breathing_rate: Floats
-    r_peaks: Floats
-    pulse_feet: Floats
-    pulse_peaks: Floats
-    pulse_delay: Floats
-    stiffness: Floats
-    motion: Floats
-    cadence: Floats
 
 
 class SyntheticStream:
@@ -110,8 +77,8 @@ class SyntheticStream:
         seconds = self.window_samples / sfreq
         if not (hours > 0 and seed >= 0 and segment_windows >= 1 and self.window_samples >= 1):
             raise SettingsError(
-                "a synthetic stream needs hours above 0, a seed of 0 or more, and at least one sample and one "
-                f"window a subject; got hours={hours}, seed={seed}, window_seconds={window_seconds}, "
+                "a synthetic stream needs hours above 0, a seed of 0 or more, and at least one sample and "
+                f"one window a subject; got hours={hours}, seed={seed}, window_seconds={window_seconds}, "
                 f"segment_windows={segment_windows}"
             )
         self.sfreq, self.seed, self.split, self.segment_windows = sfreq, seed, split, segment_windows
@@ -168,32 +135,8 @@ class SyntheticStream:
 
     def truth(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> Truth:
         """What is true of the windows that `read` gives for the same arguments."""
-        seconds = self.window_samples / self.sfreq
-        columns = math.ceil(BEATS_PER_SECOND * seconds)
-        rows = [_truth_of(heart, offset / self.sfreq, seconds) for heart, offset in self._places(index, crop)]
-
-        def numbers(name: str) -> Floats:
-            return np.array([row[name] for row in rows], np.float64)
-
-        def times(name: str) -> Floats:
-            table = np.full((len(rows), columns), np.nan)
-            for row, values in enumerate(rows):
-                table[row, : len(values[name])] = values[name]
-            return table
-
-        return Truth(
-            heart_rate=numbers("heart_rate"),
-            log_heart_rate=np.log(numbers("heart_rate")),
-            rhythm=np.array([row["rhythm"] for row in rows], np.str_),
-            breathing_rate=numbers("breathing_rate"),
-            r_peaks=times("r_peaks"),
-            pulse_feet=times("pulse_feet"),
-            pulse_peaks=times("pulse_peaks"),
-            pulse_delay=numbers("pulse_delay"),
-            stiffness=numbers("stiffness"),
-            motion=numbers("motion"),
-            cadence=numbers("cadence"),
-        )
+        places = [(heart, offset / self.sfreq) for heart, offset in self._places(index, crop)]
+        return truth_of(places, seconds=self.window_samples / self.sfreq)
 
     def case_of(self, index: int) -> str:
         """The virtual subject of window `index`."""
@@ -214,9 +157,7 @@ class SyntheticStream:
     def _subject(self, segment: int) -> str:
         return f"{self._population.name}_{self.split}_{segment:08d}"
 
-    def _places(
-        self, index: NDArray[np.int64], crop: NDArray[np.float64] | None
-    ) -> list[tuple[Heart, int]]:
+    def _places(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None) -> list[tuple[Heart, int]]:
         """Of each window its heart, and the sample of the heart's stretch at which it starts."""
         segments, place = np.divmod(np.asarray(index, np.int64), self.segment_windows)
         if crop is None:
@@ -247,7 +188,8 @@ def _responses(bands: tuple[PassBand, ...], length: int, sfreq: float) -> NDArra
     """Gains (C, length // 2 + 1) of the pass bands' filters, run forward and backward."""
     frequency = np.fft.rfftfreq(length, 1 / sfreq)
     gains = [
-        np.abs(scipy_signal.sosfreqz(design(band, sfreq=sfreq), frequency, fs=sfreq)[1]) ** 2 for band in bands
+        np.abs(scipy_signal.sosfreqz(design(band, sfreq=sfreq), frequency, fs=sfreq)[1]) ** 2
+        for band in bands
     ]
     return np.asarray(gains, np.float32)
 
@@ -257,46 +199,6 @@ def _fade(length: int, samples: int) -> NDArray[np.float32]:
     """A gain (length,) that rises from 0 to 1 over `samples` and falls again at the end."""
     rise = 0.5 - 0.5 * np.cos(np.pi * (np.arange(samples) + 0.5) / samples)
     return np.concatenate([rise, np.ones(length - 2 * samples), rise[::-1]]).astype(np.float32)
-
-
-def _truth_of(heart: Heart, start_s: float, seconds: float) -> dict[str, Any]:
-    """One window's row of `Truth`."""
-    ends = np.array([start_s, start_s + seconds])
-    # Beats and breaths at the window's ends, counted with their fractions.
-    beats = np.diff(np.interp(ends, heart.times, np.arange(len(heart.times))))[0]
-    breaths = np.diff(heart.breathing.phase(ends))[0]
-
-    def within(times: Floats) -> slice:
-        return slice(*np.searchsorted(times, ends))
-
-    own = within(heart.times)
-    peaks = heart.feet + heart.pulse_peak * heart.pulse_scales
-    moments = np.linspace(*ends, 41)
-    moving = heart.movements.envelope(moments) > 0.1
-    pace = np.zeros(len(moments), np.bool_) if heart.pacing is None else heart.pacing.envelope(moments) > 0.5
-    return {
-        "heart_rate": 60 * beats / seconds,
-        "rhythm": _rhythm_of(heart, own),
-        "breathing_rate": 60 * breaths / seconds,
-        "r_peaks": heart.times[own] - start_s,
-        "pulse_feet": heart.feet[within(heart.feet)] - start_s,
-        "pulse_peaks": peaks[within(peaks)] - start_s,
-        "pulse_delay": np.mean((heart.feet - heart.times)[own.start : max(own.stop, own.start + 1)]),
-        "stiffness": heart.stiffness,
-        "motion": np.mean(moving | pace),
-        "cadence": heart.pacing.cadence if heart.pacing is not None and pace.mean() >= 0.5 else np.nan,
-    }
-
-
-def _rhythm_of(heart: Heart, beats: slice) -> Rhythm:
-    """The rhythm that these beats show."""
-    kinds, intervals = heart.kinds[beats], heart.intervals[beats]
-    shown: dict[Rhythm, bool] = {
-        "ectopic": bool(np.any(kinds != Beat.SINUS)),
-        "ventricular_run": bool(np.any(kinds == Beat.VENTRICULAR)),
-        "pause": bool(np.any(intervals > 1.6 / heart.heart_rate)),
-    }
-    return heart.rhythm if shown.get(heart.rhythm, True) else "sinus"
 
 
 def _digest(*values: object) -> str:

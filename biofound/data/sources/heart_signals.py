@@ -13,23 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal as scipy_signal
 
-from biofound.data.sources.hearts import (
-    MARGIN_S,
-    PULSE_S,
-    STRIDE_HARMONICS,
-    Beat,
-    Floats,
-    Heart,
-    Purpose,
-    Waves,
-    generator,
-)
+from biofound.data.sources.hearts import PULSE_S, PULSE_TABLE_HZ, STRIDE_HARMONICS, Heart, Waves
+from biofound.data.sources.keyed_draws import Floats, Purpose, generator
+from biofound.data.sources.rhythms import MARGIN_S, Beat
 
 SIGNALS = ("PPG", "ECG", "ACC_X", "ACC_Y", "ACC_Z")
 """What can be rendered: the PPG in NU, the ECG in mV, acceleration in g."""
 
 _SLOW_HZ = 10.0  # breathing and drift are evaluated at this rate and interpolated
-_TABLE_HZ = 200.0  # of `Heart.pulse`
 _REACH = 4.0  # a Gaussian wave ends after so many widths, at 0.0003 of its height
 _EVENTS_AT_ONCE = 4096  # bounds the memory of long recordings
 _SHOCK_S = 0.4
@@ -40,7 +31,7 @@ _ACCELERATION_NOISE = 0.003  # g, 0.5 to 10 Hz
 _Colour = Literal["ppg", "ecg", "movement", "acceleration"]
 _COLOURS: dict[_Colour, tuple[float, float, float, float]] = {
     "ppg": (0.5, 8.0, 0.8, 0.02),
-    "ecg": (0.5, 40.0, 3.0, 0.4),  # electrodes below some Hz, muscle above
+    "ecg": (0.5, 40.0, 3.0, 0.15),  # electrodes below some Hz, muscle above
     "movement": (0.5, 8.0, 0.7, 0.0),
     "acceleration": (0.5, 10.0, 0.0, 1.0),
 }
@@ -113,7 +104,9 @@ class _Stretch:
     def ecg(self) -> Floats:
         heart = self.heart
         signal = self._waves()
-        signal += self._smooth(heart.ecg_wander * (heart.wandering(self.slow_times + _OTHER_WANDER_S) + self._breath))
+        signal += self._smooth(
+            heart.ecg_wander * (heart.wandering(self.slow_times + _OTHER_WANDER_S) + self._breath)
+        )
         if heart.fibrillation is not None:
             signal += self._atrial_waves()
         turns = heart.mains_hz * self.times
@@ -155,7 +148,7 @@ class _Stretch:
         for some in _slices(len(chosen_feet)):
             begin = chosen_feet[some] * sfreq - self.first
             index = np.ceil(begin).astype(np.int64)
-            step = (_TABLE_HZ / sfreq / scales[some]).astype(np.float32)
+            step = (PULSE_TABLE_HZ / sfreq / scales[some]).astype(np.float32)
             place = (offsets + (index - begin).astype(np.float32)[:, None]) * step[:, None]
             np.minimum(place, last, out=place)
             left = place.astype(np.int32)
@@ -178,7 +171,9 @@ class _Stretch:
             if those.any():
                 self._add_beats(total, waves, times[those], strength[those], stretch[those])
         size, left, right = heart.p_wave
-        p_times = heart.p_times[slice(*np.searchsorted(heart.p_times, [self.start_s - 0.3, self.stop_s + 0.3]))]
+        p_times = heart.p_times[
+            slice(*np.searchsorted(heart.p_times, [self.start_s - 0.3, self.stop_s + 0.3]))
+        ]
         same = np.ones(len(p_times))
         self._add_gaussians(total, p_times, size * same, left * same, right * same)
         return total
@@ -307,7 +302,7 @@ def _noise_filter(colour: _Colour, sfreq: float) -> tuple[Floats, Floats]:
 
 
 def _scatter(total: Floats, index: NDArray[np.int64], values: NDArray[np.floating]) -> None:
-    """Add rows `values` (E, n) to `total` (T,), row e from sample `index[e]` on; what lies outside is left out."""
+    """Add rows `values` (E, n) to `total` (T,), row e from sample `index[e]` on; none outside."""
     width = values.shape[1]
     inside = (index > -width) & (index < len(total))
     if not inside.all():

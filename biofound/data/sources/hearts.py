@@ -7,96 +7,23 @@ of pulses of three waves and a run-off, as measured pulses decompose.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from biofound.data.sources.keyed_draws import Draw, Floats, Purpose, Sines, generator
 from biofound.data.sources.populations import Population, Range, Rhythm
-
-Floats = NDArray[np.float64]
-
-MARGIN_S = 6.0
-"""A heart beats this long before its stretch begins and after it ends, so that filters find whole waves."""
+from biofound.data.sources.rhythms import MARGIN_S, Beat, Beats, Breathing, draw_beats, draw_breathing
 
 PULSE_S = 2.0
 """Length of a PPG pulse at an RR interval of `USUAL_RR_S`, from its foot."""
 USUAL_RR_S = 0.85
 
-_GRID_HZ = 6.0
-_TABLE_HZ = 200.0
-
-
-class Beat(IntEnum):
-    """Where a beat started."""
-
-    SINUS = 0
-    ATRIAL = 1  # early, with the QRS of sinus beats
-    VENTRICULAR = 2
-    PACED = 3
-
-
-class Purpose(IntEnum):
-    """What random numbers are for; those of different purposes are independent."""
-
-    HEART = 0
-    BEATS = 1
-    PPG = 2
-    ECG = 3
-    ACC_X = 4
-    ACC_Y = 5
-    ACC_Z = 6
-    MOVEMENT = 7
-    PPG_MOVEMENT = 8
-    ECG_MOVEMENT = 9
-    ACC_X_MOVEMENT = 10
-    ACC_Y_MOVEMENT = 11
-    ACC_Z_MOVEMENT = 12
-
-
-def generator(key: tuple[int, int], case: int, purpose: Purpose) -> np.random.Generator:
-    """Random numbers that depend on a subject's key (two numbers below 2**64), case and purpose alone."""
-    counter = np.array([0, 0, case, purpose], np.uint64)
-    return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64), counter=counter))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sines:
-    """A slow signal: a sum of sines. `frequency` (K,) in Hz, `phase` (K, 1) in rad, `amplitude` (K,)."""
-
-    frequency: Floats
-    phase: NDArray[np.float32]
-    amplitude: NDArray[np.float32]
-
-    def __call__(self, times: Floats) -> Floats:
-        """Its value at `times` (N,) in s."""
-        turns = np.multiply.outer(self.frequency, times)
-        turns -= np.rint(turns)  # so that float32, whose sine is several times as fast, will do
-        angles = turns.astype(np.float32)
-        angles *= np.float32(2 * np.pi)
-        angles += self.phase
-        return np.asarray(self.amplitude @ np.sin(angles, out=angles), np.float64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Breathing:
-    """Breaths at `rate` Hz with a wandering rhythm."""
-
-    rate: float
-    wandering: Sines
-    harmonic: float
-
-    def phase(self, times: Floats) -> Floats:
-        """Breaths taken until `times` (N,) in s."""
-        return self.rate * times + self.wandering(times)
-
-    def __call__(self, times: Floats) -> Floats:
-        """Depth of the breath at `times` (N,), about -1 to 1."""
-        turns = 2 * np.pi * self.phase(times)
-        return np.asarray((np.sin(turns) + self.harmonic * np.sin(2 * turns)) / (1 + self.harmonic))
+PULSE_TABLE_HZ = 200.0
+"""Rate of `Heart.pulse`, in Hz."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +42,7 @@ class Waves:
 
 @dataclass(frozen=True, kw_only=True)
 class Fibrillation:
-    """Atrial waves of fibrillation or flutter in the ECG: `amplitude` mV at `frequency` Hz, `unsteady` or not."""
+    """Atrial waves of fibrillation (`unsteady`) or flutter in the ECG: `amplitude` mV at `frequency` Hz."""
 
     amplitude: float
     frequency: float
@@ -233,51 +160,6 @@ class Heart:
     movements: Movements
 
 
-class _Draw:
-    """Deals uniform numbers that were drawn at once, which costs a tenth of drawing each.
-
-    Those of the subject stay the same in all its cases; the phases of what is slow are the case's.
-    """
-
-    def __init__(self, subject: np.random.Generator, case: np.random.Generator) -> None:
-        self._dealt: Iterator[float] = iter(subject.random(320).tolist())
-        self._dealt_case: Iterator[float] = iter(case.random(100).tolist())
-
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        return low + (high - low) * next(self._dealt)
-
-    def log_uniform(self, span: Range) -> float:
-        return span.low * math.exp(next(self._dealt) * math.log(span.high / span.low))
-
-    def phases(self, count: int) -> NDArray[np.float32]:
-        """(count,) in radians, of the case."""
-        return np.array([2 * math.pi * next(self._dealt_case) for _ in range(count)], np.float32)
-
-    def chance(self, share: float) -> bool:
-        return next(self._dealt) < share
-
-    def array(self, count: int, low: float = 0.0, high: float = 1.0) -> Floats:
-        return np.array([self.uniform(low, high) for _ in range(count)])
-
-    def rhythm(self, shares: Sequence[tuple[Rhythm, float]]) -> Rhythm:
-        left = next(self._dealt)
-        for rhythm, share in shares:
-            left -= share
-            if left < 0:
-                return rhythm
-        return shares[-1][0]
-
-    def sines(self, slowest_s: float, fastest_s: float, size: float, count: int = 4) -> Sines:
-        """Sines with periods between the two and, together, the standard deviation `size`."""
-        periods = [self.log_uniform(Range(fastest_s, slowest_s)) for _ in range(count)]
-        weights = self.array(count, 0.5, 1.0)
-        return Sines(
-            frequency=1 / np.array(periods),
-            phase=self.phases(count)[:, None],
-            amplitude=(weights * (size * math.sqrt(2 / float(weights @ weights)))).astype(np.float32),
-        )
-
-
 @lru_cache(maxsize=256)
 def draw_heart(population: Population, key: tuple[int, int], duration_s: float, case: int = 0) -> Heart:
     """Draw a heart of `population`; the same arguments give the same heart, on any process.
@@ -292,10 +174,10 @@ def draw_heart(population: Population, key: tuple[int, int], duration_s: float, 
         case: which of the subject's recordings: rates, rhythm and shapes stay, beats and noise differ.
     """
     rng = generator(key, case, Purpose.BEATS)
-    draw = _Draw(generator(key, 0, Purpose.HEART), rng)
-    rhythm = draw.rhythm(population.rhythms)
-    breathing = _draw_breathing(draw, population)
-    beats = _draw_beats(draw, rng, population, rhythm, breathing, duration_s)
+    draw = Draw(generator(key, 0, Purpose.HEART), rng)
+    rhythm = draw.choose(population.rhythms)
+    breathing = draw_breathing(draw, population)
+    beats = draw_beats(draw, rng, population, rhythm, breathing, duration_s)
     times = beats.times
     wide = draw.chance(population.wide_qrs)
     r_amplitude = draw.log_uniform(population.r_amplitude)
@@ -361,178 +243,12 @@ def draw_heart(population: Population, key: tuple[int, int], duration_s: float, 
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Beats
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Beats:
-    times: Floats
-    intervals: Floats
-    kinds: NDArray[np.int8]
-    p_times: Floats
-    rate: float
-    cycle: float  # of the atria in flutter, s; else 0
-
-
-_RATES: dict[Rhythm, Range] = {
-    "sinus": Range(20, 240),
-    "ectopic": Range(45, 130),
-    "ventricular_run": Range(50, 120),
-    "bigeminy": Range(45, 110),
-    "pause": Range(35, 100),
-    "atrial_fibrillation": Range(50, 175),
-    "atrial_flutter": Range(60, 160),
-    "av_block": Range(35, 75),
-    "paced": Range(50, 120),
-}
-"""Ventricular rates at which a rhythm occurs, in beats a minute."""
-
-
-def _draw_breathing(draw: _Draw, population: Population) -> Breathing:
-    rate = draw.log_uniform(population.breathing_rate) / 60
-    return Breathing(rate=rate, wandering=draw.sines(60, 15, 0.06), harmonic=draw.uniform(0.0, 0.35))
-
-
-def _draw_beats(
-    draw: _Draw,
-    rng: np.random.Generator,
-    population: Population,
-    rhythm: Rhythm,
-    breathing: Breathing,
-    duration_s: float,
-) -> _Beats:
-    """Sinus beats by integral pulse frequency modulation, then what the rhythm makes of them."""
-    rate = draw.log_uniform(population.heart_rate.overlap(_RATES[rhythm])) / 60
-    cycle = 0.0
-    if rhythm == "atrial_flutter":  # atria at 240 to 320 a minute; every second to fourth gets through
-        cycle = draw.uniform(60 / 320, 60 / 240)
-        rate = 1 / (cycle * min(4, max(2, round(1 / (rate * cycle)))))
-    regular = rhythm in ("paced", "atrial_fibrillation", "atrial_flutter", "av_block")
-    sinus = draw.uniform(*population.sinus_arrhythmia) * min(1.0, (1.1 / rate) ** 2) * (not regular)
-    # Room for what makes intervals shorter; beats past the end are cut off.
-    start, stop = -MARGIN_S - float(rng.random()) / rate, duration_s + MARGIN_S
-    room = 1.6 if rhythm == "ventricular_run" else 1.2
-    grid = np.arange(start, start + room * (stop - start), 1 / _GRID_HZ)
-    modulation = draw.sines(12, 8, draw.uniform(0.003, 0.02) * (not regular), count=2)(grid)
-    modulation += draw.sines(150, 30, draw.uniform(0.005, 0.05) * (rhythm != "paced"))(grid)
-    modulation += sinus * breathing(grid)
-    turns = np.cumsum(rate * np.exp(modulation)) / _GRID_HZ
-    intervals = np.diff(np.interp(np.arange(math.ceil(turns[0]), turns[-1]), turns, grid))
-    intervals += 0.002 * rng.standard_normal(len(intervals)) * (not regular)
-    kinds = np.zeros(len(intervals), np.int8)
-    _change_rhythm(draw, rng, rhythm, intervals, kinds, rate=rate, cycle=cycle)
-    pr = draw.uniform(0.12, 0.21)
-    atrial, conduction = np.empty(0), np.zeros(len(intervals))
-    if rhythm == "av_block":
-        kind = "dissociated" if draw.chance(0.4) else "two to one" if draw.chance(0.5) else "wenckebach"
-        atrial, conduction = _block(draw, kind, intervals, rate=rate)
-    times = start + np.cumsum(intervals)
-    times, atrial = times + conduction, atrial + start
-    inside = times < stop
-    times, kinds = times[inside], kinds[inside]
-    intervals = np.diff(times, prepend=times[0] - intervals[0])
-    if rhythm == "av_block":
-        p_times = atrial[(atrial > start) & (atrial < stop)] - pr
-    elif rhythm in ("atrial_fibrillation", "atrial_flutter"):
-        p_times = np.empty(0)
-    else:
-        led = (kinds == Beat.SINUS) | (kinds == Beat.ATRIAL)
-        if rhythm == "pause":  # the escape beat after sinus arrest has no P wave
-            led &= intervals < 1.6 / rate
-        p_times = (times - pr * np.clip(intervals, 0.3, 1.0) ** 0.4)[led]
-    return _Beats(times=times, intervals=intervals, kinds=kinds, p_times=p_times, rate=rate, cycle=cycle)
-
-
-def _change_rhythm(
-    draw: _Draw,
-    rng: np.random.Generator,
-    rhythm: Rhythm,
-    intervals: Floats,
-    kinds: NDArray[np.int8],
-    *,
-    rate: float,
-    cycle: float,
-) -> None:
-    """Change the RR intervals (N,) before each beat, and the beats' kinds (N,), in place."""
-    count = len(intervals)
-    early = draw.uniform(0.5, 0.8)
-    if rhythm == "ectopic":
-        atrial = draw.chance(0.35)
-        hit = np.flatnonzero(rng.random(count - 1) < draw.log_uniform(Range(2, 15)) / 60 * intervals[:-1])
-        hit = hit[np.diff(hit, prepend=-2) > 1]  # the usual interval follows, so no two in a row
-        pause = 1.0 if atrial else 2.0 - early
-        kinds[hit] = Beat.ATRIAL if atrial else Beat.VENTRICULAR
-        intervals[hit + 1] *= pause
-        intervals[hit] *= early + 0.05 * rng.standard_normal(len(hit))
-    elif rhythm == "bigeminy":
-        period = 2 if draw.chance(0.7) else 3
-        hit = np.arange(period - 1, count - 1, period)
-        kinds[hit] = Beat.VENTRICULAR
-        intervals[hit] *= early + 0.02 * rng.standard_normal(len(hit))
-        intervals[hit + 1] *= 2.0 - early
-    elif rhythm == "ventricular_run":
-        run = 60.0 / draw.uniform(110.0, 200.0)
-        place = int(draw.uniform(3, 15))
-        while place < count - 1:
-            stop = min(place + int(rng.integers(3, 13)), count - 1)
-            kinds[place:stop] = Beat.VENTRICULAR
-            intervals[place:stop] = np.minimum(run, 0.9 * intervals[place:stop])
-            intervals[place:stop] *= 1 + 0.04 * rng.standard_normal(stop - place)
-            intervals[stop] *= 1.4
-            place = stop + int(rng.integers(8, 30))
-    elif rhythm == "pause":
-        hit = rng.random(count) < draw.uniform(2, 8) / 60 * intervals
-        hit[1:] &= ~hit[:-1]
-        intervals[hit] = np.maximum(rng.uniform(1.8, 3.2, int(hit.sum())), 1.7 / rate)
-    elif rhythm == "atrial_fibrillation":
-        # Intervals hardly depend on each other, and spread with their mean (Tateno & Glass 2001,
-        # https://doi.org/10.1007/BF02345439).
-        spread = draw.uniform(0.14, 0.28)
-        factors = np.exp(spread * rng.standard_normal(count) - spread**2 / 2)
-        intervals *= np.clip(factors, 0.5, 1.9)
-        np.maximum(intervals, 0.27, out=intervals)
-    elif rhythm == "atrial_flutter":
-        block = np.full(count, round(1 / (rate * cycle)))
-        if draw.chance(0.4):
-            block = np.maximum(2, block + rng.integers(-1, 2, count))
-        intervals[:] = cycle * block
-    elif rhythm == "paced":
-        kinds[:] = Beat.PACED
-        intervals[:] = 1 / rate
-
-
-def _block(draw: _Draw, kind: str, intervals: Floats, *, rate: float) -> tuple[Floats, Floats]:
-    """Beats under AV block: changes the RR intervals (N,) in place.
-
-    Returns:
-        (M,) when P waves would have been followed by a beat, from the start of the first interval; and (N,)
-        how much later than usual each beat came.
-    """
-    count, end = len(intervals), float(intervals.sum())
-    if kind == "dissociated":
-        return np.arange(draw.uniform(), end, 60 / draw.uniform(60, 105)), np.zeros(count)
-    if kind == "two to one":
-        times = np.cumsum(intervals)
-        return np.sort(np.concatenate([times, times - intervals / 2])), np.zeros(count)
-    # Wenckebach: of every n P waves the last is not conducted, and each beat before it comes later.
-    waves = int(draw.uniform(3, 6))
-    cycle = (waves - 1) / waves / rate
-    number = np.arange(1, int(count * waves / (waves - 1)) + waves)
-    place = number % waves
-    conducted = place < waves - 1
-    first = number[conducted][:count]
-    intervals[:] = np.diff(first * cycle, prepend=0.0)
-    steps = 0.10 * np.sqrt(place[conducted][:count]) * min(1.0, cycle)
-    return number * cycle, steps
-
-
-# ---------------------------------------------------------------------------------------------------------
 # Shapes
 
 
-def _draw_waves(draw: _Draw, r: float, wide: bool, *, odd: bool) -> Waves:
+def _draw_waves(draw: Draw, r: float, wide: bool, *, odd: bool) -> Waves:
     """QRS, ST and T of ordinary beats; the largest deflection, `r` mV, is at 0. P waves come apart."""
-    sharp = draw.uniform(0.016, 0.026) if wide else draw.uniform(0.008, 0.0135)
+    sharp = draw.uniform(0.015, 0.024) if wide else draw.uniform(0.008, 0.0135)
     before, after = draw.uniform(0.0, 0.2), draw.uniform(0.05, 0.45)
     if draw.chance(0.2):  # rS: a small wave before the large one, on either side of zero
         before, after = draw.uniform(0.15, 0.8), draw.uniform(0.0, 0.15)
@@ -540,8 +256,8 @@ def _draw_waves(draw: _Draw, r: float, wide: bool, *, odd: bool) -> Waves:
         after = draw.uniform(0.5, 0.95)
     waves = [
         (-before, -draw.uniform(2.1, 2.8) * sharp, 0.85 * sharp, 0.85 * sharp),
-        (1.0, 0.0, sharp * draw.uniform(0.8, 1.2), sharp),
-        (-after, draw.uniform(2.1, 3.0) * sharp, 0.9 * sharp, sharp * draw.uniform(1.0, 1.8)),
+        (1.0, 0.0, sharp * draw.uniform(0.9, 1.3), sharp * draw.uniform(0.75, 1.0)),
+        (-after, draw.uniform(1.9, 2.7) * sharp, 0.8 * sharp, sharp * draw.uniform(0.9, 1.8)),
     ]
     if draw.chance(0.6 if wide else 0.08):  # a notch or second peak
         side = draw.uniform(0.3, 0.85)
@@ -569,7 +285,7 @@ def _draw_waves(draw: _Draw, r: float, wide: bool, *, odd: bool) -> Waves:
     return _waves(r, waves, narrow)
 
 
-def _draw_ventricular_waves(draw: _Draw, r_amplitude: float, *, paced: bool) -> Waves:
+def _draw_ventricular_waves(draw: Draw, r_amplitude: float, *, paced: bool) -> Waves:
     """A broad QRS that started in a ventricle, with T against it; after a spike when paced."""
     r = r_amplitude * draw.uniform(0.7, 1.5) * (1.0 if draw.chance(0.6) else -1.0)
     width = draw.uniform(0.022, 0.038)
@@ -592,11 +308,11 @@ def _waves(r: float, waves: Sequence[tuple[float, float, float, float]], narrow:
     return Waves(amplitude=r * amplitude, centre=centre, left=left, right=right, narrow=narrow)
 
 
-_SINCE_FOOT = np.arange(0.0, PULSE_S + 2 / _TABLE_HZ, 1 / _TABLE_HZ)
+_SINCE_FOOT = np.arange(0.0, PULSE_S + 2 / PULSE_TABLE_HZ, 1 / PULSE_TABLE_HZ)
 _FADE = np.clip((PULSE_S - _SINCE_FOOT) / 0.5, 0.0, 1.0)
 
 
-def _draw_pulse(draw: _Draw, stiffness: float) -> tuple[NDArray[np.float32], float]:
+def _draw_pulse(draw: Draw, stiffness: float) -> tuple[NDArray[np.float32], float]:
     """One PPG pulse with height 1, sampled at 200 Hz from its foot, and the time of its peak in s.
 
     The reflected wave of a young artery comes late and apart, the dicrotic wave; a stiff one sends it back
@@ -611,7 +327,7 @@ def _draw_pulse(draw: _Draw, stiffness: float) -> tuple[NDArray[np.float32], flo
     rise = np.minimum(_SINCE_FOOT / peak, 1.0) ** 2  # else the waves' left tails would step at the foot
     shape += late * rise * _bell(_SINCE_FOOT, late_at, draw.uniform(0.04, 0.08))
     shape += early * rise * _bell(_SINCE_FOOT, early_at, draw.uniform(0.045, 0.08))
-    shape += runoff * _gamma_wave(_SINCE_FOOT / (draw.uniform(1.6, 2.6) * peak), 1.6)
+    shape += runoff * _gamma_wave(_SINCE_FOOT / (draw.uniform(1.6, 3.4) * peak), 1.6)
     shape *= _FADE
     shape /= shape.max()
     return shape.astype(np.float32), float(_SINCE_FOOT[shape.argmax()])
@@ -627,7 +343,7 @@ def _gamma_wave(time: Floats, steepness: float) -> Floats:
 
 
 def _draw_delays(
-    draw: _Draw, rng: np.random.Generator, population: Population, times: Floats, breath: Floats
+    draw: Draw, rng: np.random.Generator, population: Population, times: Floats, breath: Floats
 ) -> Floats:
     """From each R peak to its pulse's foot (N,) in s; it drifts, and never leaves the population's range."""
     usual = draw.uniform(*population.pulse_delay)
@@ -636,7 +352,7 @@ def _draw_delays(
     return np.clip(delay, *population.pulse_delay)
 
 
-def _draw_fibrillation(draw: _Draw, rhythm: Rhythm, beats: _Beats, r_amplitude: float) -> Fibrillation | None:
+def _draw_fibrillation(draw: Draw, rhythm: Rhythm, beats: Beats, r_amplitude: float) -> Fibrillation | None:
     if rhythm == "atrial_fibrillation":
         return Fibrillation(
             amplitude=draw.log_uniform(Range(0.01, 0.1)) * max(r_amplitude, 0.5),
@@ -660,7 +376,7 @@ def _draw_fibrillation(draw: _Draw, rhythm: Rhythm, beats: _Beats, r_amplitude: 
 
 
 def _draw_pacing(
-    draw: _Draw,
+    draw: Draw,
     population: Population,
     heart_rate: float,
     perfusion: float,
@@ -675,7 +391,9 @@ def _draw_pacing(
         cadence = min(max(near * draw.uniform(0.98, 1.02), population.cadence.low), population.cadence.high)
     # Harmonics of the stride: the step (2) leads, the arm's swing (1) shows at the wrist, the foot's strike
     # spreads over the higher ones.
-    usual = np.array([draw.uniform(0.1, 0.7), 1.0, 0.2, draw.uniform(0.2, 0.7), draw.uniform(0.05, 0.4), 0.15])
+    usual = np.array(
+        [draw.uniform(0.1, 0.7), 1.0, 0.2, draw.uniform(0.2, 0.7), draw.uniform(0.05, 0.4), 0.15]
+    )
     size = [
         draw.log_uniform(population.pacing_size) * perfusion,
         draw.log_uniform(population.pacing_size) * r_amplitude / 5,
@@ -691,12 +409,16 @@ def _draw_pacing(
     elif draw.chance(0.25):
         stop = draw.uniform(0.3 * duration_s, duration_s)
     return Pacing(
-        cadence=cadence, start_s=start, stop_s=stop, wandering=draw.sines(40, 2.5, 0.05, count=6), weights=weights
+        cadence=cadence,
+        start_s=start,
+        stop_s=stop,
+        wandering=draw.sines(40, 2.5, 0.05, count=6),
+        weights=weights,
     )
 
 
 def _draw_movements(
-    draw: _Draw, rng: np.random.Generator, population: Population, duration_s: float
+    draw: Draw, rng: np.random.Generator, population: Population, duration_s: float
 ) -> Movements:
     rate = draw.uniform(*population.movements) / 60
     count = int(rng.poisson(rate * (duration_s + 2 * MARGIN_S)))
@@ -714,7 +436,7 @@ def _limits(rail: float) -> tuple[float, float]:
     return -rail, rail
 
 
-def _direction(draw: _Draw) -> Floats:
+def _direction(draw: Draw) -> Floats:
     """A unit vector (3,), all directions alike."""
     height, turn = draw.uniform(-1.0, 1.0), draw.uniform(0.0, 2 * math.pi)
     level = math.sqrt(1 - height**2)

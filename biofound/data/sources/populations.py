@@ -55,9 +55,9 @@ class Population:
     https://doi.org/10.1016/S0735-1097(00)01054-8)."""
 
     breathing_rate: Range
-    """Breaths a minute, log-uniform. Adults at rest 10 to 20; NEWS2 (Royal College of Physicians 2017) scores 8
-    or fewer and 25 or more as critical; at maximal exercise 36 with a deviation of 9 (Blackie et al. 1991,
-    https://doi.org/10.1378/chest.100.1.136)."""
+    """Breaths a minute, log-uniform. Adults at rest 10 to 20; NEWS2 (Royal College of Physicians 2017)
+    scores 8 or fewer and 25 or more as critical; at maximal exercise 36 with a deviation of 9 (Blackie et
+    al. 1991, https://doi.org/10.1378/chest.100.1.136)."""
 
     rhythms: tuple[tuple[Rhythm, float], ...]
     """Shares of the rhythms, adding up to 1. Atrial fibrillation in up to a quarter of intensive-care
@@ -93,9 +93,9 @@ class Population:
     """How far the delay drifts within a minute or two, relative to itself, as pressure changes."""
 
     perfusion: Range
-    """Height of a PPG pulse in NU, log-uniform. The perfusion index spans 0.3 to 10 % in patients (Lima et al.
-    2002, https://doi.org/10.1097/00003246-200206000-00006); monitors amplify, so the level says little, but the
-    sensor's own noise, which is fixed, does more harm to small pulses."""
+    """Height of a PPG pulse in NU, log-uniform. The perfusion index spans 0.3 to 10 % in patients (Lima et
+    al. 2002, https://doi.org/10.1097/00003246-200206000-00006); monitors amplify, so the level says little,
+    but the sensor's own noise, which is fixed, does more harm to small pulses."""
 
     pulse_variation: Range
     """Pulse height over a breath, relative: 0.02 at rest, above 0.13 in ventilated patients short of volume
@@ -120,7 +120,7 @@ class Population:
     """Share of hearts with a channel that saturates."""
 
     movements: Range
-    """Irregular movements a minute: turning, care, gestures. Each lasts 2 to 10 s and shows in all channels."""
+    """Irregular movements a minute: turning, care, gestures. Each lasts 2 to 10 s, in all channels."""
 
     movement_size: Range
     """Their deviation relative to the pulse (a third of it relative to the R wave), log-uniform."""
@@ -134,11 +134,11 @@ class Population:
     https://doi.org/10.1371/journal.pone.0184273)."""
 
     cadence_at_heart_rate: float
-    """Share of those who move whose steps (or strides) come at the heart's rate: the case that misleads beat
-    counters (Zhang, Pi & Liu 2015, https://doi.org/10.1109/TBME.2014.2359372), and which coupling makes common."""
+    """Share of those who move whose steps (or strides) come at the heart's rate, where beat counters go
+    astray (Zhang, Pi & Liu 2015, https://doi.org/10.1109/TBME.2014.2359372)."""
 
     pacing_size: Range
-    """Size of the steps' artefact relative to the pulse, log-uniform (a fifth of it relative to the R wave)."""
+    """Size of the steps' artefact relative to the pulse, log-uniform; a fifth of that on the R wave."""
 
     step_acceleration: Range
     """Acceleration of a step at the sensor, in g, log-uniform."""
@@ -169,7 +169,7 @@ REST = Population(
     pulse_variation=Range(0.02, 0.15),
     inverted_ppg=0.0,
     ppg_noise=Range(0.0003, 0.003),
-    ecg_noise=Range(0.003, 0.02),
+    ecg_noise=Range(0.002, 0.015),
     wander=Range(0.01, 0.12),
     mains=Range(0.002, 0.05),
     clipping=0.0,
@@ -200,7 +200,7 @@ ICU = Population(
     ),
     sinus_arrhythmia=Range(0.001, 0.05),
     r_amplitude=Range(0.2, 2.2),
-    inverted_ecg=0.2,
+    inverted_ecg=0.14,
     wide_qrs=0.2,
     odd_repolarisation=0.5,
     stiffness=Range(0, 1),
@@ -210,7 +210,7 @@ ICU = Population(
     pulse_variation=Range(0.02, 0.35),
     inverted_ppg=0.04,
     ppg_noise=Range(0.0002, 0.008),
-    ecg_noise=Range(0.003, 0.06),
+    ecg_noise=Range(0.002, 0.04),
     wander=Range(0.01, 0.35),
     mains=Range(0.001, 0.15),
     clipping=0.05,

@@ -1,0 +1,108 @@
+"""Random numbers of one virtual heart: keyed generators, cheap single draws, and slow signals."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from biofound.data.sources.populations import Range
+
+Floats = NDArray[np.float64]
+
+_T = TypeVar("_T")
+
+
+class Purpose(IntEnum):
+    """What random numbers are for; those of different purposes are independent."""
+
+    HEART = 0
+    BEATS = 1
+    PPG = 2
+    ECG = 3
+    ACC_X = 4
+    ACC_Y = 5
+    ACC_Z = 6
+    MOVEMENT = 7
+    PPG_MOVEMENT = 8
+    ECG_MOVEMENT = 9
+    ACC_X_MOVEMENT = 10
+    ACC_Y_MOVEMENT = 11
+    ACC_Z_MOVEMENT = 12
+
+
+def generator(key: tuple[int, int], case: int, purpose: Purpose) -> np.random.Generator:
+    """Random numbers that depend on a subject's key (two numbers below 2**64), case and purpose alone."""
+    counter = np.array([0, 0, case, purpose], np.uint64)
+    return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64), counter=counter))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sines:
+    """A slow signal: a sum of sines. `frequency` (K,) in Hz, `phase` (K, 1) in rad, `amplitude` (K,)."""
+
+    frequency: Floats
+    phase: NDArray[np.float32]
+    amplitude: NDArray[np.float32]
+
+    def __call__(self, times: Floats) -> Floats:
+        """Its value at `times` (N,) in s."""
+        turns = np.multiply.outer(self.frequency, times)
+        turns -= np.rint(turns)  # so that float32, whose sine is several times as fast, will do
+        angles = turns.astype(np.float32)
+        angles *= np.float32(2 * np.pi)
+        angles += self.phase
+        return np.asarray(self.amplitude @ np.sin(angles, out=angles), np.float64)
+
+
+class Draw:
+    """Deals uniform numbers that were drawn at once, which costs a tenth of drawing each.
+
+    Those of the subject stay the same in all its cases; the phases of what is slow are the case's.
+    """
+
+    def __init__(self, subject: np.random.Generator, case: np.random.Generator) -> None:
+        self._dealt: Iterator[float] = iter(subject.random(320).tolist())
+        self._dealt_case: Iterator[float] = iter(case.random(100).tolist())
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        """A number between the two."""
+        return low + (high - low) * next(self._dealt)
+
+    def log_uniform(self, span: Range) -> float:
+        """A number with equal chances per octave of a range above 0."""
+        return span.low * math.exp(next(self._dealt) * math.log(span.high / span.low))
+
+    def phases(self, count: int) -> NDArray[np.float32]:
+        """(count,) in radians, of the case."""
+        return np.array([2 * math.pi * next(self._dealt_case) for _ in range(count)], np.float32)
+
+    def chance(self, share: float) -> bool:
+        """True in this share of cases."""
+        return next(self._dealt) < share
+
+    def array(self, count: int, low: float = 0.0, high: float = 1.0) -> Floats:
+        """(count,) numbers between the two."""
+        return np.array([self.uniform(low, high) for _ in range(count)])
+
+    def choose(self, shares: Sequence[tuple[_T, float]]) -> _T:
+        """One of several, each with its share; the shares add up to 1."""
+        left = next(self._dealt)
+        for choice, share in shares:
+            left -= share
+            if left < 0:
+                return choice
+        return shares[-1][0]
+
+    def sines(self, slowest_s: float, fastest_s: float, size: float, count: int = 4) -> Sines:
+        """Sines with periods between the two and, together, the standard deviation `size`."""
+        periods = [self.log_uniform(Range(fastest_s, slowest_s)) for _ in range(count)]
+        weights = self.array(count, 0.5, 1.0)
+        return Sines(
+            frequency=1 / np.array(periods),
+            phase=self.phases(count)[:, None],
+            amplitude=(weights * (size * math.sqrt(2 / float(weights @ weights)))).astype(np.float32),
+        )
