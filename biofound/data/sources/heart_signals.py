@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal as scipy_signal
 
-from biofound.data.sources.hearts import PULSE_S, PULSE_TABLE_HZ, STRIDE_HARMONICS, Heart, Waves
+from biofound.data.sources.hearts import PULSE_S, STRIDE_HARMONICS, Heart, Shape
 from biofound.data.sources.keyed_draws import Floats, Purpose, generator
 from biofound.data.sources.rhythms import MARGIN_S, Beat
 
@@ -21,7 +21,6 @@ SIGNALS = ("PPG", "ECG", "ACC_X", "ACC_Y", "ACC_Z")
 """What can be rendered: the PPG in NU, the ECG in mV, acceleration in g."""
 
 _SLOW_HZ = 10.0  # breathing and drift are evaluated at this rate and interpolated
-_REACH = 4.0  # a Gaussian wave ends after so many widths, at 0.0003 of its height
 _EVENTS_AT_ONCE = 4096  # bounds the memory of long recordings
 _SHOCK_S = 0.4
 _NOISE_MEMORY_S = 4.0  # a filter with a corner at 0.7 Hz has forgotten what came before, to 1e-7
@@ -87,7 +86,6 @@ class _Stretch:
         self._breath = heart.breathing(self.slow_times)
         self._shared_movement: Floats | None = None
         self._strides = self._draw_strides()
-        self._unevenness = 1 + 0.15 * heart.wandering(self.slow_times - _OTHER_WANDER_S)
 
     def ppg(self) -> Floats:
         heart = self.heart
@@ -134,87 +132,58 @@ class _Stretch:
     # Parts
 
     def _pulses(self) -> Floats:
-        """The sum of the pulses (T,), each a stretched copy of the heart's."""
-        heart, sfreq = self.heart, self.sfreq
-        ends = heart.feet + PULSE_S * heart.pulse_scales
-        chosen = slice(*np.searchsorted(heart.feet, [self.start_s - PULSE_S * 1.3, self.stop_s]))
-        chosen_feet, scales = heart.feet[chosen], heart.pulse_scales[chosen]
-        sizes = heart.pulse_sizes[chosen]
-        longest = math.ceil(float((ends - heart.feet)[chosen].max(initial=0.0)) * sfreq) + 1
-        table = np.append(heart.pulse, np.float32(0.0))
-        last = np.float32(len(table) - 2.001)
-        offsets = np.arange(longest, dtype=np.float32)
-        total = np.zeros(self.samples)
-        for some in _slices(len(chosen_feet)):
-            begin = chosen_feet[some] * sfreq - self.first
-            index = np.ceil(begin).astype(np.int64)
-            step = (PULSE_TABLE_HZ / sfreq / scales[some]).astype(np.float32)
-            place = (offsets + (index - begin).astype(np.float32)[:, None]) * step[:, None]
-            np.minimum(place, last, out=place)
-            left = place.astype(np.int32)
-            values = table[left]
-            place -= left
-            values += place * (table[left + 1] - values)
-            values *= sizes[some].astype(np.float32)[:, None]
-            _scatter(total, index, values)
+        """The sum of the pulses (T,)."""
+        heart, total = self.heart, np.zeros(self.samples)
+        some = self._near(heart.feet)
+        self._add_copies(
+            total, heart.pulse, heart.feet[some], heart.pulse_sizes[some], heart.pulse_scales[some]
+        )
         return total
 
     def _waves(self) -> Floats:
-        """The sum of the ECG's Gaussian waves (T,), P waves and all."""
-        heart = self.heart
-        total = np.zeros(self.samples)
-        chosen = slice(*np.searchsorted(heart.times, [self.start_s - 1.2, self.stop_s + 1.2]))
-        times, strength = heart.times[chosen], heart.strength[chosen]
-        stretch = np.sqrt(np.clip(heart.intervals[chosen], 0.28, 1.3))
-        broad = heart.kinds[chosen] >= Beat.VENTRICULAR
-        for waves, those in ((heart.waves, ~broad), (heart.ventricular, broad)):
-            if those.any():
-                self._add_beats(total, waves, times[those], strength[those], stretch[those])
-        size, left, right = heart.p_wave
-        p_times = heart.p_times[
-            slice(*np.searchsorted(heart.p_times, [self.start_s - 0.3, self.stop_s + 0.3]))
-        ]
-        same = np.ones(len(p_times))
-        self._add_gaussians(total, p_times, size * same, left * same, right * same)
+        """The sum of the ECG's waves (T,)."""
+        heart, total = self.heart, np.zeros(self.samples)
+        p_times = heart.p_times[self._near(heart.p_times)]
+        self._add_copies(total, heart.p, p_times, np.ones(len(p_times)), np.ones(len(p_times)))
+        near = self._near(heart.times)
+        times, sizes = heart.times[near], heart.strength[near]
+        same, root = np.ones(len(times)), np.sqrt(np.clip(heart.intervals[near], 0.28, 1.3))
+        broad = heart.kinds[near] >= Beat.VENTRICULAR
+        for those, shapes in ((~broad, (heart.qrs, heart.repolarisation)), (broad, heart.broad)):
+            if shapes is not None:
+                qrs, repolarisation = shapes
+                self._add_copies(total, qrs, times[those], sizes[those], same[those])
+                self._add_copies(total, repolarisation, times[those], sizes[those], root[those])
         return total
 
-    def _add_beats(
-        self, total: Floats, waves: Waves, times: Floats, strength: Floats, stretch: Floats
-    ) -> None:
-        for part, scale in (
-            (slice(waves.narrow), np.ones(len(times))),
-            (slice(waves.narrow, None), stretch),
-        ):
-            self._add_gaussians(
-                total,
-                (times[:, None] + waves.centre[part] * scale[:, None]).ravel(),
-                (strength[:, None] * waves.amplitude[part]).ravel(),
-                (scale[:, None] * waves.left[part]).ravel(),
-                (scale[:, None] * waves.right[part]).ravel(),
-            )
+    def _near(self, times: Floats) -> slice:
+        """Those of `times` (N,), in order, of which something may reach into the stretch."""
+        return slice(*np.searchsorted(times, [self.start_s - 1.3 * PULSE_S, self.stop_s + 1.0]))
 
-    def _add_gaussians(
-        self, total: Floats, centres: Floats, amplitudes: Floats, left: Floats, right: Floats
-    ) -> None:
-        """Add E Gaussian waves with different widths on either side; all arguments (E,), in s."""
-        if len(centres) == 0:
+    def _add_copies(self, total: Floats, shape: Shape, times: Floats, sizes: Floats, scales: Floats) -> None:
+        """Add E copies of a shape at `times`, `sizes` as high and `scales` as long; arguments (E,), in s.
+
+        Each copy interpolates in the shape's samples, at the stretch's own clock.
+        """
+        if len(times) == 0:
             return
         sfreq = self.sfreq
-        before = math.ceil(_REACH * float(left.max()) * sfreq)
-        after = math.ceil(_REACH * float(right.max()) * sfreq)
-        offsets = np.arange(-before, after + 1, dtype=np.float32)
-        for some in _slices(len(centres)):
-            centre = centres[some] * sfreq - self.first
-            nearest = np.rint(centre).astype(np.int64)
-            away = offsets + (nearest - centre).astype(np.float32)[:, None]
-            slopes = np.stack([left[some], right[some]]).astype(np.float32)
-            slopes = np.float32(math.sqrt(0.5) / sfreq) / slopes
-            away *= np.where(away < 0, slopes[0][:, None], slopes[1][:, None])
-            np.square(away, out=away)
-            np.negative(away, out=away)
-            values = np.exp(away, out=away)
-            values *= amplitudes[some].astype(np.float32)[:, None]
-            _scatter(total, nearest - before, values)
+        table = np.append(shape.samples, np.float32(0.0))
+        last = np.float32(len(table) - 1.001)
+        length = (shape.stop_s - shape.start_s) * float(scales.max())
+        offsets = np.arange(math.ceil(length * sfreq) + 1, dtype=np.float32)
+        for some in _slices(len(times)):
+            begin = (times[some] + shape.start_s * scales[some]) * sfreq - self.first
+            index = np.ceil(begin).astype(np.int64)
+            step = (shape.hz / sfreq / scales[some]).astype(np.float32)
+            place = (offsets + (index - begin).astype(np.float32)[:, None]) * step[:, None]
+            np.minimum(place, last, out=place)
+            left = place.astype(np.int32)
+            place -= left
+            values = table[left]
+            values += place * (table[left + 1] - values)
+            values *= sizes[some].astype(np.float32)[:, None]
+            _scatter(total, index, values)
 
     def _atrial_waves(self) -> Floats:
         waves = self.heart.fibrillation
@@ -255,14 +224,15 @@ class _Stretch:
         pacing = self.heart.pacing
         if pacing is None or self._strides is None:
             return 0.0
+        uneven = 1 + 0.15 * self.heart.wandering(self.slow_times - _OTHER_WANDER_S)
         total, power, reached = np.zeros(self.samples), self._strides, 1
         for harmonic, weight in zip(STRIDE_HARMONICS, pacing.weights[row].tolist(), strict=True):
             while reached < harmonic:
                 power, reached = power * self._strides, reached + 1
             total += weight.real * power.real - weight.imag * power.imag
         # No two steps are alike.
-        total += 0.25 * np.linalg.norm(pacing.weights[row]) * self._moved()
-        return np.asarray(total * self._smooth(pacing.envelope(self.slow_times) * self._unevenness))
+        total += 0.2 * np.linalg.norm(pacing.weights[row]) * self._moved()
+        return np.asarray(total * self._smooth(pacing.envelope(self.slow_times) * uneven))
 
     def _moved(self) -> Floats:
         """The movement (T,) that all signals share, of unit deviation."""

@@ -22,22 +22,22 @@ PULSE_S = 2.0
 """Length of a PPG pulse at an RR interval of `USUAL_RR_S`, from its foot."""
 USUAL_RR_S = 0.85
 
-PULSE_TABLE_HZ = 200.0
-"""Rate of `Heart.pulse`, in Hz."""
+_PULSE_HZ, _QRS_HZ, _SLOW_WAVES_HZ = 200.0, 1000.0, 250.0
+_REACH = 4.0  # a Gaussian wave ends after so many widths, at 0.0003 of its height
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waves:
-    """The W Gaussian waves of a beat: `amplitude` in mV, `centre` after the R peak and widths in s, all (W,).
+class Shape:
+    """A wave form that beats repeat: `samples` (n,) at `hz`, the first `start_s` from the beat; 0 beyond."""
 
-    The first `narrow` belong to the QRS complex and keep their time; the others follow the root of RR.
-    """
+    samples: NDArray[np.float32]
+    start_s: float
+    hz: float
 
-    amplitude: Floats
-    centre: Floats
-    left: Floats
-    right: Floats
-    narrow: int
+    @property
+    def stop_s(self) -> float:
+        """Where it ends, in s from the beat."""
+        return self.start_s + len(self.samples) / self.hz
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +104,12 @@ class Heart:
         intervals: (N,) RR interval before each beat.
         kinds: (N,) int8, `Beat`.
         strength: (N,) factors on the QRS waves.
-        p_times, p_wave: (M,) centres of the P waves; their amplitude in mV, left and right width in s.
+        p_times: (M,) centres of the P waves.
+        p, qrs, repolarisation: the P wave, QRS complex and ST to U waves of ordinary beats in mV; the last
+            follows the root of RR.
+        broad: the same two of ventricular and paced beats; None where there are none.
         feet, pulse_sizes, pulse_scales: (N,) the PPG pulses: foot, height in NU, stretch in time.
-        pulse, pulse_peak: one pulse, sampled at 200 Hz from its foot; s from foot to peak at scale 1.
-        waves, ventricular: of ordinary beats; of ventricular and paced ones.
+        pulse, pulse_peak: one pulse from its foot, with height 1; s from foot to peak at scale 1.
         stiffness: 0 young to 1 stiff.
         perfusion: usual height of a pulse in NU.
         r_amplitude: height of the ordinary QRS in mV.
@@ -130,15 +132,16 @@ class Heart:
     kinds: NDArray[np.int8]
     strength: Floats
     p_times: Floats
-    p_wave: tuple[float, float, float]
+    p: Shape
+    qrs: Shape
+    repolarisation: Shape
+    broad: tuple[Shape, Shape] | None
     fibrillation: Fibrillation | None
     feet: Floats
     pulse_sizes: Floats
     pulse_scales: Floats
-    pulse: NDArray[np.float32]
+    pulse: Shape
     pulse_peak: float
-    waves: Waves
-    ventricular: Waves
     stiffness: float
     perfusion: float
     r_amplitude: float
@@ -182,7 +185,9 @@ def draw_heart(population: Population, key: tuple[int, int], duration_s: float, 
     wide = draw.chance(population.wide_qrs)
     r_amplitude = draw.log_uniform(population.r_amplitude)
     up = -1.0 if draw.chance(population.inverted_ecg) else 1.0
-    waves = _draw_waves(draw, up * r_amplitude, wide, odd=draw.chance(population.odd_repolarisation))
+    qrs, repolarisation = _draw_waves(
+        draw, up * r_amplitude, wide, odd=draw.chance(population.odd_repolarisation)
+    )
     p_size = draw.uniform(0.03, 0.17) * max(r_amplitude, 0.5) * (1.0 if draw.chance(0.9) else -1.0)
     breath = breathing(times)
     stiffness = draw.uniform(*population.stiffness)
@@ -211,15 +216,17 @@ def draw_heart(population: Population, key: tuple[int, int], duration_s: float, 
         kinds=beats.kinds,
         strength=(1 + draw.uniform(0.01, 0.1) * breath) * (1 + 0.02 * rng.standard_normal(len(times))),
         p_times=beats.p_times,
-        p_wave=(p_size, draw.uniform(0.015, 0.028), draw.uniform(0.015, 0.028)),
+        p=_shape(
+            [(p_size, 0.0, draw.uniform(0.015, 0.028), draw.uniform(0.015, 0.028))], 1.0, _SLOW_WAVES_HZ
+        ),
+        qrs=qrs,
+        repolarisation=repolarisation,
         fibrillation=_draw_fibrillation(draw, rhythm, beats, r_amplitude),
         feet=times + delay,
         pulse_sizes=np.maximum(sizes, 0.0),
         pulse_scales=np.clip(intervals / USUAL_RR_S, 0.35, 1.5) ** 0.5,
         pulse=pulse,
         pulse_peak=peak,
-        waves=waves,
-        ventricular=_draw_ventricular_waves(draw, r_amplitude, paced=rhythm == "paced"),
         stiffness=stiffness,
         perfusion=perfusion,
         r_amplitude=r_amplitude,
@@ -239,6 +246,10 @@ def draw_heart(population: Population, key: tuple[int, int], duration_s: float, 
         wandering=draw.sines(40, 1.5, 1.0, count=8),
         pacing=_draw_pacing(draw, population, beats.rate, perfusion, r_amplitude, duration_s),
         movements=_draw_movements(draw, rng, population, duration_s),
+        # Last, since not every case of a subject may need it, and draws must not depend on that.
+        broad=_draw_broad_waves(draw, r_amplitude, paced=rhythm == "paced")
+        if np.any(beats.kinds >= Beat.VENTRICULAR)
+        else None,
     )
 
 
@@ -246,7 +257,7 @@ def draw_heart(population: Population, key: tuple[int, int], duration_s: float, 
 # Shapes
 
 
-def _draw_waves(draw: Draw, r: float, wide: bool, *, odd: bool) -> Waves:
+def _draw_waves(draw: Draw, r: float, wide: bool, *, odd: bool) -> tuple[Shape, Shape]:
     """QRS, ST and T of ordinary beats; the largest deflection, `r` mV, is at 0. P waves come apart."""
     sharp = draw.uniform(0.015, 0.024) if wide else draw.uniform(0.008, 0.0135)
     before, after = draw.uniform(0.0, 0.2), draw.uniform(0.05, 0.45)
@@ -262,7 +273,7 @@ def _draw_waves(draw: Draw, r: float, wide: bool, *, odd: bool) -> Waves:
     if draw.chance(0.6 if wide else 0.08):  # a notch or second peak
         side = draw.uniform(0.3, 0.85)
         waves.append((side, draw.uniform(1.9, 2.6) * sharp * 1.2, sharp, sharp * draw.uniform(1.0, 1.6)))
-    narrow = len(waves)
+    qrs = _shape(waves, r, _QRS_HZ)
     t_width, t_centre = draw.uniform(0.028, 0.05), draw.uniform(0.26, 0.34)
     t_size, st = draw.uniform(0.1, 0.38), draw.uniform(-0.06, 0.08)
     if wide:  # discordant, as the way back follows the detour
@@ -273,7 +284,7 @@ def _draw_waves(draw: Draw, r: float, wide: bool, *, odd: bool) -> Waves:
         ]
         st = draw.uniform(-0.25, 0.35)
     j = 3.2 * sharp
-    waves += [
+    waves = [
         (t_size, t_centre, t_width * draw.uniform(1.1, 2.2), t_width),
         (st, j + 0.05, 0.03, draw.uniform(0.05, 0.1)),
         (0.8 * st, j + 0.12, 0.05, 0.06),
@@ -282,10 +293,10 @@ def _draw_waves(draw: Draw, r: float, wide: bool, *, odd: bool) -> Waves:
         waves.append((-0.6 * t_size, t_centre + 2.0 * t_width, t_width, t_width))
     if draw.chance(0.2):  # U wave
         waves.append((draw.uniform(0.01, 0.05), 0.47, 0.03, 0.04))
-    return _waves(r, waves, narrow)
+    return qrs, _shape(waves, r, _SLOW_WAVES_HZ)
 
 
-def _draw_ventricular_waves(draw: Draw, r_amplitude: float, *, paced: bool) -> Waves:
+def _draw_broad_waves(draw: Draw, r_amplitude: float, *, paced: bool) -> tuple[Shape, Shape]:
     """A broad QRS that started in a ventricle, with T against it; after a spike when paced."""
     r = r_amplitude * draw.uniform(0.7, 1.5) * (1.0 if draw.chance(0.6) else -1.0)
     width = draw.uniform(0.022, 0.038)
@@ -297,23 +308,30 @@ def _draw_ventricular_waves(draw: Draw, r_amplitude: float, *, paced: bool) -> W
         waves.append((draw.uniform(0.2, 0.7), -1.8 * width, 0.6 * width, 0.7 * width))
     if paced:  # monitors take most of the spike away, and the pass band spreads what is left
         waves.append((draw.uniform(-0.5, 0.5), -2.6 * width - draw.uniform(0.01, 0.03), 0.005, 0.005))
-    narrow = len(waves)
-    waves.append((-draw.uniform(0.2, 0.5), draw.uniform(0.27, 0.36), draw.uniform(0.05, 0.09), 0.05))
-    waves.append((-draw.uniform(0.0, 0.2), 0.15, 0.05, 0.06))
-    return _waves(r, waves, narrow)
+    slow = [
+        (-draw.uniform(0.2, 0.5), draw.uniform(0.27, 0.36), draw.uniform(0.05, 0.09), 0.05),
+        (-draw.uniform(0.0, 0.2), 0.15, 0.05, 0.06),
+    ]
+    return _shape(waves, r, _QRS_HZ), _shape(slow, r, _SLOW_WAVES_HZ)
 
 
-def _waves(r: float, waves: Sequence[tuple[float, float, float, float]], narrow: int) -> Waves:
-    amplitude, centre, left, right = np.array(waves).T
-    return Waves(amplitude=r * amplitude, centre=centre, left=left, right=right, narrow=narrow)
+def _shape(waves: Sequence[tuple[float, float, float, float]], size: float, hz: float) -> Shape:
+    """A sum of Gaussian waves, each with its height relative to `size`, centre, left and right width in s."""
+    height, centre, left, right = np.array(waves, np.float32).T[:, :, None]
+    start_s, stop_s = float((centre - _REACH * left).min()), float((centre + _REACH * right).max())
+    times = start_s + np.arange(math.ceil((stop_s - start_s) * hz), dtype=np.float32) / np.float32(hz)
+    away = times - centre
+    away /= np.where(away < 0, left, right)
+    samples = np.float32(size) * height[:, 0] @ np.exp(np.float32(-0.5) * np.minimum(away * away, 64.0))
+    return Shape(samples=samples, start_s=start_s, hz=hz)
 
 
-_SINCE_FOOT = np.arange(0.0, PULSE_S + 2 / PULSE_TABLE_HZ, 1 / PULSE_TABLE_HZ)
+_SINCE_FOOT = np.arange(0.0, PULSE_S, 1 / _PULSE_HZ)
 _FADE = np.clip((PULSE_S - _SINCE_FOOT) / 0.5, 0.0, 1.0)
 
 
-def _draw_pulse(draw: Draw, stiffness: float) -> tuple[NDArray[np.float32], float]:
-    """One PPG pulse with height 1, sampled at 200 Hz from its foot, and the time of its peak in s.
+def _draw_pulse(draw: Draw, stiffness: float) -> tuple[Shape, float]:
+    """One PPG pulse with height 1 from its foot, and the time of its peak in s.
 
     The reflected wave of a young artery comes late and apart, the dicrotic wave; a stiff one sends it back
     early, on the shoulder of the systolic wave, where it makes the hump broad.
@@ -330,7 +348,8 @@ def _draw_pulse(draw: Draw, stiffness: float) -> tuple[NDArray[np.float32], floa
     shape += runoff * _gamma_wave(_SINCE_FOOT / (draw.uniform(1.6, 3.4) * peak), 1.6)
     shape *= _FADE
     shape /= shape.max()
-    return shape.astype(np.float32), float(_SINCE_FOOT[shape.argmax()])
+    pulse = Shape(samples=shape.astype(np.float32), start_s=0.0, hz=_PULSE_HZ)
+    return pulse, float(_SINCE_FOOT[shape.argmax()])
 
 
 def _bell(time: Floats, centre: float, width: float) -> Floats:
@@ -412,7 +431,7 @@ def _draw_pacing(
         cadence=cadence,
         start_s=start,
         stop_s=stop,
-        wandering=draw.sines(40, 2.5, 0.05, count=6),
+        wandering=draw.sines(60, 4, 0.03, count=6),
         weights=weights,
     )
 

@@ -1,7 +1,7 @@
 """Random numbers of one virtual heart: keyed generators, cheap single draws, and slow signals."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeVar
@@ -65,32 +65,36 @@ class Draw:
     """
 
     def __init__(self, subject: np.random.Generator, case: np.random.Generator) -> None:
-        self._dealt: Iterator[float] = iter(subject.random(320).tolist())
-        self._dealt_case: Iterator[float] = iter(case.random(100).tolist())
+        self._numbers = subject.random(320)
+        self._dealt: list[float] = self._numbers.tolist()  # reading single floats from a list costs far less
+        self._next = 0
+        self._phases = (2 * math.pi * case.random(100)).astype(np.float32)
+        self._next_phase = 0
+
+    def _deal(self) -> float:
+        self._next += 1
+        return self._dealt[self._next - 1]
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A number between the two."""
-        return low + (high - low) * next(self._dealt)
+        return low + (high - low) * self._deal()
 
     def log_uniform(self, span: Range) -> float:
         """A number with equal chances per octave of a range above 0."""
-        return span.low * math.exp(next(self._dealt) * math.log(span.high / span.low))
-
-    def phases(self, count: int) -> NDArray[np.float32]:
-        """(count,) in radians, of the case."""
-        return np.array([2 * math.pi * next(self._dealt_case) for _ in range(count)], np.float32)
+        return float(span.low * (span.high / span.low) ** self._deal())
 
     def chance(self, share: float) -> bool:
         """True in this share of cases."""
-        return next(self._dealt) < share
+        return self._deal() < share
 
     def array(self, count: int, low: float = 0.0, high: float = 1.0) -> Floats:
         """(count,) numbers between the two."""
-        return np.array([self.uniform(low, high) for _ in range(count)])
+        self._next += count
+        return low + (high - low) * self._numbers[self._next - count : self._next]
 
     def choose(self, shares: Sequence[tuple[_T, float]]) -> _T:
         """One of several, each with its share; the shares add up to 1."""
-        left = next(self._dealt)
+        left = self._deal()
         for choice, share in shares:
             left -= share
             if left < 0:
@@ -99,10 +103,10 @@ class Draw:
 
     def sines(self, slowest_s: float, fastest_s: float, size: float, count: int = 4) -> Sines:
         """Sines with periods between the two and, together, the standard deviation `size`."""
-        periods = [self.log_uniform(Range(fastest_s, slowest_s)) for _ in range(count)]
         weights = self.array(count, 0.5, 1.0)
+        self._next_phase += count
         return Sines(
-            frequency=1 / np.array(periods),
-            phase=self.phases(count)[:, None],
+            frequency=(slowest_s / fastest_s) ** self.array(count) / slowest_s,
+            phase=self._phases[self._next_phase - count : self._next_phase, None],
             amplitude=(weights * (size * math.sqrt(2 / float(weights @ weights)))).astype(np.float32),
         )

@@ -99,14 +99,15 @@ def draw_beats(
     regular = rhythm in ("paced", "atrial_fibrillation", "atrial_flutter", "av_block")
     sinus = draw.uniform(*population.sinus_arrhythmia) * min(1.0, (1.1 / rate) ** 2) * (not regular)
     # Room for what makes intervals shorter; beats past the end are cut off.
-    start, stop = -MARGIN_S - float(rng.random()) / rate, duration_s + MARGIN_S
+    start, stop = -MARGIN_S - (1 + float(rng.random())) / rate, duration_s + MARGIN_S
     room = 1.6 if rhythm == "ventricular_run" else 1.2
     grid = np.arange(start, start + room * (stop - start), 1 / _GRID_HZ)
     modulation = draw.sines(12, 8, draw.uniform(0.003, 0.02) * (not regular), count=2)(grid)
     modulation += draw.sines(150, 30, draw.uniform(0.005, 0.05) * (rhythm != "paced"))(grid)
     modulation += sinus * breathing(grid)
     turns = np.cumsum(rate * np.exp(modulation)) / _GRID_HZ
-    intervals = np.diff(np.interp(np.arange(math.ceil(turns[0]), turns[-1]), turns, grid))
+    whole = np.interp(np.arange(math.ceil(turns[0]), turns[-1]), turns, grid)
+    start, intervals = whole[0], np.diff(whole)
     intervals += 0.002 * rng.standard_normal(len(intervals)) * (not regular)
     kinds = np.zeros(len(intervals), np.int8)
     _change_rhythm(draw, rng, rhythm, intervals, kinds, rate=rate, cycle=cycle)

@@ -234,11 +234,11 @@ def test_young_arteries_have_a_dicrotic_wave_and_stiff_ones_a_shoulder():
     young, stiff = (hearts(ICU, 200, 20.0, stiffness=Range(value, value)) for value in (0.0, 1.0))
 
     def falls_and_rises_again(heart):
-        after = np.diff(heart.pulse[round(heart.pulse_peak * 200) + 4 : 140])
+        after = np.diff(heart.pulse.samples[round(heart.pulse_peak * 200) + 4 : 140])
         return np.any(after > 0)
 
     def after_its_peak(heart, seconds):
-        return heart.pulse[round((heart.pulse_peak + seconds) * 200)]
+        return heart.pulse.samples[round((heart.pulse_peak + seconds) * 200)]
 
     assert np.mean([falls_and_rises_again(heart) for heart in young]) > 0.3
     assert np.mean([falls_and_rises_again(heart) for heart in stiff]) < 0.1
