@@ -159,7 +159,10 @@ class SyntheticStream:
 
     def _places(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None) -> list[tuple[Heart, int]]:
         """Of each window its heart, and the sample of the heart's stretch at which it starts."""
-        segments, place = np.divmod(np.asarray(index, np.int64), self.segment_windows)
+        index = np.asarray(index, np.int64)
+        if np.any(index < 0):
+            raise IndexError(f"expected window indices of 0 or more, got {int(index.min())}")
+        segments, place = np.divmod(index, self.segment_windows)
         if crop is None:
             offsets = place * self.window_samples
         else:

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import pickle
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -74,6 +75,13 @@ def test_threads_and_processes_read_the_same_bits():
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         assert list(pool.map(read_bytes, batches[:3])) == expected[:3]
+
+
+def test_a_pickled_stream_gives_the_same_bits():
+    windows, index = stream(), np.arange(0, 40, 3)
+    again = pickle.loads(pickle.dumps(windows))
+    assert again.read(index).tobytes() == windows.read(index).tobytes()
+    assert again.fingerprint == windows.fingerprint
 
 
 def test_a_shared_stream_can_be_read_by_several_threads():
@@ -209,6 +217,11 @@ def test_the_fingerprint_follows_whatever_shapes_the_windows():
 def test_what_cannot_be_streamed_is_refused_at_once(changes, message):
     with pytest.raises(SettingsError, match=message):
         stream(**changes)
+
+
+def test_a_negative_index_is_refused():
+    with pytest.raises(IndexError, match="expected window indices of 0 or more, got -1"):
+        stream().read(np.array([3, -1]))
 
 
 # ---------------------------------------------------------------------------------------------------------

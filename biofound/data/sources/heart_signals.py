@@ -134,7 +134,7 @@ class _Stretch:
     def _pulses(self) -> Floats:
         """The sum of the pulses (T,)."""
         heart, total = self.heart, np.zeros(self.samples)
-        some = self._near(heart.feet)
+        some = self._near(heart.feet, before_s=PULSE_S * float(heart.pulse_scales.max()))
         self._add_copies(
             total, heart.pulse, heart.feet[some], heart.pulse_sizes[some], heart.pulse_scales[some]
         )
@@ -143,9 +143,9 @@ class _Stretch:
     def _waves(self) -> Floats:
         """The sum of the ECG's waves (T,)."""
         heart, total = self.heart, np.zeros(self.samples)
-        p_times = heart.p_times[self._near(heart.p_times)]
+        p_times = heart.p_times[self._near(heart.p_times, before_s=1.0)]
         self._add_copies(total, heart.p, p_times, np.ones(len(p_times)), np.ones(len(p_times)))
-        near = self._near(heart.times)
+        near = self._near(heart.times, before_s=1.0)
         times, sizes = heart.times[near], heart.strength[near]
         same, root = np.ones(len(times)), np.sqrt(np.clip(heart.intervals[near], 0.28, 1.3))
         broad = heart.kinds[near] >= Beat.VENTRICULAR
@@ -156,9 +156,9 @@ class _Stretch:
                 self._add_copies(total, repolarisation, times[those], sizes[those], root[those])
         return total
 
-    def _near(self, times: Floats) -> slice:
-        """Those of `times` (N,), in order, of which something may reach into the stretch."""
-        return slice(*np.searchsorted(times, [self.start_s - 1.3 * PULSE_S, self.stop_s + 1.0]))
+    def _near(self, times: Floats, *, before_s: float) -> slice:
+        """Those of `times` (N,), in order, between `before_s` before the stretch and a second after it."""
+        return slice(*np.searchsorted(times, [self.start_s - before_s, self.stop_s + 1.0]))
 
     def _add_copies(self, total: Floats, shape: Shape, times: Floats, sizes: Floats, scales: Floats) -> None:
         """Add E copies of a shape at `times`, `sizes` as high and `scales` as long; arguments (E,), in s.
@@ -202,7 +202,7 @@ class _Stretch:
         """The recoil (T,) after each beat, a damped oscillation that starts at 1."""
         heart, sfreq = self.heart, self.sfreq
         total = np.zeros(self.samples)
-        chosen = heart.times[slice(*np.searchsorted(heart.times, [self.start_s - 1.0, self.stop_s]))] + 0.04
+        chosen = heart.times[self._near(heart.times, before_s=1.0)] + 0.04
         offsets = np.arange(math.ceil(_SHOCK_S * sfreq))
         for some in _slices(len(chosen)):
             begin = chosen[some] * sfreq - self.first

@@ -28,7 +28,8 @@ class Truth:
             the subject's rhythm its name, a window is in sinus rhythm.
         breathing_rate: (B,) breaths a minute.
         r_peaks: (B, K) times of the R peaks, NaN after the last one; K = 4 a second.
-        pulse_feet, pulse_peaks: (B, K) times of the PPG pulses' feet and peaks, NaN after the last one.
+        pulse_feet, pulse_peaks: (B, K) times of the PPG pulses' feet and peaks, NaN after the last one;
+            an early beat's pulse may be too small to be seen.
         pulse_delay: (B,) s from R peak to foot, the mean of the window's beats; falls as pressure rises.
         stiffness: (B,) of the arteries, 0 young to 1 stiff.
         motion: (B,) share of the window in which the subject moves, rhythmically or not.

@@ -224,7 +224,7 @@ def draw_heart(population: Population, key: tuple[int, int], duration_s: float, 
         fibrillation=_draw_fibrillation(draw, rhythm, beats, r_amplitude),
         feet=times + delay,
         pulse_sizes=np.maximum(sizes, 0.0),
-        pulse_scales=np.clip(intervals / USUAL_RR_S, 0.35, 1.5) ** 0.5,
+        pulse_scales=np.clip(intervals / USUAL_RR_S, 0.35, 2.0) ** draw.uniform(0.4, 0.75),
         pulse=pulse,
         pulse_peak=peak,
         stiffness=stiffness,
@@ -340,12 +340,12 @@ def _draw_pulse(draw: Draw, stiffness: float) -> tuple[Shape, float]:
     steepness = draw.uniform(2.4, 6.5)
     late, late_at = (1 - 0.9 * stiffness) * draw.uniform(0.15, 0.7), peak + draw.uniform(0.21, 0.34)
     early, early_at = (0.2 + 0.8 * stiffness) * draw.uniform(0.0, 0.9), peak + draw.uniform(0.07, 0.17)
-    runoff = draw.uniform(0.05, 0.5)
+    runoff = draw.uniform(0.05, 0.8)
     shape = _gamma_wave(_SINCE_FOOT / peak, steepness)
     rise = np.minimum(_SINCE_FOOT / peak, 1.0) ** 2  # else the waves' left tails would step at the foot
     shape += late * rise * _bell(_SINCE_FOOT, late_at, draw.uniform(0.04, 0.08))
     shape += early * rise * _bell(_SINCE_FOOT, early_at, draw.uniform(0.045, 0.08))
-    shape += runoff * _gamma_wave(_SINCE_FOOT / (draw.uniform(1.6, 3.4) * peak), 1.6)
+    shape += runoff * _gamma_wave(_SINCE_FOOT / (draw.uniform(1.6, 4.2) * peak), 1.6)
     shape *= _FADE
     shape /= shape.max()
     pulse = Shape(samples=shape.astype(np.float32), start_s=0.0, hz=_PULSE_HZ)
