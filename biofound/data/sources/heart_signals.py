@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal as scipy_signal
 
-from biofound.data.sources.hearts import PULSE_S, STRIDE_HARMONICS, Heart, Shape
+from biofound.data.sources.hearts import PULSE_S, STRIDE_HARMONICS, Heart, Shape, gaussian_shape
 from biofound.data.sources.keyed_draws import Floats, Purpose, generator
 from biofound.data.sources.rhythms import MARGIN_S, Beat
 
@@ -26,6 +26,8 @@ _SHOCK_S = 0.4
 _NOISE_MEMORY_S = 4.0  # a filter with a corner at 0.7 Hz has forgotten what came before, to 1e-7
 _OTHER_WANDER_S = 5000.0  # the ECG's wander is the PPG's at another time
 _ACCELERATION_NOISE = 0.003  # g, 0.5 to 10 Hz
+
+_P_WAVE = gaussian_shape([(1.0, 0.0, 1.0, 1.0)], 1.0, hz=10.0)  # of width 1 s, to be scaled
 
 _Colour = Literal["ppg", "ecg", "movement", "acceleration"]
 _COLOURS: dict[_Colour, tuple[float, float, float, float]] = {
@@ -144,7 +146,8 @@ class _Stretch:
         """The sum of the ECG's waves (T,)."""
         heart, total = self.heart, np.zeros(self.samples)
         p_times = heart.p_times[self._near(heart.p_times, before_s=1.0)]
-        self._add_copies(total, heart.p, p_times, np.ones(len(p_times)), np.ones(len(p_times)))
+        same = np.ones(len(p_times))
+        self._add_copies(total, _P_WAVE, p_times, heart.p_size * same, heart.p_width * same)
         near = self._near(heart.times, before_s=1.0)
         times, sizes = heart.times[near], heart.strength[near]
         same, root = np.ones(len(times)), np.sqrt(np.clip(heart.intervals[near], 0.28, 1.3))
@@ -211,13 +214,17 @@ class _Stretch:
             _scatter(total, index, np.sin(2 * np.pi * heart.shock_hz * since) * np.exp(-since / 0.08))
         return total
 
-    def _draw_strides(self) -> NDArray[np.complex128] | None:
+    def _draw_strides(self) -> NDArray[np.complex64] | None:
         """exp(i phase) of the stride (T,); None at rest."""
         pacing = self.heart.pacing
         if pacing is None or pacing.envelope(self.slow_times).max() == 0:
             return None
         turns = pacing.cadence / 2 * self.slow_times + pacing.wandering(self.slow_times)
-        return np.asarray(np.exp(2j * np.pi * self._smooth(turns)))
+        turns = self._smooth(turns)
+        angles = 2 * np.pi * (turns - np.rint(turns)).astype(np.float32)
+        strides = np.empty(self.samples, np.complex64)
+        strides.real, strides.imag = np.cos(angles), np.sin(angles)
+        return strides
 
     def _pacing(self, row: int) -> Floats | float:
         """What steps add to a signal (T,)."""

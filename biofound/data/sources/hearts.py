@@ -105,8 +105,9 @@ class Heart:
         kinds: (N,) int8, `Beat`.
         strength: (N,) factors on the QRS waves.
         p_times: (M,) centres of the P waves.
-        p, qrs, repolarisation: the P wave, QRS complex and ST to U waves of ordinary beats in mV; the last
-            follows the root of RR.
+        p_size, p_width: their height in mV and width (sigma) in s.
+        qrs, repolarisation: the QRS complex and the ST to U waves of ordinary beats in mV; the latter follow
+            the root of RR.
         broad: the same two of ventricular and paced beats; None where there are none.
         feet, pulse_sizes, pulse_scales: (N,) the PPG pulses: foot, height in NU, stretch in time.
         pulse, pulse_peak: one pulse from its foot, with height 1; s from foot to peak at scale 1.
@@ -132,7 +133,8 @@ class Heart:
     kinds: NDArray[np.int8]
     strength: Floats
     p_times: Floats
-    p: Shape
+    p_size: float
+    p_width: float
     qrs: Shape
     repolarisation: Shape
     broad: tuple[Shape, Shape] | None
@@ -167,7 +169,7 @@ class Heart:
 def draw_heart(population: Population, key: tuple[int, int], duration_s: float, case: int = 0) -> Heart:
     """Draw a heart of `population`; the same arguments give the same heart, on any process.
 
-    The last 256 are remembered (about 12 kB each for a minute), since windows and their truth are asked for
+    The last 256 are remembered (about 16 kB each for a minute), since windows and their truth are asked for
     one after the other.
 
     Args:
@@ -216,9 +218,8 @@ def draw_heart(population: Population, key: tuple[int, int], duration_s: float, 
         kinds=beats.kinds,
         strength=(1 + draw.uniform(0.01, 0.1) * breath) * (1 + 0.02 * rng.standard_normal(len(times))),
         p_times=beats.p_times,
-        p=_shape(
-            [(p_size, 0.0, draw.uniform(0.015, 0.028), draw.uniform(0.015, 0.028))], 1.0, _SLOW_WAVES_HZ
-        ),
+        p_size=p_size,
+        p_width=draw.uniform(0.017, 0.028),
         qrs=qrs,
         repolarisation=repolarisation,
         fibrillation=_draw_fibrillation(draw, rhythm, beats, r_amplitude),
@@ -273,7 +274,7 @@ def _draw_waves(draw: Draw, r: float, wide: bool, *, odd: bool) -> tuple[Shape, 
     if draw.chance(0.6 if wide else 0.08):  # a notch or second peak
         side = draw.uniform(0.3, 0.85)
         waves.append((side, draw.uniform(1.9, 2.6) * sharp * 1.2, sharp, sharp * draw.uniform(1.0, 1.6)))
-    qrs = _shape(waves, r, _QRS_HZ)
+    qrs = gaussian_shape(waves, r, _QRS_HZ)
     t_width, t_centre = draw.uniform(0.028, 0.05), draw.uniform(0.26, 0.34)
     t_size, st = draw.uniform(0.1, 0.38), draw.uniform(-0.06, 0.08)
     if wide:  # discordant, as the way back follows the detour
@@ -293,7 +294,7 @@ def _draw_waves(draw: Draw, r: float, wide: bool, *, odd: bool) -> tuple[Shape, 
         waves.append((-0.6 * t_size, t_centre + 2.0 * t_width, t_width, t_width))
     if draw.chance(0.2):  # U wave
         waves.append((draw.uniform(0.01, 0.05), 0.47, 0.03, 0.04))
-    return qrs, _shape(waves, r, _SLOW_WAVES_HZ)
+    return qrs, gaussian_shape(waves, r, _SLOW_WAVES_HZ)
 
 
 def _draw_broad_waves(draw: Draw, r_amplitude: float, *, paced: bool) -> tuple[Shape, Shape]:
@@ -312,10 +313,10 @@ def _draw_broad_waves(draw: Draw, r_amplitude: float, *, paced: bool) -> tuple[S
         (-draw.uniform(0.2, 0.5), draw.uniform(0.27, 0.36), draw.uniform(0.05, 0.09), 0.05),
         (-draw.uniform(0.0, 0.2), 0.15, 0.05, 0.06),
     ]
-    return _shape(waves, r, _QRS_HZ), _shape(slow, r, _SLOW_WAVES_HZ)
+    return gaussian_shape(waves, r, _QRS_HZ), gaussian_shape(slow, r, _SLOW_WAVES_HZ)
 
 
-def _shape(waves: Sequence[tuple[float, float, float, float]], size: float, hz: float) -> Shape:
+def gaussian_shape(waves: Sequence[tuple[float, float, float, float]], size: float, hz: float) -> Shape:
     """A sum of Gaussian waves, each with its height relative to `size`, centre, left and right width in s."""
     height, centre, left, right = np.array(waves, np.float32).T[:, :, None]
     start_s, stop_s = float((centre - _REACH * left).min()), float((centre + _REACH * right).max())
@@ -331,14 +332,14 @@ _FADE = np.clip((PULSE_S - _SINCE_FOOT) / 0.5, 0.0, 1.0)
 
 
 def _draw_pulse(draw: Draw, stiffness: float) -> tuple[Shape, float]:
-    """One PPG pulse with height 1 from its foot, and the time of its peak in s.
+    """One PPG pulse with height 1 from its foot, and the time of its (first) peak in s.
 
     The reflected wave of a young artery comes late and apart, the dicrotic wave; a stiff one sends it back
     early, on the shoulder of the systolic wave, where it makes the hump broad.
     """
     peak = 0.12 + 0.05 * stiffness + draw.uniform(0.0, 0.06)
     steepness = draw.uniform(2.4, 6.5)
-    late, late_at = (1 - 0.9 * stiffness) * draw.uniform(0.15, 0.7), peak + draw.uniform(0.21, 0.34)
+    late, late_at = (1 - 0.9 * stiffness) * draw.uniform(0.1, 0.55), peak + draw.uniform(0.21, 0.34)
     early, early_at = (0.2 + 0.8 * stiffness) * draw.uniform(0.0, 0.9), peak + draw.uniform(0.07, 0.17)
     runoff = draw.uniform(0.05, 0.8)
     shape = _gamma_wave(_SINCE_FOOT / peak, steepness)
@@ -349,7 +350,7 @@ def _draw_pulse(draw: Draw, stiffness: float) -> tuple[Shape, float]:
     shape *= _FADE
     shape /= shape.max()
     pulse = Shape(samples=shape.astype(np.float32), start_s=0.0, hz=_PULSE_HZ)
-    return pulse, float(_SINCE_FOOT[shape.argmax()])
+    return pulse, float(_SINCE_FOOT[np.argmax(np.diff(shape) <= 0)])
 
 
 def _bell(time: Floats, centre: float, width: float) -> Floats:

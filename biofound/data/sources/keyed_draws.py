@@ -1,7 +1,7 @@
 """Random numbers of one virtual heart: keyed generators, cheap single draws, and slow signals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeVar
@@ -65,27 +65,23 @@ class Draw:
     """
 
     def __init__(self, subject: np.random.Generator, case: np.random.Generator) -> None:
-        self._numbers = subject.random(320)
-        self._dealt: list[float] = self._numbers.tolist()  # reading single floats from a list costs far less
-        self._next = 0
+        numbers = subject.random(400)
+        self._single: Iterator[float] = iter(numbers[:250].tolist())
+        self._numbers, self._next = numbers, 250
         self._phases = (2 * math.pi * case.random(100)).astype(np.float32)
         self._next_phase = 0
 
-    def _deal(self) -> float:
-        self._next += 1
-        return self._dealt[self._next - 1]
-
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A number between the two."""
-        return low + (high - low) * self._deal()
+        return low + (high - low) * next(self._single)
 
     def log_uniform(self, span: Range) -> float:
         """A number with equal chances per octave of a range above 0."""
-        return float(span.low * (span.high / span.low) ** self._deal())
+        return float(span.low * (span.high / span.low) ** next(self._single))
 
     def chance(self, share: float) -> bool:
         """True in this share of cases."""
-        return self._deal() < share
+        return next(self._single) < share
 
     def array(self, count: int, low: float = 0.0, high: float = 1.0) -> Floats:
         """(count,) numbers between the two."""
@@ -94,7 +90,7 @@ class Draw:
 
     def choose(self, shares: Sequence[tuple[_T, float]]) -> _T:
         """One of several, each with its share; the shares add up to 1."""
-        left = self._deal()
+        left = next(self._single)
         for choice, share in shares:
             left -= share
             if left < 0:

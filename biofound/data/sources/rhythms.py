@@ -17,7 +17,7 @@ from biofound.data.sources.populations import Population, Range, Rhythm
 MARGIN_S = 6.0
 """A heart beats this long before its stretch begins and after it ends, so that filters find whole waves."""
 
-_GRID_HZ = 6.0  # the rate is integrated in steps of this
+_GRID_HZ = 4.0  # the rate is integrated in steps of this
 
 
 class Beat(IntEnum):
@@ -199,7 +199,7 @@ def _block(draw: Draw, kind: str, intervals: Floats, *, rate: float) -> tuple[Fl
     """
     count, end = len(intervals), float(intervals.sum())
     if kind == "dissociated":
-        return np.arange(draw.uniform(), end, 60 / draw.uniform(60, 105)), np.zeros(count)
+        return np.arange(draw.uniform(), end, 1 / (rate * draw.uniform(1.25, 2.6))), np.zeros(count)
     if kind == "two to one":
         times = np.cumsum(intervals)
         return np.sort(np.concatenate([times, times - intervals / 2])), np.zeros(count)
