@@ -82,7 +82,7 @@ class SyntheticStream:
                 f"segment_windows={segment_windows}"
             )
         self.sfreq, self.seed, self.split, self.segment_windows = sfreq, seed, split, segment_windows
-        self._segments = math.ceil(hours * 3600 / (seconds * segment_windows))
+        self._hearts = math.ceil(hours * 3600 / (seconds * segment_windows))
         self._duration_s = seconds * segment_windows
         self._bands = tuple(channel.band for channel in channels)
         self.filters: dict[str, dict[str, Any]] = {
@@ -106,18 +106,18 @@ class SyntheticStream:
             self.sfreq,
             self.window_samples,
             self.segment_windows,
-            self._segments,
+            self._hearts,
             list(self.filters.items()),
         )
 
     @property
     def subjects(self) -> tuple[str, ...]:
         """The virtual subjects of the nominal length, one for each `segment_windows` windows; sorted."""
-        return tuple(self._subject(segment) for segment in range(self._segments))
+        return tuple(self._subject(segment) for segment in range(self._hearts))
 
     def __len__(self) -> int:
         """The number of windows in the nominal length."""
-        return self._segments * self.segment_windows
+        return self._hearts * self.segment_windows
 
     def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """A batch (B, C, T) in physical units; see `Windows.read`. Any index from 0 on will do."""
