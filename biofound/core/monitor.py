@@ -117,7 +117,7 @@ def copy_nearest_patch(target: Tensor, mask: Tensor) -> Tensor:
     distance = (place[:, None] - place[None, :]).abs().double() + (place[None, :] > place[:, None]) * 0.5
     distance = distance[None] + mask[:, None, :] * 1e9  # (B, P, P)
     nearest = distance.argmin(-1)  # (B, P)
-    by_patch = target.unflatten(-1, (patches, -1))  # (B, C, P, L)
+    by_patch = target.reshape(*target.shape[:2], patches, -1)  # (B, C, P, L)
     index = nearest[:, None, :, None].expand_as(by_patch)
     return by_patch.gather(2, index).flatten(2)
 

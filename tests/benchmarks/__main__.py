@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.benchmarks.timing import cores
 
-KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "w")
+KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "s", "w")
 COLUMNS = ("", "what", "value", "quartiles", "measured", "target", "anonymous memory, MB")
 
 
@@ -56,6 +56,7 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
     from tests.benchmarks.bench_gpu import gpu_rows
     from tests.benchmarks.bench_memory import memory_rows
     from tests.benchmarks.bench_processes import process_rows
+    from tests.benchmarks.bench_stream import stream_rows
     from tests.benchmarks.bench_training import training_rows
     from tests.benchmarks.bench_windows import windows_rows
     from tests.benchmarks.feeding_rows import feeding_rows
@@ -79,6 +80,8 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
         rows += process_rows(directory=directory / "processes", precision=precision, rounds=3)
     if "gpu" in only:
         rows += gpu_rows(directory=directory / "gpu")
+    if "s" in only:
+        rows += stream_rows(rounds=given.rounds)
     if "w" in only:
         rows += windows_rows(directory=directory / "windows", rounds=min(given.rounds, 5))
     bf16 = "" if fastest == "bf16" else " (this processor does not multiply bf16)"

@@ -13,9 +13,15 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
 from biofound.data.sources import Case, Recording, Signal
+from biofound.data.sources.heart_signals import render
+from biofound.data.sources.heart_truth import Truth, truth_of
+from biofound.data.sources.hearts import draw_heart
+from biofound.data.sources.populations import population_named
+from biofound.data.sources.rhythms import Beat
 from biofound.data.sources.synthetic_artefacts import (
     ACCELERATION,
     Artefact,
@@ -61,7 +67,9 @@ class SyntheticSource:
         minutes: length of a recording.
         sfreq: rate of PPG and ECG in Hz; acceleration has 100 Hz.
         artefacts: rate of artefacts, as a factor on the usual one; 0 gives clean signals. Ectopic
-            beats are no artefacts and stay.
+            beats belong to the heart and stay, as do a population's own noise and movements.
+        population: whose hearts. `rest` is this module's own calm cohort; the others are those of
+            `populations.py`, drawn and rendered as in synthetic streams.
 
     Raises:
         SettingsError: when a value is out of range.
@@ -78,6 +86,7 @@ class SyntheticSource:
         minutes: float = 10.0,
         sfreq: float = 500.0,
         artefacts: float = 1.0,
+        population: str = "rest",
     ) -> None:
         _require(seed >= 0, "seed", seed, "0 or more")
         _require(subjects >= 1, "subjects", subjects, "1 or more")
@@ -91,10 +100,11 @@ class SyntheticSource:
         self.minutes = float(minutes)
         self.sfreq = float(sfreq)
         self.artefacts = float(artefacts)
+        self.population = population_named(population).name
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """Plain JSON that opens the same cohort again."""
-        return {
+        description: dict[str, str | int | float | bool | None] = {
             "name": self.name,
             "seed": self.seed,
             "subjects": self.subjects,
@@ -103,6 +113,9 @@ class SyntheticSource:
             "sfreq": self.sfreq,
             "artefacts": self.artefacts,
         }
+        if self.population != "rest":  # so that the calm cohort keeps its fingerprints
+            description["population"] = self.population
+        return description
 
     def version(self) -> str:
         """The generator's version and a digest of everything that shapes the cohort."""
@@ -130,7 +143,7 @@ class SyntheticSource:
         Raises:
             DataError: when there is no such case or channel, or gaps cover a channel throughout.
         """
-        case = _GeneratedCase(self, case_id)
+        case = self._case(case_id)
         signals = {}
         for channel in channels:
             track = _track_of(channel)
@@ -164,18 +177,17 @@ class SyntheticSource:
         Raises:
             DataError: when there is no such case.
         """
-        case = _GeneratedCase(self, case_id)
+        case = self._case(case_id)
         labels = [
             label_of(event, track, samples=self._samples(self._rate(track)), sfreq=self._rate(track))
             for event in case.events
             for track in event.channels
         ]
         for track in ("PPG", "ECG"):
-            delay = case.subject.arrival_time if track == "PPG" else 0.0
             labels += ectopic_labels(
                 track,
-                case.beats.times + delay,
-                case.beats.ectopic,
+                case.feet if track == "PPG" else case.r_peaks,
+                case.ectopic,
                 samples=self._samples(self.sfreq),
                 sfreq=self.sfreq,
             )
@@ -187,8 +199,34 @@ class SyntheticSource:
         Raises:
             DataError: when there is no such case.
         """
-        times: Floats = _GeneratedCase(self, case_id).beats.times
+        times = self._case(case_id).r_peaks
         return np.asarray(times[(times >= 0) & (times < self._samples(self.sfreq) / self.sfreq)])
+
+    def truth(self, case_id: str, start_s: Floats, *, seconds: float) -> Truth:
+        """The ground truth of windows of a case: rate, rhythm, breaths, beats, pulse delay, movement.
+
+        Args:
+            case_id: the case.
+            start_s: (B,) starts of the windows in s.
+            seconds: their length.
+
+        Raises:
+            DataError: when there is no such case, a window leaves it, or the population is `rest`, whose
+                generator gives `beats` and `labels` only.
+        """
+        case = self._case(case_id)
+        if not isinstance(case, _PopulationCase):
+            raise DataError(
+                f"case {case_id}: expected a population other than rest, whose cases have `beats` and "
+                "`labels` only; ask for another population"
+            )
+        duration_s = case.heart.duration_s
+        if np.any(start_s < 0) or np.any(start_s + seconds > duration_s + 1e-9):
+            raise DataError(f"case {case_id}: expected windows within its {duration_s:g} s, got others")
+        return truth_of([(case.heart, start) for start in start_s.tolist()], seconds=seconds)
+
+    def _case(self, case_id: str) -> "_Case":
+        return _RestCase(self, case_id) if self.population == "rest" else _PopulationCase(self, case_id)
 
     def _samples(self, sfreq: float) -> int:
         return round(self.minutes * 60.0 * sfreq)
@@ -209,37 +247,31 @@ class SyntheticSource:
         return subject, case
 
 
-class _GeneratedCase:
-    """One case while it is generated: its subject, beats and events, each from random numbers of its own."""
+class _Case:
+    """One case while it is generated: what the two kinds of case share.
+
+    Attributes:
+        events: the artefacts.
+        r_peaks, feet: (N,) times of the beats' R peaks and of their pulses in s, with a margin at either end.
+        ectopic: (N,) bool.
+    """
+
+    r_peaks: Floats
+    feet: Floats
+    ectopic: NDArray[np.bool_]
 
     def __init__(self, source: SyntheticSource, case_id: str) -> None:
         self._source = source
         self._subject_number, self._case_number = source._numbers(case_id)
-        duration_s = source._samples(source.sfreq) / source.sfreq
-        self.subject: Subject = draw_subject(
-            np.random.default_rng([source.seed, self._subject_number, _key("subject")])
-        )
-        self.beats: Heartbeats = draw_heartbeats(self._stream("beats"), self.subject, duration_s=duration_s)
+        self._duration_s = source._samples(source.sfreq) / source.sfreq
         self.events: list[Event] = draw_events(
-            self._stream("events"), duration_s=duration_s, rate=source.artefacts
+            self._stream("events"), duration_s=self._duration_s, rate=source.artefacts
         )
         self._axes: Floats | None = None
 
     def samples_of(self, track: str) -> Floats:
         """The samples (T,) of a track, with its artefacts."""
-        if track in ACCELERATION:
-            signal: Floats = self._acceleration()[ACCELERATION.index(track)].copy()
-            size = 1.0
-        else:
-            make = ppg_of if track == "PPG" else ecg_of
-            size = self.subject.pulse_amplitude if track == "PPG" else self.subject.r_amplitude
-            signal = make(
-                self._stream(track),
-                self.subject,
-                self.beats,
-                samples=self._source._samples(self._source.sfreq),
-                sfreq=self._source.sfreq,
-            )
+        signal, size = self._acceleration(track) if track in ACCELERATION else self._clean(track)
         for event in self.events:
             if track in event.channels:
                 apply_event(
@@ -248,26 +280,30 @@ class _GeneratedCase:
                     track,
                     sfreq=self._source._rate(track),
                     size=size,
-                    mains_hz=self.subject.mains,
+                    mains_hz=self._mains_hz(),
                     stream=self._event_stream,
                 )
         return signal
 
-    def _acceleration(self) -> Floats:
-        """The three axes (3, T), generated once."""
-        if self._axes is None:
-            self._axes = self._make_acceleration()
-        return self._axes
+    def _clean(self, track: str) -> tuple[Floats, float]:
+        """The samples (T,) of PPG or ECG without artefacts, and the height of a pulse or R wave."""
+        raise NotImplementedError
 
-    def _make_acceleration(self) -> Floats:
-        samples = self._source._samples(ACCELERATION_HZ)
-        axes = acceleration_of(
-            self._stream("acceleration"), self.subject, self.beats, samples=samples, sfreq=ACCELERATION_HZ
-        )
-        for event in self.events:
-            if event.kind == "motion":
-                add_motion(axes, event, sfreq=ACCELERATION_HZ, stream=self._event_stream)
-        return axes
+    def _clean_acceleration(self) -> Floats:
+        """The three axes (3, T) at 100 Hz without artefacts."""
+        raise NotImplementedError
+
+    def _mains_hz(self) -> float:
+        raise NotImplementedError
+
+    def _acceleration(self, track: str) -> tuple[Floats, float]:
+        """An axis (T,); the three are generated once for all of them."""
+        if self._axes is None:
+            self._axes = self._clean_acceleration()
+            for event in self.events:
+                if event.kind == "motion":
+                    add_motion(self._axes, event, sfreq=ACCELERATION_HZ, stream=self._event_stream)
+        return self._axes[ACCELERATION.index(track)].copy(), 1.0
 
     def _stream(self, purpose: str, number: int = 0) -> np.random.Generator:
         """Random numbers that depend on the case and `purpose` only, so that channels are independent."""
@@ -277,6 +313,71 @@ class _GeneratedCase:
 
     def _event_stream(self, number: int, purpose: str) -> np.random.Generator:
         return self._stream(f"event {purpose}", number)
+
+
+class _RestCase(_Case):
+    """A case of the calm cohort: its subject and beats, each from random numbers of its own."""
+
+    def __init__(self, source: SyntheticSource, case_id: str) -> None:
+        super().__init__(source, case_id)
+        self.subject: Subject = draw_subject(
+            np.random.default_rng([source.seed, self._subject_number, _key("subject")])
+        )
+        self.beats: Heartbeats = draw_heartbeats(
+            self._stream("beats"), self.subject, duration_s=self._duration_s
+        )
+        self.r_peaks, self.ectopic = self.beats.times, self.beats.ectopic
+        self.feet = self.beats.times + self.subject.arrival_time
+
+    def _clean(self, track: str) -> tuple[Floats, float]:
+        make = ppg_of if track == "PPG" else ecg_of
+        size = self.subject.pulse_amplitude if track == "PPG" else self.subject.r_amplitude
+        signal = make(
+            self._stream(track),
+            self.subject,
+            self.beats,
+            samples=self._source._samples(self._source.sfreq),
+            sfreq=self._source.sfreq,
+        )
+        return signal, size
+
+    def _clean_acceleration(self) -> Floats:
+        return acceleration_of(
+            self._stream("acceleration"),
+            self.subject,
+            self.beats,
+            samples=self._source._samples(ACCELERATION_HZ),
+            sfreq=ACCELERATION_HZ,
+        )
+
+    def _mains_hz(self) -> float:
+        return self.subject.mains
+
+
+class _PopulationCase(_Case):
+    """A case of a population: a virtual heart as synthetic streams have it."""
+
+    def __init__(self, source: SyntheticSource, case_id: str) -> None:
+        super().__init__(source, case_id)
+        key = int(_digest(["recordings", source.population, source.seed])[:16], 16), self._subject_number
+        self.heart = draw_heart(
+            population_named(source.population), key, self._duration_s, case=self._case_number
+        )
+        self.r_peaks, self.feet = self.heart.times, self.heart.feet
+        self.ectopic = (self.heart.kinds == Beat.ATRIAL) | (self.heart.kinds == Beat.VENTRICULAR)
+
+    def _clean(self, track: str) -> tuple[Floats, float]:
+        size = self.heart.perfusion if track == "PPG" else self.heart.r_amplitude
+        return self._rendered((track,), self._source.sfreq)[0], size
+
+    def _clean_acceleration(self) -> Floats:
+        return self._rendered(ACCELERATION, ACCELERATION_HZ)
+
+    def _rendered(self, tracks: Sequence[str], sfreq: float) -> Floats:
+        return render(self.heart, tracks, first=0, samples=self._source._samples(sfreq), sfreq=sfreq)
+
+    def _mains_hz(self) -> float:
+        return self.heart.mains_hz
 
 
 def _track_of(channel: Channel) -> str | None:

@@ -289,3 +289,68 @@ def test_an_hour_of_ppg_and_ecg_costs_well_under_a_second():
         source.read("syn0001_1", [channel("PPG"), channel("ECG")])
         spent.append(time.process_time() - start)
     assert min(spent) < 1.0
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Populations
+
+
+@pytest.fixture(scope="module")
+def ward():
+    return SyntheticSource(seed=7, subjects=8, cases_per_subject=2, minutes=2, artefacts=0, population="icu")
+
+
+def test_a_population_opens_again_and_rest_keeps_its_description(ward):
+    again = open_source(**json.loads(json.dumps(ward.describe())))
+    assert again.version() == ward.version() and again.describe()["population"] == "icu"
+    assert samples(again, "syn0002_2", "ECG").tobytes() == samples(ward, "syn0002_2", "ECG").tobytes()
+    calm = SyntheticSource(seed=7, subjects=8, cases_per_subject=2, minutes=2, artefacts=0)
+    assert "population" not in calm.describe() and calm.version() != ward.version()
+    assert calm.fingerprint("syn0001_1") != ward.fingerprint("syn0001_1")
+
+
+def test_a_patients_cases_share_the_rhythm_but_not_the_beats(ward):
+    starts = np.arange(0, 110, 10.0)
+    first, second = (ward.truth(f"syn0003_{case}", starts, seconds=10.0) for case in (1, 2))
+    assert first.stiffness == pytest.approx(second.stiffness)
+    assert not np.allclose(ward.beats("syn0003_1")[:20], ward.beats("syn0003_2")[:20], atol=0.02)
+    another = ward.truth("syn0004_1", starts, seconds=10.0)
+    assert not np.allclose(first.stiffness, another.stiffness)
+
+
+def test_the_truth_of_a_populations_case_is_in_its_recording(ward):
+    for case_id in ("syn0001_1", "syn0005_1", "syn0008_2"):
+        truth = ward.truth(case_id, np.array([10.0, 60.5]), seconds=10.0)
+        beats = ward.beats(case_id)
+        for row, start in enumerate((10.0, 60.5)):
+            own = beats[(beats >= start) & (beats < start + 10)] - start
+            assert truth.r_peaks[row, : len(own)] == pytest.approx(own)
+        recording = ward.read(case_id, [channel(each) for each in ("PPG", "ECG", "ACC_Z")])
+        lengths = {name: len(signal.samples) for name, signal in recording.signals.items()}
+        assert lengths == {"PPG": 60_000, "ECG": 60_000, "ACC_Z": 12_000}
+        assert all(np.isfinite(signal.samples).all() for signal in recording.signals.values())
+
+
+def test_artefacts_spoil_a_populations_case_where_their_labels_say():
+    spoilt = SyntheticSource(seed=3, subjects=4, minutes=20, population="exercise", artefacts=2)
+    clean = SyntheticSource(seed=3, subjects=4, minutes=20, population="exercise", artefacts=0)
+    pair = [samples(each, "syn0002_1", "PPG") for each in (spoilt, clean)]
+    inside = covered(
+        spoilt,
+        "syn0002_1",
+        "PPG",
+        len(pair[0]),
+        500.0,
+        {"motion", "clipping", "flat", "gap", "mains", "wander"},
+    )
+    assert 0 < inside.mean() < 0.5
+    assert np.array_equal(pair[0][~inside], pair[1][~inside])
+
+
+def test_truth_is_refused_outside_a_case_and_for_the_calm_cohort(ward, clean):
+    with pytest.raises(DataError, match="expected windows within its 120 s"):
+        ward.truth("syn0001_1", np.array([115.0]), seconds=10.0)
+    with pytest.raises(DataError, match="expected a population other than rest"):
+        clean.truth("syn0001_1", np.array([0.0]), seconds=10.0)
+    with pytest.raises(SettingsError, match="population 'night' is unknown"):
+        SyntheticSource(population="night")
