@@ -46,9 +46,9 @@ def build_embedded_cohort(settings: PretrainSettings) -> None:
     channels = resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels)
     windows = WindowsSettings()
     seed = PrepareSettings.model_fields["seed"].default  # --seed is the training's: the data stays the same
-    source = SyntheticSource(seed=seed, **({"subjects": FAST_SUBJECTS} if settings.fast else {}))  # type: ignore[arg-type]
-        SyntheticSource(seed=seed, subjects=FAST_SUBJECTS) if settings.fast else SyntheticSource(seed=seed)
-    )
+    source = SyntheticSource(seed=seed)
+    if settings.fast:
+        source = SyntheticSource(seed=seed, subjects=FAST_SUBJECTS)
     splits = make_splits(
         source.cases(channels),
         mode="full",

@@ -1,7 +1,7 @@
-"""PPG, ECG and acceleration of a virtual heart: render any stretch at any rate, in physical units.
+"""PPG, ECG and acceleration of a virtual heart: render any segment at any rate, in physical units.
 
 Everything is evaluated for all beats at once, and only for the samples asked for. Noise is drawn from the
-start of the heart's stretch on, so that a sample has the same noise whichever stretch it is rendered in.
+start of the heart's segment on, so that a sample has the same noise whichever segment it is rendered in.
 """
 
 import math
@@ -47,35 +47,35 @@ def render(
     Args:
         heart: whose.
         signals: C of `SIGNALS`.
-        first: sample at which to start, counted from the start of the heart's stretch; it may be negative.
+        first: sample at which to start, counted from the start of the heart's segment; it may be negative.
         samples: T.
         sfreq: in Hz.
 
     Raises:
-        ValueError: when the stretch leaves the heart's by more than its margin, or a signal is unknown.
+        ValueError: when the segment leaves the heart's by more than its margin, or a signal is unknown.
     """
     start_s, stop_s = first / sfreq, (first + samples) / sfreq
     if start_s < -MARGIN_S or stop_s > heart.duration_s + MARGIN_S:
         raise ValueError(
-            f"expected a stretch within {-MARGIN_S:g} to {heart.duration_s + MARGIN_S:g} s, "
+            f"expected a segment within {-MARGIN_S:g} to {heart.duration_s + MARGIN_S:g} s, "
             f"got {start_s:g} to {stop_s:g} s"
         )
     if unknown := set(signals) - set(SIGNALS):
         raise ValueError(f"expected some of {', '.join(SIGNALS)}, got {', '.join(sorted(unknown))}")
-    stretch = _Stretch(heart, first=first, samples=samples, sfreq=sfreq)
+    segment = _Segment(heart, first=first, samples=samples, sfreq=sfreq)
     out = np.empty((len(signals), samples))
     for row, name in enumerate(signals):
         if name == "PPG":
-            out[row] = stretch.ppg()
+            out[row] = segment.ppg()
         elif name == "ECG":
-            out[row] = stretch.ecg()
+            out[row] = segment.ecg()
         else:
-            out[row] = stretch.acceleration(SIGNALS.index(name) - 2)
+            out[row] = segment.acceleration(SIGNALS.index(name) - 2)
     return out
 
 
-class _Stretch:
-    """A stretch in the making: its clock, and what several signals share."""
+class _Segment:
+    """A segment while it is rendered: its clock, and what several signals share."""
 
     def __init__(self, heart: Heart, *, first: int, samples: int, sfreq: float) -> None:
         self.heart, self.first, self.samples, self.sfreq = heart, first, samples, sfreq
@@ -160,13 +160,13 @@ class _Stretch:
         return total
 
     def _near(self, times: Floats, *, before_s: float) -> slice:
-        """Those of `times` (N,), in order, between `before_s` before the stretch and a second after it."""
+        """Those of `times` (N,), in order, between `before_s` before the segment and a second after it."""
         return slice(*np.searchsorted(times, [self.start_s - before_s, self.stop_s + 1.0]))
 
     def _add_copies(self, total: Floats, shape: Shape, times: Floats, sizes: Floats, scales: Floats) -> None:
         """Add E copies of a shape at `times`, `sizes` as high and `scales` as long; arguments (E,), in s.
 
-        Each copy interpolates in the shape's samples, at the stretch's own clock.
+        Each copy interpolates in the shape's samples, at the segment's own clock.
         """
         if len(times) == 0:
             return
