@@ -29,20 +29,38 @@ class Example:
 
 
 def draw_losses(path: Path, history: Mapping[str, Any]) -> None:
-    """Draw loss, MSM and STFT of training and validation over the epochs."""
-    epochs = history["epoch"]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for axis, name in zip(axes, ("loss", "msm", "stft"), strict=True):
-        marker = "." if len(epochs) < 60 else None
+    """Draw the curves of a run: losses, validation MSM by channel beside simple guesses, and the monitor."""
+    epochs, monitor = history["epoch"], history["val_monitor"]
+    marker = "." if len(epochs) < 60 else None
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout="constrained")
+    (loss, msm, stft), (variance, peaks, rank) = axes
+    for axis, name, title in ((loss, "loss", "loss"), (stft, "stft", "STFT")):
         axis.plot(epochs, history[f"train_{name}"], label="train", color=_SIGNAL, marker=marker)
         axis.plot(epochs, history[f"val_{name}"], label="validation", color=_RECONSTRUCTION, marker=marker)
-        axis.set(xlabel="epoch", title={"loss": "loss", "msm": "MSM", "stft": "STFT"}[name])
+        axis.set(title=title)
+    loss.axvline(history["best_epoch"], color="#888888", linewidth=0.8, linestyle=":", label="best epoch")
+    for number, (channel, values) in enumerate(history["val_msm_by_channel"].items()):
+        color = f"C{number}"
+        msm.plot(epochs, values, label=channel, color=color, marker=marker)
+        for guess, style in (("constant_guess", "--"), ("copy_patch", ":")):
+            level = monitor[f"{guess}_msm"][channel][-1]
+            if level is not None:
+                label = f"{channel}, {guess.replace('_', ' ')}"
+                msm.axhline(level, color=color, linewidth=0.9, linestyle=style, label=label)
+        variance.plot(epochs, monitor["variance_ratio"][channel], label=channel, color=color, marker=marker)
+    for name in ("recall", "precision"):
+        peaks.plot(epochs, monitor[f"r_peak_{name}"], label=name, marker=marker)
+    rank.plot(epochs, monitor["latent_rank"], color=_SIGNAL, marker=marker)
+    msm.set(title="validation MSM", ylim=(0, None))
+    variance.set(title="variance, reconstruction / signal", ylim=(0, None))
+    peaks.set(title="hidden R peaks within 50 ms", ylim=(0, 1))
+    rank.set(title="effective rank of the latents", ylim=(0, None))
+    for axis in axes.flat:
+        axis.set(xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-    axes[1].axhline(1.0, color="#888888", linewidth=0.8, linestyle="--", label="constant predictor")
-    axes[0].axvline(history["best_epoch"], color="#888888", linewidth=0.8, linestyle=":", label="best epoch")
-    for axis in axes[:2]:
-        axis.legend(frameon=False, fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=7)
     figure.suptitle(f"pretraining on {'synthetic' if history['synthetic'] else 'recorded'} data", fontsize=10)
     _save(figure, path)
 

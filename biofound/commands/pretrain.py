@@ -119,7 +119,7 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
             with _tensorboard_writer(settings, trainer) as write_event:
                 _train(trainer, write_event)
         # A signal may leave seconds only: they are for the checkpoint, which is written.
-        baseline = None if trainer.interrupted else trainer.evaluate(baseline=True)
+        baseline = None if trainer.interrupted else trainer.validate(baseline=True)[0]
         if group.rank == 0:
             draw_figures(trainer, val)
     if baseline is None:
@@ -199,12 +199,13 @@ def _train(trainer: Trainer, write_event: Callable[[TrainingEvent], None]) -> No
 
 
 def _epoch_line(epoch: EpochMetrics, epochs: int) -> str:
-    losses = "  ".join(
-        f"{name} {losses.loss:.4f} (MSM {losses.msm:.4f}, STFT {losses.stft:.4f})"
-        for name, losses in (("train", epoch.train), ("val", epoch.val))
-    )
-    text = f"epoch {epoch.epoch:>{len(str(epochs))}}/{epochs}  {losses}  lr {epoch.lr:.2e}"
-    return f"{text}  {epoch.seconds:.0f} s{'  * best' if epoch.best else ''}"
+    """One line of at most 80 columns for two channels: losses, validation MSM by channel, R peaks found."""
+    by_channel = "  ".join(f"{name} {value:.3f}" for name, value in epoch.val.msm_by_channel.items())
+    text = f"epoch {epoch.epoch:>{len(str(epochs))}}/{epochs}  train {epoch.train.loss:.3f}"
+    text += f"  val {epoch.val.loss:.3f}  {by_channel}"
+    if (recall := epoch.monitor["r_peak_recall"]) is not None:
+        text += f"  R peaks {100 * recall:.0f}%"
+    return f"{text}  {epoch.seconds:.0f} s{' *' if epoch.best else ''}"
 
 
 def _require_tensorboard() -> None:
@@ -235,6 +236,9 @@ def _tensorboard_writer(
                 for name in ("loss", "msm", "stft", "lr", "gradient_norm", "windows_per_second", "data_wait"):
                     writer.add_scalar(f"step/{name}", getattr(event, name), event.step)
             elif isinstance(event, EpochMetrics):
+                for name in ("r_peak_recall", "r_peak_precision", "latent_rank"):
+                    if event.monitor[name] is not None:
+                        writer.add_scalar(f"monitor/{name}", event.monitor[name], event.epoch)
                 for split, losses in (("train", event.train), ("val", event.val)):
                     for name in ("loss", "msm", "stft"):
                         writer.add_scalar(f"{split}/{name}", getattr(losses, name), event.epoch)
@@ -307,6 +311,7 @@ def _result_json(trainer: Trainer, baseline: Losses) -> dict[str, Any]:
         "best_epoch": best.epoch,
         "train": asdict(best.train),
         "val": asdict(best.val),
+        "val_monitor": best.monitor,
         "constant_guess": asdict(baseline),
         "seconds": sum(epoch.seconds for epoch in trainer.epochs_done),
         "files": _files_in(trainer.output_dir),
@@ -332,4 +337,26 @@ def _show_result(trainer: Trainer, baseline: Losses) -> None:
     kind = "synthetic" if trainer.data.synthetic else "recorded"
     title = f"epoch {best.epoch} of {len(trainer.epochs_done)} was best, on {kind} data"
     console.table(title, columns, rows, numbers=columns[1:])
+    _show_monitor(best.monitor, channels)
     console.note(f"in {trainer.output_dir}: {', '.join(_files_in(trainer.output_dir))}")
+
+
+def _show_monitor(monitor: Mapping[str, Any], channels: tuple[str, ...]) -> None:
+    """The table of what the monitor measured on the hidden samples of the validation windows."""
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    names = {
+        "variance_ratio": "variance of the reconstruction / of the signal",
+        "copy_patch_msm": "MSM of copying the nearest visible patch",
+    }
+    rows = [(text, *(shown(monitor[name][channel]) for channel in channels)) for name, text in names.items()]
+    console.table("validation, hidden samples", ("measure", *channels), rows, numbers=channels)
+    peaks = monitor["r_peak_recall"], monitor["r_peak_precision"]
+    if peaks[0] is not None:
+        console.note(
+            f"hidden R peaks found within 50 ms: {peaks[0]:.1%}; predicted ones that are right: "
+            f"{'none predicted' if peaks[1] is None else f'{peaks[1]:.1%}'}"
+        )
+    console.note(f"effective rank of the latents: {shown(monitor['latent_rank'])}")

@@ -38,11 +38,16 @@ class StepMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
-    """One epoch done: `epoch` counts from 1, `seconds` include validation, `lr` is of its last step."""
+    """One epoch done: `epoch` counts from 1, `seconds` include validation, `lr` is of its last step.
+
+    `monitor` says whether the validation windows are reconstructed, beyond the losses; see
+    `biofound.core.monitor.MonitorSums.summary`.
+    """
 
     epoch: int
     train: Losses
     val: Losses
+    monitor: dict[str, Any]
     lr: float
     seconds: float
     windows_per_second: float
@@ -73,16 +78,20 @@ def history_json(epochs: Sequence[EpochMetrics], *, synthetic: bool) -> dict[str
     for split in ("train", "val"):
         for name in ("loss", "msm", "stft"):
             history[f"{split}_{name}"] = [row[split][name] for row in rows]
-    for split in ("train", "val"):
-        by_channel = [row[split]["msm_by_channel"] for row in rows]
-        history[f"{split}_msm_by_channel"] = {
-            channel: [losses[channel] for losses in by_channel]
-            for channel in (by_channel[0] if by_channel else ())
-        }
+        history[f"{split}_msm_by_channel"] = _columns([row[split]["msm_by_channel"] for row in rows])
+    history["val_monitor"] = _columns([row["monitor"] for row in rows])
     for name in ("lr", "seconds", "windows_per_second"):
         history[name] = [row[name] for row in rows]
     history["best_epoch"] = max((epoch.epoch for epoch in epochs if epoch.best), default=None)
     return history
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of equal keys as lists by key, also inside mappings: `{"a": {"b": [...]}}`."""
+    return {
+        key: _columns([row[key] for row in rows]) if isinstance(value, dict) else [row[key] for row in rows]
+        for key, value in (rows[0].items() if rows else ())
+    }
 
 
 class ThroughputMeter:

@@ -267,6 +267,8 @@ class Reconstruction(NamedTuple):
     """(B, C, 1)."""
     std: Tensor
     """(B, C, 1)."""
+    latents: Tensor
+    """(B, P, D)."""
 
     def in_physical_units(self) -> Tensor:
         """The reconstruction (B, C, T) in the units of the input."""
@@ -287,7 +289,9 @@ class PretrainingModel(nn.Module):
         encoded = self.encoder.encode(x, mask=mask, observed=observed)
         scaled = encoded.normalised
         values = self.decoder(encoded.latents)
-        return Reconstruction(values, scaled.values, encoded.loss_mask, scaled.mean, scaled.std)
+        return Reconstruction(
+            values, scaled.values, encoded.loss_mask, scaled.mean, scaled.std, encoded.latents
+        )
 
 
 def parameter_count(module: nn.Module) -> int:

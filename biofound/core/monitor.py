@@ -46,8 +46,9 @@ class MonitorSums:
         """The quantities that a user watches, as plain numbers; None where there is nothing to measure.
 
         Returns:
-            `variance_ratio` (reconstruction's variance over the target's, hidden samples) and
-            `copy_patch_msm` (MSM of copying the nearest visible patch), by channel; `r_peak_recall` and
+            `variance_ratio` (reconstruction's variance over the target's, hidden samples),
+            `constant_guess_msm` (MSM of the visible samples' mean) and `copy_patch_msm` (MSM of copying the
+            nearest visible patch), by channel; `r_peak_recall` and
             `r_peak_precision` of ECG R peaks in hidden seconds, within 50 ms; `latent_rank` (effective rank,
             Roy & Vetterli 2007: the exponential of the entropy of the covariance's eigenvalues, 1 to D).
         """
@@ -59,6 +60,7 @@ class MonitorSums:
         hidden, found, predicted = peaks.tolist()
         return {
             "variance_ratio": _by_channel(self.channels, variance / wanted),
+            "constant_guess_msm": _by_channel(self.channels, target2 / count),
             "copy_patch_msm": _by_channel(self.channels, copied / count),
             "r_peak_recall": found / hidden if hidden else None,
             "r_peak_precision": found / predicted if predicted else None,

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,6 +36,7 @@ from biofound.core.losses import LossSums, MultiResolutionSTFT, masked_squared_e
 from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
 from biofound.core.micro_batches import MICRO_BATCHES, micro_batches_on
 from biofound.core.models import PretrainingModel, Reconstruction
+from biofound.core.monitor import MonitorSums, monitor_sums
 from biofound.core.optimizer import flat_grad_buffer, learning_rate, make_optimizer
 from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batches
 from biofound.data.windows import Windows
@@ -264,7 +265,7 @@ class Trainer:
 
     def _end_epoch(self, started: float) -> Iterator[EpochMetrics | WriteFailure]:
         trained = time.perf_counter() - started
-        val = self.evaluate()
+        val, monitor = self.validate()
         if not math.isfinite(val.loss):
             raise TrainingError(
                 f"the validation loss is {val.loss} in epoch {self.epoch + 1}: some validation windows "
@@ -276,6 +277,7 @@ class Trainer:
             epoch=self.epoch + 1,
             train=self._losses(self._epoch_sums),
             val=val,
+            monitor=monitor,
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - started,
             windows_per_second=len(self.train) / trained,
@@ -301,8 +303,8 @@ class Trainer:
     # -----------------------------------------------------------------------------------------------------
     # Validation
 
-    def evaluate(self, *, baseline: bool = False) -> Losses:
-        """The losses over the validation windows, under the run's fixed masks.
+    def validate(self, *, baseline: bool = False) -> tuple[Losses, dict[str, Any]]:
+        """The losses over the validation windows, under the run's fixed masks, and `MonitorSums.summary`.
 
         Args:
             baseline: score the visible samples' mean in place of the reconstruction: what a model that has
@@ -310,6 +312,9 @@ class Trainer:
         """
         self.model.eval()
         by_number: dict[int, LossSums] = {}  # a sum for each micro-batch, as processes would add them up
+        watched: dict[int, MonitorSums] = {}
+        channels = self.model.config.channels
+        nothing = MonitorSums.zero(channels=channels, width=self.model.config.d_model, device=self.device)
 
         def score(own: MicroBatch) -> None:
             with torch.inference_mode():
@@ -318,12 +323,24 @@ class Trainer:
                 if baseline:
                     out = out._replace(values=torch.zeros_like(out.values))
                 by_number[own.number] = by_number.get(own.number, self._no_sums()) + self._loss_sums(out)
+                sums = monitor_sums(
+                    out.values,
+                    out.target,
+                    out.loss_mask,
+                    mask=mask,
+                    latents=out.latents,
+                    channels=channels,
+                    sfreq=self.data.sfreq,
+                )
+                watched[own.number] = watched.get(own.number, nothing) + sums
 
         for index in split_batches(np.arange(len(self.val)), self.config.batch_size):
             self._micro_batches.map(score, self._own_micro_batches(index))
         whole, _ = self._summed(by_number.values())
         self._require_scored(whole, "validation")
-        return self._losses(whole)
+        total = sum((watched[number] for number in sorted(watched)), start=nothing)
+        total = replace(total, vector=self.group.sum(total.vector))
+        return self._losses(whole), total.summary()
 
     def validation_mask(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The masks (B, P) of validation windows, the same in every epoch."""

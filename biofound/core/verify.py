@@ -327,7 +327,7 @@ def gradient_clipping(target: VerificationTarget) -> str:
 def validation(target: VerificationTarget) -> str:
     """The trainer's validation loss is that of all windows at once, without dropout."""
     with _trainer(target, dropout=0.5, batch_size=WATCHED_BATCH) as trainer:
-        found, again = trainer.evaluate().loss, trainer.evaluate().loss
+        found, again = trainer.validate()[0].loss, trainer.validate()[0].loss
         mask = torch.from_numpy(trainer.validation_mask(np.arange(len(target.x))))
         model = trainer.model.eval()
         with torch.no_grad():

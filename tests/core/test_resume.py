@@ -99,11 +99,11 @@ def test_killed_between_checkpoints_it_takes_the_lost_steps_again(make, tmp_path
 @pytest.mark.parametrize("resumed_after", [None, 1, 2])
 def test_the_best_model_is_that_of_the_lowest_validation_loss(make, tmp_path, monkeypatch, resumed_after):
     # The losses of the 3 epochs are given: the second is the best.
-    def evaluate(self):
+    def validate(self):
         loss = [0.5, 0.2, 0.4][self.epoch]
-        return Losses(loss=loss, msm=loss, stft=0.0, msm_by_channel={"PPG": loss, "ECG": loss})
+        return Losses(loss=loss, msm=loss, stft=0.0, msm_by_channel={"PPG": loss, "ECG": loss}), {}
 
-    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "validate", validate)
     trainer = make(tmp_path)
     for event in trainer.fit():
         if isinstance(event, EpochMetrics) and event.epoch == resumed_after:

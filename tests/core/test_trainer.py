@@ -107,7 +107,7 @@ def test_validation_scores_every_window_once_without_crop(make, windows):
     seen = []
     read = trainer.val.read
     trainer.val.read = lambda index, crop=None: (seen.append((index, crop)), read(index, crop))[1]
-    trainer.evaluate()
+    trainer.validate()
     assert sorted(np.concatenate([index for index, _ in seen])) == list(range(12))
     assert all(crop is None for _, crop in seen)
 
@@ -222,7 +222,7 @@ def test_bf16_gives_nearly_the_losses_of_fp32(make, tmp_path):
 
 def test_a_baseline_scores_the_squared_target_whatever_the_model(make, x):
     trainer = make()
-    got = trainer.evaluate(baseline=True)
+    got, _ = trainer.validate(baseline=True)
     mask = torch.from_numpy(trainer.validation_mask(np.arange(4)))
     out = trainer.model(x[:4], mask)
     expected = out.target[out.loss_mask].square().mean().item()
