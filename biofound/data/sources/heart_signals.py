@@ -1,7 +1,7 @@
 """PPG, ECG and acceleration of a virtual heart: render any segment at any rate, in physical units.
 
-Everything is evaluated for all beats at once, and only for the samples asked for. Noise is drawn from the
-start of the heart's segment on, so that a sample has the same noise whichever segment it is rendered in.
+Everything is evaluated for all beats at once, and only for the samples asked for; a sample is the same
+whichever segment it is rendered in.
 """
 
 import math
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal as scipy_signal
 
-from biofound.data.sources.hearts import PULSE_S, STRIDE_HARMONICS, Heart, Shape, gaussian_shape
-from biofound.data.sources.keyed_draws import Floats, Purpose, generator
+from biofound.data.sources.hearts import PULSE_S, STRIDE_HARMONICS, Heart, Noise, Shape, gaussian_shape
+from biofound.data.sources.keyed_draws import Floats
 from biofound.data.sources.rhythms import MARGIN_S, Beat
 
 SIGNALS = ("PPG", "ECG", "ACC_X", "ACC_Y", "ACC_Z")
@@ -23,6 +23,7 @@ SIGNALS = ("PPG", "ECG", "ACC_X", "ACC_Y", "ACC_Z")
 _SLOW_HZ = 10.0  # breathing and drift are evaluated at this rate and interpolated
 _EVENTS_AT_ONCE = 4096  # bounds the memory of long recordings
 _SHOCK_S = 0.4
+_BANK = 2**20  # samples of noise that are kept ready
 _NOISE_MEMORY_S = 4.0  # a filter with a corner at 0.7 Hz has forgotten what came before, to 1e-7
 _OTHER_WANDER_S = 5000.0  # the ECG's wander is the PPG's at another time
 _ACCELERATION_NOISE = 0.003  # g, 0.5 to 10 Hz
@@ -86,7 +87,7 @@ class _Segment:
         envelope = heart.movements.envelope(self.slow_times)
         self.movement = self._smooth(envelope) if envelope.max(initial=0.0) > 1e-3 else None
         self._breath = heart.breathing(self.slow_times)
-        self._shared_movement: Floats | None = None
+        self._shared_movement: NDArray[np.float32] | None = None
         self._strides = self._draw_strides()
 
     def ppg(self) -> Floats:
@@ -96,9 +97,9 @@ class _Segment:
         signal *= heart.ppg_sign
         signal += self._pacing(0)
         if self.movement is not None:
-            own = self._noise(Purpose.PPG_MOVEMENT, "movement")
+            own = self._noise(Noise.PPG_MOVED, "movement")
             signal += heart.perfusion * self.movement * (self._moved() + own) * math.sqrt(0.5)
-        signal += heart.ppg_noise * self._noise(Purpose.PPG, "ppg")
+        signal += heart.ppg_noise * self._noise(Noise.PPG, "ppg")
         return np.clip(signal, *heart.ppg_limits)
 
     def ecg(self) -> Floats:
@@ -114,9 +115,9 @@ class _Segment:
         signal += self._pacing(1)
         if self.movement is not None:
             size = heart.movements.ecg_share * heart.r_amplitude * self.movement
-            own = self._noise(Purpose.ECG_MOVEMENT, "ecg")
+            own = self._noise(Noise.ECG_MOVED, "ecg")
             signal += size * (0.6 * self._moved() + 0.4 * own)
-        signal += heart.ecg_noise * self._noise(Purpose.ECG, "ecg")
+        signal += heart.ecg_noise * self._noise(Noise.ECG, "ecg")
         return np.clip(signal, *heart.ecg_limits)
 
     def acceleration(self, axis: int) -> Floats:
@@ -125,9 +126,9 @@ class _Segment:
         signal += heart.shock[axis] * self._shocks()
         signal += self._pacing(2 + axis)
         if self.movement is not None:
-            own = self._noise(Purpose(Purpose.ACC_X_MOVEMENT + axis), "movement")
+            own = self._noise(Noise(Noise.ACC_X_MOVED + axis), "movement")
             signal += heart.movements.acceleration * self.movement * (self._moved() + own)
-        signal += _ACCELERATION_NOISE * self._noise(Purpose(Purpose.ACC_X + axis), "acceleration")
+        signal += _ACCELERATION_NOISE * self._noise(Noise(Noise.ACC_X + axis), "acceleration")
         return signal
 
     # -----------------------------------------------------------------------------------------------------
@@ -241,29 +242,31 @@ class _Segment:
         total += 0.2 * np.linalg.norm(pacing.weights[row]) * self._moved()
         return np.asarray(total * self._smooth(pacing.envelope(self.slow_times) * uneven))
 
-    def _moved(self) -> Floats:
+    def _moved(self) -> NDArray[np.float32]:
         """The movement (T,) that all signals share, of unit deviation."""
         if self._shared_movement is None:
-            self._shared_movement = self._noise(Purpose.MOVEMENT, "movement")
+            self._shared_movement = self._noise(Noise.MOVEMENT, "movement")
         return self._shared_movement
 
-    def _noise(self, purpose: Purpose, colour: _Colour) -> Floats:
-        """Noise (T,) of unit deviation within the colour's band."""
-        skipped = self.first + round(MARGIN_S * self.sfreq)
-        rng = generator(self.heart.key, self.heart.case, purpose)
-        white = rng.standard_normal(skipped + self.samples, dtype=np.float32)
-        before = min(skipped, round(_NOISE_MEMORY_S * self.sfreq))
-        numerator, denominator = _noise_filter(colour, self.sfreq)
-        return np.asarray(scipy_signal.lfilter(numerator, denominator, white[skipped - before :])[before:])
+    def _noise(self, source: Noise, colour: _Colour) -> NDArray[np.float32]:
+        """Noise (T,) of unit deviation within the colour's band; not to be changed in place."""
+        bank = _noise_bank(colour, self.sfreq)
+        start = (int(self.heart.noise[source]) + self.first) % len(bank)
+        if start + self.samples <= len(bank):
+            return bank[start : start + self.samples]
+        return np.take(bank, np.arange(start, start + self.samples), mode="wrap")
 
     def _smooth(self, slow: Floats) -> Floats:
         """A slow signal, given at `slow_times`, at every sample (T,)."""
         return np.interp(self.times, self.slow_times, slow)
 
 
-@lru_cache(maxsize=32)
-def _noise_filter(colour: _Colour, sfreq: float) -> tuple[Floats, Floats]:
-    """A recursive filter that turns white noise of unit deviation into the colour's."""
+@lru_cache(maxsize=16)
+def _noise_bank(colour: _Colour, sfreq: float) -> NDArray[np.float32]:
+    """A ring of noise (N,) of unit deviation within the colour's band, of which hearts take pieces.
+
+    Two and a third hours at 125 Hz: to draw and filter noise for each window would cost half as much again.
+    """
     low, high, corner, white = _COLOURS[colour]
     if corner == 0:
         numerator, denominator = np.ones(1), np.ones(1)
@@ -275,7 +278,12 @@ def _noise_filter(colour: _Colour, sfreq: float) -> tuple[Floats, Floats]:
     response = scipy_signal.freqz(numerator, denominator, frequency, fs=sfreq)[1]
     # Unit white noise has the power 2 / sfreq in each hertz.
     deviation = math.sqrt(float(np.mean(np.abs(response) ** 2)) * (high - low) * 2 / sfreq)
-    return numerator / deviation, denominator
+    drawn = np.random.default_rng(list(_COLOURS).index(colour)).standard_normal(_BANK, dtype=np.float32)
+    before = round(_NOISE_MEMORY_S * sfreq)
+    filtered = scipy_signal.lfilter(numerator / deviation, denominator, np.append(drawn[-before:], drawn))
+    bank: NDArray[np.float32] = filtered[before:].astype(np.float32)
+    bank.flags.writeable = False
+    return bank
 
 
 def _scatter(total: Floats, index: NDArray[np.int64], values: NDArray[np.floating]) -> None:

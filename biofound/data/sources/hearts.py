@@ -9,6 +9,7 @@ of pulses of three waves and a run-off, as measured pulses decompose.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 
 import numpy as np
@@ -70,6 +71,22 @@ class Pacing:
         return np.asarray(rise * np.clip((self.stop_s - times) / 2.0 + 0.5, 0.0, 1.0))
 
 
+class Noise(IntEnum):
+    """Where noise comes from: a sensor itself, a movement that all share, and each sensor's answer to it."""
+
+    PPG = 0
+    ECG = 1
+    ACC_X = 2
+    ACC_Y = 3
+    ACC_Z = 4
+    MOVEMENT = 5
+    PPG_MOVED = 6
+    ECG_MOVED = 7
+    ACC_X_MOVED = 8
+    ACC_Y_MOVED = 9
+    ACC_Z_MOVED = 10
+
+
 STRIDE_HARMONICS = (1, 2, 3, 4, 6, 8)
 
 
@@ -96,7 +113,7 @@ class Heart:
     """One virtual subject's stretch of `duration_s`, with all that is true of it; N beats, times in s.
 
     Attributes:
-        key, case: of the subject and of the recording; they key the noise.
+        noise: (11,) for each `Noise` a number below 2**32 that says which noise it is.
         rhythm: what the beats follow.
         heart_rate: mean ventricular rate that the rhythm was drawn for, in Hz.
         breathing: the breaths.
@@ -122,8 +139,7 @@ class Heart:
         gravity: (3,) in g. tilt: of the breath, in g. shock, shock_hz: of a beat, in g and Hz.
     """
 
-    key: tuple[int, int]
-    case: int
+    noise: NDArray[np.int64]
     duration_s: float
     rhythm: Rhythm
     heart_rate: float
@@ -207,8 +223,7 @@ def draw_heart(population: Population, key: tuple[int, int], duration_s: float, 
     clipped = draw.chance(population.clipping)
     rail = draw.uniform(0.5, 0.9)
     return Heart(
-        key=key,
-        case=case,
+        noise=rng.integers(0, 2**32, len(Noise)),
         duration_s=duration_s,
         rhythm=rhythm,
         heart_rate=beats.rate,

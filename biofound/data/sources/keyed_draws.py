@@ -21,17 +21,6 @@ class Purpose(IntEnum):
 
     HEART = 0
     BEATS = 1
-    PPG = 2
-    ECG = 3
-    ACC_X = 4
-    ACC_Y = 5
-    ACC_Z = 6
-    MOVEMENT = 7
-    PPG_MOVEMENT = 8
-    ECG_MOVEMENT = 9
-    ACC_X_MOVEMENT = 10
-    ACC_Y_MOVEMENT = 11
-    ACC_Z_MOVEMENT = 12
 
 
 def generator(key: tuple[int, int], case: int, purpose: Purpose) -> np.random.Generator:

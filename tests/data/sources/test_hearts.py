@@ -271,7 +271,7 @@ def test_noise_has_the_deviation_it_names():
 
 def test_a_stretch_beyond_the_heart_and_an_unknown_signal_are_refused():
     heart = draw_heart(REST, (1, 1), 10.0)
-    with pytest.raises(ValueError, match="expected a stretch within -6 to 16 s, got 8 to 18 s"):
+    with pytest.raises(ValueError, match="expected a segment within -6 to 16 s, got 8 to 18 s"):
         render(heart, ["PPG"], first=1000, samples=1250, sfreq=125.0)
     with pytest.raises(ValueError, match="got EMG"):
         render(heart, ["EMG"], first=0, samples=1250, sfreq=125.0)
