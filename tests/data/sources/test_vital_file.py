@@ -253,6 +253,12 @@ def test_a_track_without_a_signal_is_refused(tmp_path, wave, facts):
         read(path, PPG)
 
 
+def test_tracks_too_far_apart_in_time_are_refused(tmp_path):
+    waves = [Wave(name=PLETH, samples=wander(2)), Wave(name=ECG_II, samples=wander(2), start_s=1e6)]
+    with pytest.raises(DataError, match=r"channel ECG, track SNUADC/ECG_II: .* 48 h"):
+        read(write_vital(tmp_path / "a.vital", waves), PPG, ECG)
+
+
 def test_a_numeric_track_is_no_wave(tmp_path):
     path = write_vital(tmp_path / "a.vital", [Wave(name=PLETH, samples=wander(2))])
     rate = replace(PPG, name="HR", tracks=("Solar8000/HR",))
