@@ -127,8 +127,9 @@ def run_small(arguments: Sequence[str], directory: Path) -> tuple[int, str]:
         words = list(arguments[2:])
         if "--fast" in words:
             words += map(str, SMALL_MODEL)
-        if "--fast" in words or ("--epochs" in words and "--resume" not in words):
-            words += ["--epochs", "2", "--save-interval", "1", "--batch-size", "8", "--threads", "1"]
+        if {"--fast", "--epochs"} & set(words):
+            words += ["--epochs", "2", "--save-interval", "1", "--threads", "1"]
+            words += [] if "--batch-size" in words else ["--batch-size", "8"]
         with pytest.MonkeyPatch.context() as patch:
             if "--fast" in words:
                 patch.setitem(SyntheticSource.__init__.__kwdefaults__, "minutes", 0.2)

@@ -1,8 +1,8 @@
 """Masking: which patches are hidden, drawn from (seed, epoch, sample index), the same on any machine.
 
-Random numbers come from SplitMix64 (Steele, Lea & Flood 2014, https://doi.org/10.1145/2660193.2660195)
-used as a counter-based generator, so that a sample's mask depends on its key alone: neither on the
-batch it is in, nor on the process that draws it, nor on what was drawn before.
+Random numbers come from numpy's Philox (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405), a
+counter-based generator, so that a sample's mask depends on its key alone: neither on the batch it is in, nor
+on the process that draws it, nor on what was drawn before.
 """
 
 from enum import IntEnum
@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 MaskType = Literal["random", "block"]
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Stream(IntEnum):
@@ -39,12 +37,13 @@ def keyed_uniform(
     Returns:
         (B, count) float64.
     """
-    key = np.zeros(1, np.uint64)
-    for part in (seed, int(stream), epoch):
-        key = _splitmix64(key ^ np.uint64(part))
-    rows = _splitmix64(key ^ index.astype(np.uint64))
-    columns = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    bits = _splitmix64(rows[:, None] + columns[None, :])
+    philox = np.random.Philox(key=[seed, int(stream) << 32 | epoch])
+    state = philox.state
+    bits = np.empty((len(index), count), np.uint64)
+    for row, sample in zip(bits, index.tolist(), strict=True):
+        state["state"]["counter"][3] = sample
+        philox.state = state
+        row[:] = philox.random_raw(count)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -101,11 +100,3 @@ def draw_masks(
     mask = np.zeros(draw.shape, np.bool_)
     np.put_along_axis(mask, np.argpartition(draw, hidden - 1, axis=1)[:, :hidden], True, axis=1)
     return mask
-
-
-def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One step of SplitMix64: the output that follows `state`. Arithmetic is modulo 2**64."""
-    mixed = state + _GOLDEN
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))

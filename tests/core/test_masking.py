@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from biofound.core.masking import Stream, _splitmix64, draw_masks, hidden_patches, keyed_uniform
+from biofound.core.masking import Stream, draw_masks, hidden_patches, keyed_uniform
 
 
 def masks(index, *, kind="random", ratio=0.4, patches=10, seed=0, epoch=0, stream=Stream.TRAIN_MASK):
@@ -16,14 +16,11 @@ def masks(index, *, kind="random", ratio=0.4, patches=10, seed=0, epoch=0, strea
     )
 
 
-def test_splitmix64_gives_the_published_sequence():
-    # The test vector of the reference implementation for seed 1234567.
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    golden, state, got = 0x9E3779B97F4A7C15, 1234567, []
-    for _ in published:
-        got.append(int(_splitmix64(np.array([state], np.uint64))[0]))
-        state = (state + golden) % 2**64
-    assert got == published
+def test_uniform_numbers_are_those_of_numpys_philox_at_the_samples_counter():
+    drawn = keyed_uniform(seed=7, stream=Stream.CROP, epoch=3, index=np.array([5, 0, 123456789]), count=6)
+    for row, sample in zip(drawn, (5, 0, 123456789), strict=True):
+        philox = np.random.Philox(key=[7, 3 << 32 | 3], counter=[0, 0, 0, sample])
+        assert row.tolist() == np.random.Generator(philox).random(6).tolist()
 
 
 def test_uniform_numbers_are_uniform_and_uncorrelated_between_neighbouring_keys():
