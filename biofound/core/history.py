@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Losses over a set of windows: `loss = msm + stft_weight * stft`; MSM also by channel."""
+    """Losses over a set of windows: the terms, and `loss`, their sum by weight; MSM also by channel."""
 
     loss: float
     msm: float
     stft: float
     msm_by_channel: dict[str, float]
+    global_term: float = 0.0
+    rhythm_term: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

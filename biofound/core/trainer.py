@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
 from biofound.core.devices import AUTOCAST_DTYPE
 from biofound.core.distributed import ALONE, Group, Part
+from biofound.core.global_term import RhythmTargets, global_terms
 from biofound.core.history import (
     EpochReport,
     Losses,
@@ -33,7 +34,7 @@ from biofound.core.history import (
     reports_from_json,
     reports_to_json,
 )
-from biofound.core.losses import MultiResolutionSTFT, masked_squared_error
+from biofound.core.losses import MultiResolutionSTFT, SumCount, masked_squared_error
 from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
 from biofound.core.meter import Meter
 from biofound.core.models import PretrainingModel, Reconstruction
@@ -87,6 +88,8 @@ class TrainConfig:
     stft_weight: float
     stft_windows: tuple[int, ...]
     stft_floor: float
+    global_weight: float = 0.0
+    rhythm_weight: float = 0.0
     random_crop: bool
     shuffle: Shuffle
     seed: int
@@ -155,13 +158,19 @@ class Trainer:
         self.device, self.group, self.stop = device, group, stop
         self.optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=config.precision == "fp16")
-        bands = [data.filters[name] for name in model.config.channels]
+        filters = [data.filters[name] for name in model.config.channels]
+        bands = [(band["low_hz"], band["high_hz"]) for band in filters]
         self.stft = MultiResolutionSTFT(
             sfreq=data.sfreq,
-            bands=[(band["low_hz"], band["high_hz"]) for band in bands],
+            bands=bands,
             window_lengths=config.stft_windows,
             floor=config.stft_floor,
         ).to(device)
+        self.rhythm = None
+        if model.config.rhythm_head:
+            self.rhythm = RhythmTargets(
+                sfreq=data.sfreq, bands=bands, samples=model.config.context_length
+            ).to(device)
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.epoch = 0
@@ -405,14 +414,29 @@ class Trainer:
         return self._loss_terms(out)
 
     def _backward(self, own: Terms, whole: Terms) -> None:
-        loss = own.counted_as(whole).total(stft_weight=self.config.stft_weight)
+        loss = self._loss(own.counted_as(whole))
         torch.autograd.backward(self.scaler.scale(loss))
 
     def _loss_terms(self, out: Reconstruction) -> Terms:
         return Terms(
             masked_squared_error(out.values, out.target, out.counted),
             self.stft(out.values, out.target, out.counted),
+            self._rhythm_terms(out),
         )
+
+    def _rhythm_terms(self, out: Reconstruction) -> SumCount:
+        if self.rhythm is None or out.rhythm is None:
+            nothing = torch.zeros(2, device=self.device)
+            return SumCount(nothing, nothing)
+        summaries, intervals = self.rhythm(out.target)
+        return global_terms(out.rhythm, summaries, intervals, out.whole)
+
+    def _loss(self, terms: Terms) -> Tensor:
+        return terms.total(stft_weight=self.config.stft_weight, rhythm_weights=self._rhythm_weights)
+
+    @property
+    def _rhythm_weights(self) -> tuple[float, float]:
+        return self.config.global_weight, self.config.rhythm_weight
 
     def _no_terms(self) -> Terms:
         return Terms.zero(
@@ -431,7 +455,11 @@ class Trainer:
         return Terms.unpacked(packed, channels=channels, resolutions=resolutions), stop
 
     def _losses(self, terms: Terms) -> Losses:
-        return terms.losses(stft_weight=self.config.stft_weight, channels=self.model.config.channels)
+        return terms.losses(
+            stft_weight=self.config.stft_weight,
+            channels=self.model.config.channels,
+            rhythm_weights=self._rhythm_weights,
+        )
 
     def _mask(self, stream: Stream, epoch: int, index: NDArray[np.int64]) -> NDArray[np.bool_]:
         config = self.config
@@ -457,7 +485,7 @@ class Trainer:
 
     def _require_finite(self, step: "_Step", batch: Batch) -> None:
         """Stop before the weights change, and leave a checkpoint from just before."""
-        loss, norm = step.terms.total(stft_weight=self.config.stft_weight), step.gradient_norm
+        loss, norm = self._loss(step.terms), step.gradient_norm
         if self.config.precision == "fp16":
             norm = torch.zeros_like(norm)  # GradScaler skips a step whose gradient overflowed, and goes on
         if torch.isfinite(loss + norm):

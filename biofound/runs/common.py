@@ -53,6 +53,8 @@ def model_config(settings: PretrainSettings) -> "ModelConfig":
         num_layers=settings.num_layers,
         expansion_factor=settings.expansion_factor,
         dropout=settings.dropout,
+        patch_embedding=settings.patch_embedding,
+        rhythm_head=settings.global_weight > 0 or settings.rhythm_weight > 0,
     )
 
 
@@ -72,6 +74,8 @@ def train_config(settings: PretrainSettings, *, precision: Literal["fp32", "bf16
         stft_weight=settings.stft_weight,
         stft_windows=settings.stft_windows,
         stft_floor=settings.stft_floor,
+        global_weight=settings.global_weight,
+        rhythm_weight=settings.rhythm_weight,
         random_crop=settings.random_crop,
         shuffle=settings.shuffle,
         seed=settings.seed,

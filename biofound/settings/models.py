@@ -422,6 +422,11 @@ class PretrainSettings(Settings):
     patch_size: int = setting(
         125, "Length of a patch; it divides the context.", panel=_MODEL, unit="samples", ge=1
     )
+    patch_embedding: Literal["linear", "convolutional"] = setting(
+        "linear",
+        "linear: each patch by itself; convolutional: also by convolutions over the whole window.",
+        panel=_MODEL,
+    )
     d_model: int = setting(192, "Width of the latent.", panel=_MODEL, ge=1)
     num_layers: int = setting(4, "Mixer layers of the encoder.", panel=_MODEL, ge=1)
     expansion_factor: int = setting(
@@ -446,6 +451,18 @@ class PretrainSettings(Settings):
         panel=_MASK,
         gt=0,
         le=1,
+    )
+    global_weight: float = setting(
+        0.0,
+        "Weight of the global term: autocorrelation and spectrum of the whole window, from the latents.",
+        panel=_MASK,
+        ge=0,
+    )
+    rhythm_weight: float = setting(
+        0.0,
+        "Weight of the rhythm term: likely beat intervals of the whole window, from the latents.",
+        panel=_MASK,
+        ge=0,
     )
     epochs: int = setting(100, "Passes over the training windows.", panel=_OPTIMISER, unit="epochs", ge=1)
     batch_size: int = setting(128, "Windows an optimizer step.", panel=_OPTIMISER, unit="windows", ge=1)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from biofound.core.losses import SumCount
@@ -9,6 +10,7 @@ def some(seed):
     return Terms(
         SumCount(torch.rand(2, generator=random), torch.rand(2, generator=random) + 1),
         SumCount(torch.rand(3, 2, generator=random), torch.rand(3, 2, generator=random) + 1),
+        SumCount(torch.rand(2, generator=random), torch.rand(2, generator=random) + 1),
     )
 
 
@@ -32,3 +34,14 @@ def test_no_terms_add_nothing_and_lose_nothing():
     zero = Terms.zero(channels=2, resolutions=3, device=torch.device("cpu"))
     assert zero.total(stft_weight=0.3).item() == 0
     assert torch.equal((zero + some(0)).packed(), some(0).packed())
+
+
+def test_the_global_and_rhythm_terms_count_by_their_weights_and_not_at_all_at_zero():
+    terms = some(0)
+    plain = terms.total(stft_weight=0.3)
+    assert torch.equal(terms.total(stft_weight=0.3, rhythm_weights=(0.0, 0.0)), plain)
+    global_term, rhythm_term = (terms.rhythm.total / terms.rhythm.count).tolist()
+    expected = plain.item() + 0.3 * global_term + 0.1 * rhythm_term
+    assert terms.total(stft_weight=0.3, rhythm_weights=(0.3, 0.1)).item() == pytest.approx(expected)
+    losses = terms.losses(stft_weight=0.3, rhythm_weights=(0.3, 0.1), channels=("PPG", "ECG"))
+    assert (losses.global_term, losses.rhythm_term) == pytest.approx((global_term, rhythm_term))
