@@ -9,12 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Losses over a set of windows: `loss = msm + stft_weight * stft`; MSM also by channel."""
+    """Losses over a set of windows: `loss` is MSM and the other terms by their weights; MSM also by channel.
+
+    `further` holds the terms beside MSM and STFT that have a weight, by name.
+    """
 
     loss: float
     msm: float
     stft: float
     msm_by_channel: dict[str, float]
+    further: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,7 @@ def history_json(epochs: Sequence[EpochMetrics], *, synthetic: bool) -> dict[str
         for name in ("loss", "msm", "stft"):
             history[f"{split}_{name}"] = [row[split][name] for row in rows]
         history[f"{split}_msm_by_channel"] = _columns([row[split]["msm_by_channel"] for row in rows])
+        history[f"{split}_further"] = _columns([row[split]["further"] for row in rows])
     history["val_monitor"] = _columns([row["monitor"] for row in rows])
     for name in ("lr", "seconds", "windows_per_second"):
         history[name] = [row[name] for row in rows]

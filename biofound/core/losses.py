@@ -6,7 +6,7 @@ division: a mean of means weighs unequal shares wrongly.
 STFT loss: Yamamoto, Song & Kim 2020, "Parallel WaveGAN", https://arxiv.org/abs/1910.11480.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,14 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from biofound.core.global_term import RhythmTargets, global_terms
 from biofound.core.history import Losses
+from biofound.core.models import Reconstruction
+
+FURTHER_TERMS = ("global", "rhythm")
+"""The loss terms beside MSM and STFT, in the order in which `LossSums` holds them."""
 
 
 @dataclass(frozen=True)
 class LossSums:
     """Loss sums of some windows, for C channels and R resolutions, in one small tensor.
 
-    `values` (2, 1 + R, C): the sums, then the counts; of MSM, then of the STFT at each resolution.
+    `values` (2, 1 + R + K, C): the sums, then the counts; of MSM, of the STFT at each resolution, and of
+    the K `FURTHER_TERMS`.
     """
 
     values: Tensor
@@ -29,7 +35,8 @@ class LossSums:
     @classmethod
     def zero(cls, *, channels: int, resolutions: int, device: torch.device) -> Self:
         """The sums of no windows, in float64."""
-        return cls(torch.zeros(2, 1 + resolutions, channels, dtype=torch.float64, device=device))
+        rows = 1 + resolutions + len(FURTHER_TERMS)
+        return cls(torch.zeros(2, rows, channels, dtype=torch.float64, device=device))
 
     @property
     def msm(self) -> Tensor:
@@ -39,7 +46,11 @@ class LossSums:
     @property
     def stft(self) -> Tensor:
         """Sums and counts (2, R, C) of the STFT distance."""
-        return self.values[:, 1:]
+        return self.values[:, 1 : -len(FURTHER_TERMS)]
+
+    def further(self, name: str) -> Tensor:
+        """The mean of one of the `FURTHER_TERMS`: one ratio over all channels, 0 where nothing counted."""
+        return mean_of(self.values[:, FURTHER_TERMS.index(name) - len(FURTHER_TERMS)].sum(1))
 
     def __add__(self, other: "LossSums") -> "LossSums":
         """The sums of both sets of windows, without their graph."""
@@ -49,17 +60,22 @@ class LossSums:
         """These sums over the counts of a whole batch: micro-batches' losses then add up to the batch's."""
         return LossSums(torch.stack([self.values[0], whole.values[1].to(self.values.dtype)]))
 
-    def loss(self, *, stft_weight: float) -> Tensor:
-        """The training loss, `MSM + stft_weight * STFT`."""
-        return msm_loss(self.msm) + stft_weight * stft_loss(self.stft)
+    def loss(self, weights: Mapping[str, float]) -> Tensor:
+        """The training loss: MSM, and the terms named in `weights` (stft, global, ...) by their weight."""
+        loss = msm_loss(self.msm)
+        for name, weight in weights.items():
+            if weight:
+                loss = loss + weight * (stft_loss(self.stft) if name == "stft" else self.further(name))
+        return loss
 
-    def losses(self, *, stft_weight: float, channels: Sequence[str]) -> Losses:
+    def losses(self, weights: Mapping[str, float], *, channels: Sequence[str]) -> Losses:
         """The losses as plain numbers."""
         return Losses(
-            loss=self.loss(stft_weight=stft_weight).item(),
+            loss=self.loss(weights).item(),
             msm=msm_loss(self.msm).item(),
             stft=stft_loss(self.stft).item(),
             msm_by_channel=dict(zip(channels, mean_of(self.msm).tolist(), strict=True)),
+            further={name: self.further(name).item() for name in FURTHER_TERMS if weights.get(name)},
         )
 
 
@@ -219,3 +235,33 @@ def _quarters(x: Tensor, n: int, skip: int) -> Tensor:
     hop = n // 4
     count = (x.shape[-1] - 2 * skip) // hop
     return x[..., skip : skip + count * hop].reshape(*x.shape[:2], count, hop).transpose(-1, -2)
+
+
+class PretrainingLoss(nn.Module):
+    """All loss terms of a reconstruction, as `LossSums`."""
+
+    def __init__(
+        self,
+        *,
+        sfreq: float,
+        bands: Sequence[tuple[float, float]],
+        samples: int,
+        stft_windows: Sequence[int],
+        stft_floor: float,
+    ) -> None:
+        """Prepare for windows of `samples`; see `MultiResolutionSTFT` and `RhythmTargets`."""
+        super().__init__()
+        self.stft = MultiResolutionSTFT(
+            sfreq=sfreq, bands=bands, window_lengths=stft_windows, floor=stft_floor
+        )
+        self.rhythm = RhythmTargets(sfreq=sfreq, bands=bands, samples=samples)
+
+    def forward(self, out: Reconstruction) -> LossSums:
+        """The sums of the windows of `out`; terms whose head the model lacks count nothing."""
+        msm = masked_squared_error(out.values, out.target, out.loss_mask)  # (2, C)
+        stft = self.stft(out.values, out.target, out.loss_mask)  # (2, R, C)
+        further = msm.new_zeros(2, len(FURTHER_TERMS), msm.shape[1])
+        if out.rhythm is not None:
+            summaries, intervals = self.rhythm(out.target)
+            further = global_terms(out.rhythm, summaries, intervals, out.whole)
+        return LossSums(torch.cat([msm[:, None], stft, further], dim=1))

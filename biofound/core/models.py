@@ -7,16 +7,20 @@ the only module that imports it: granite's own layouts and names appear nowhere 
 import re
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from biofound.core.embedding import ConvolutionalEmbedding
+from biofound.core.global_term import RhythmHead
 from biofound.data.channels import CHANNEL_NAME
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations inside granite and transformers, not ours to mend
     from tsfm_public.models.tinytimemixer import TinyTimeMixerConfig, TinyTimeMixerModel
+
+PatchEmbedding = Literal["linear", "convolutional"]
 
 # A channel whose visible samples vary by less than this fraction of their largest value is flat.
 _FLAT = 1e-6
@@ -36,6 +40,10 @@ class ModelConfig:
     num_layers: int
     expansion_factor: int
     dropout: float
+    patch_embedding: PatchEmbedding = "linear"
+    """`linear` maps each patch by itself; `convolutional` adds convolutions over the whole window."""
+    rhythm_head: bool = False
+    """Whether the decoder also predicts the targets of the global and rhythm terms."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on channel names or lengths that make no model."""
@@ -112,9 +120,13 @@ class Encoded(NamedTuple):
 
     latents: Tensor
     """(B, P, D)."""
+    by_channel: Tensor
+    """(B, C, P, D), the features that are fused into the latents."""
     normalised: Normalised
     loss_mask: Tensor
     """(B, C, T) bool, True where a sample was hidden by the mask and is real: where the loss counts."""
+    whole: Tensor
+    """(B, C) bool, True where a channel has no gap."""
 
 
 class Encoder(nn.Module):
@@ -164,6 +176,11 @@ class Encoder(nn.Module):
             }
         )
         self.fusion_bias = nn.Parameter(torch.zeros(width))
+        self.convolutions = (
+            ConvolutionalEmbedding(patches=config.patches, patch_size=config.patch_size, d_model=width)
+            if config.patch_embedding == "convolutional"
+            else None
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, except that dropout stays off in a frozen backbone."""
@@ -197,9 +214,11 @@ class Encoder(nn.Module):
         embedded = self.backbone.encoder.patcher(patches)  # (B, C, P, D)
         unseen = ~visible.view(*visible.shape[:2], -1, length).any(-1)  # (B, C, P)
         embedded = torch.where(unseen[..., None], self.mask_token.to(embedded.dtype), embedded)
+        if self.convolutions is not None:  # a hidden patch learns from them what stands beside it
+            embedded = embedded + self.convolutions(seen, visible)
         embedded = embedded + self._stacked(self.channel_embedding)[:, None, :]
         mixed, _ = self.backbone.encoder.mlp_mixer_encoder(embedded)  # (B, C, P, D)
-        return Encoded(self._fuse(mixed), scaled, observed & hidden)
+        return Encoded(self._fuse(mixed), mixed, scaled, observed & hidden, observed.all(-1))
 
     def _fuse(self, mixed: Tensor) -> Tensor:
         # One product a channel, then a sum: a block of zeros then adds exactly nothing, which is
@@ -239,12 +258,16 @@ class Encoder(nn.Module):
 
 
 class ReconstructionHead1D(nn.Module):
-    """The decoder: one linear map from a patch's latent to its samples in every channel."""
+    """The decoder: one linear map from a patch's latent to its samples in every channel.
+
+    With `config.rhythm_head` it also holds the maps to the targets of the global and rhythm terms.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.proj = nn.Linear(config.d_model, len(config.channels) * config.patch_size)
+        self.rhythm = RhythmHead(config.channels, d_model=config.d_model) if config.rhythm_head else None
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, P, D) -> (B, C, T), in normalised units."""
@@ -269,6 +292,10 @@ class Reconstruction(NamedTuple):
     """(B, C, 1)."""
     latents: Tensor
     """(B, P, D)."""
+    whole: Tensor
+    """(B, C) bool, True where a channel has no gap."""
+    rhythm: Tensor | None
+    """(2, B, C, S + I), the prediction of `RhythmHead`, where there is one."""
 
     def in_physical_units(self) -> Tensor:
         """The reconstruction (B, C, T) in the units of the input."""
@@ -289,8 +316,16 @@ class PretrainingModel(nn.Module):
         encoded = self.encoder.encode(x, mask=mask, observed=observed)
         scaled = encoded.normalised
         values = self.decoder(encoded.latents)
+        head = self.decoder.rhythm
         return Reconstruction(
-            values, scaled.values, encoded.loss_mask, scaled.mean, scaled.std, encoded.latents
+            values=values,
+            target=scaled.values,
+            loss_mask=encoded.loss_mask,
+            mean=scaled.mean,
+            std=scaled.std,
+            latents=encoded.latents,
+            whole=encoded.whole,
+            rhythm=None if head is None else head(encoded.latents, encoded.by_channel),
         )
 
 

@@ -32,10 +32,10 @@ from biofound.core.history import (
     WriteFailure,
     history_json,
 )
-from biofound.core.losses import LossSums, MultiResolutionSTFT, masked_squared_error
+from biofound.core.losses import LossSums, PretrainingLoss
 from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
 from biofound.core.micro_batches import MICRO_BATCHES, micro_batches_on
-from biofound.core.models import PretrainingModel, Reconstruction
+from biofound.core.models import ModelConfig, PretrainingModel, Reconstruction
 from biofound.core.monitor import MonitorSums, monitor_sums
 from biofound.core.optimizer import flat_grad_buffer, learning_rate, make_optimizer
 from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batches
@@ -62,6 +62,8 @@ class TrainConfig:
     stft_weight: float
     stft_windows: tuple[int, ...]
     stft_floor: float
+    global_weight: float
+    rhythm_weight: float
     random_crop: bool
     shuffle: Shuffle
     seed: int
@@ -86,14 +88,20 @@ class TrainConfig:
             index=index,
         )
 
-    def stft(self, data: DataDescription, channels: tuple[str, ...]) -> MultiResolutionSTFT:
-        """The STFT loss, over the pass bands of the channels."""
-        bands = [data.filters[name] for name in channels]
-        return MultiResolutionSTFT(
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each term beside MSM, by name."""
+        return {"stft": self.stft_weight, "global": self.global_weight, "rhythm": self.rhythm_weight}
+
+    def loss_terms(self, data: DataDescription, model: ModelConfig) -> PretrainingLoss:
+        """The loss terms, over the pass bands of the model's channels."""
+        bands = [data.filters[name] for name in model.channels]
+        return PretrainingLoss(
             sfreq=data.sfreq,
             bands=[(band["low_hz"], band["high_hz"]) for band in bands],
-            window_lengths=self.stft_windows,
-            floor=self.stft_floor,
+            samples=model.context_length,
+            stft_windows=self.stft_windows,
+            stft_floor=self.stft_floor,
         )
 
 
@@ -154,7 +162,7 @@ class Trainer:
         self.device, self.group, self.stop = device, group, stop
         self.optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.stft = config.stft(data, model.config.channels).to(device)
+        self.loss_terms = config.loss_terms(data, model.config).to(device)
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.epoch = 0
@@ -243,10 +251,11 @@ class Trainer:
             windows = own.windows.to(self.device, non_blocking=True)
             mask = own.mask.to(self.device, non_blocking=True)
             with self._keyed_dropout(own.number):
-                return self._loss_sums(self._forward(windows, mask))
+                sums: LossSums = self.loss_terms(self._forward(windows, mask))
+                return sums
 
         def backward(own: LossSums) -> None:
-            loss = own.with_counts_of(whole).loss(stft_weight=config.stft_weight)
+            loss = own.with_counts_of(whole).loss(config.loss_weights)
             torch.autograd.backward(self.scaler.scale(loss))
 
         sums = self._micro_batches.map(forward, batch.micro_batches)
@@ -322,7 +331,7 @@ class Trainer:
                 out = self._forward(torch.as_tensor(self.val.read(own.index)).to(self.device), mask)
                 if baseline:
                     out = out._replace(values=torch.zeros_like(out.values))
-                by_number[own.number] = by_number.get(own.number, self._no_sums()) + self._loss_sums(out)
+                by_number[own.number] = by_number.get(own.number, self._no_sums()) + self.loss_terms(out)
                 sums = monitor_sums(
                     out.values,
                     out.target,
@@ -396,11 +405,6 @@ class Trainer:
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
             yield
 
-    def _loss_sums(self, out: Reconstruction) -> LossSums:
-        msm = masked_squared_error(out.values, out.target, out.loss_mask)  # (2, C)
-        stft = self.stft(out.values, out.target, out.loss_mask)  # (2, R, C)
-        return LossSums(torch.cat([msm[:, None], stft], dim=1))
-
     def _no_sums(self) -> LossSums:
         channels, resolutions = len(self.model.config.channels), len(self.config.stft_windows)
         return LossSums.zero(channels=channels, resolutions=resolutions, device=self.device)
@@ -414,7 +418,7 @@ class Trainer:
         return LossSums(values), stop
 
     def _losses(self, sums: LossSums) -> Losses:
-        return sums.losses(stft_weight=self.config.stft_weight, channels=self.model.config.channels)
+        return sums.losses(self.config.loss_weights, channels=self.model.config.channels)
 
     def _require_scored(self, sums: LossSums, split: str) -> None:
         """A channel of which nothing was hidden and real scores 0, which would look like success."""
@@ -428,7 +432,7 @@ class Trainer:
 
     def _require_finite(self, sums: LossSums, norm: Tensor, batch: Batch) -> None:
         """Stop before the weights change, and leave a checkpoint from just before."""
-        loss = sums.loss(stft_weight=self.config.stft_weight)
+        loss = sums.loss(self.config.loss_weights)
         if self.config.precision == "fp16":
             norm = torch.zeros_like(norm)  # GradScaler skips a step whose gradient overflowed, and goes on
         if torch.isfinite(loss + norm):

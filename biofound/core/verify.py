@@ -24,7 +24,7 @@ from biofound.core import checkpoint as checkpoints
 from biofound.core.checkpoint import Checkpoint, DataDescription, load_checkpoint, save_checkpoint
 from biofound.core.history import EpochMetrics, StepMetrics
 from biofound.core.inflate import inflate
-from biofound.core.losses import MultiResolutionSTFT, masked_squared_error, msm_loss, stft_loss
+from biofound.core.losses import LossSums, PretrainingLoss, masked_squared_error, msm_loss, stft_loss
 from biofound.core.masking import Stream, hidden_patches
 from biofound.core.models import PretrainingModel, build_model, normalise, parameter_count
 from biofound.core.optimizer import learning_rate, make_optimizer
@@ -67,9 +67,9 @@ class VerificationTarget:
             patches=self.model.config.patches, stream=Stream.TRAIN_MASK, epoch=epoch, index=index
         )
 
-    def stft(self) -> MultiResolutionSTFT:
-        """The model's STFT loss."""
-        return self.config.stft(self.data, self.model.config.channels)
+    def loss_terms(self) -> PretrainingLoss:
+        """The model's loss terms."""
+        return self.config.loss_terms(self.data, self.model.config)
 
 
 def probe_windows(
@@ -397,7 +397,7 @@ def msm_closed_form(target: VerificationTarget) -> str:
 
 def stft_closed_form(target: VerificationTarget) -> str:
     """Doubling a signal whose power is far above the floor costs log 4 in every bin."""
-    stft, channels = target.stft(), len(target.model.config.channels)
+    stft, channels = target.loss_terms().stft, len(target.model.config.channels)
     samples = target.model.config.context_length
     noise = 1e3 * torch.randn(4, channels, samples, generator=torch.Generator().manual_seed(2))
     loss_mask = torch.ones_like(noise, dtype=torch.bool)
@@ -410,7 +410,7 @@ def stft_closed_form(target: VerificationTarget) -> str:
 
 def stft_pass_band(target: VerificationTarget) -> str:
     """An error above a channel's pass band costs little in the STFT loss, beside one within the band."""
-    stft, config, sfreq = target.stft(), target.model.config, target.data.sfreq
+    stft, config, sfreq = target.loss_terms().stft, target.model.config, target.data.sfreq
     t = torch.arange(config.context_length) / sfreq
     noise = torch.randn(4, len(config.channels), len(t), generator=torch.Generator().manual_seed(5))
     loss_mask = torch.ones_like(noise, dtype=torch.bool)
@@ -441,7 +441,7 @@ def small_error_small_stft(target: VerificationTarget) -> str:
     t = torch.arange(samples) / target.data.sfreq
     tone = (math.sqrt(2) * torch.sin(2 * math.pi * 2 * lows[:, None] * t)).expand(4, -1, -1)
     loss_mask = torch.ones_like(tone, dtype=torch.bool)
-    stft = target.stft()
+    stft = target.loss_terms().stft
     noise = torch.randn(tone.shape, generator=torch.Generator().manual_seed(3))
     small = stft_loss(stft(tone + 0.01 * noise, tone, loss_mask)).item()
     large = stft_loss(stft(tone + noise, tone, loss_mask)).item()
@@ -654,9 +654,8 @@ def _loss(
     model: PretrainingModel, target: VerificationTarget, mask: Tensor | None = None
 ) -> tuple[Tensor, float, float]:
     out = model(target.x, target.mask() if mask is None else mask)
-    msm = msm_loss(masked_squared_error(out.values, out.target, out.loss_mask))
-    stft = stft_loss(target.stft()(out.values, out.target, out.loss_mask))
-    return msm + target.config.stft_weight * stft, msm.item(), stft.item()
+    sums: LossSums = target.loss_terms()(out)
+    return sums.loss(target.config.loss_weights), msm_loss(sums.msm).item(), stft_loss(sums.stft).item()
 
 
 def _normalised(target: VerificationTarget) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from biofound.settings.channels import CHANNELS_YAML_HELP, ChannelNames
 from biofound.settings.windows import DEFAULT_STORE
 
 Lengths = Annotated[tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...], BeforeValidator(split_commas)]
+PatchEmbedding = Literal["linear", "convolutional"]
 _MASK, _OPTIMISATION, _MACHINE = "Masking and loss", "Optimisation", "Machine and run"
 
 
@@ -104,6 +105,11 @@ class PretrainSettings(Settings):
     patch_size: int = setting(
         125, "Length of a patch; it must divide the context.", panel="Model", unit="samples", ge=1
     )
+    patch_embedding: PatchEmbedding = setting(
+        "linear",
+        "linear: each patch by itself; convolutional: also by convolutions over the whole window.",
+        panel="Model",
+    )
     d_model: int = setting(192, "Width of the latent vectors.", panel="Model", ge=1)
     num_layers: int = setting(4, "Mixer layers of the encoder.", panel="Model", ge=1)
     expansion_factor: int = setting(8, "MLP expansion ratio of the mixer layers.", panel="Model", ge=1)
@@ -126,6 +132,18 @@ class PretrainSettings(Settings):
         panel=_MASK,
         gt=0,
         le=1,
+    )
+    global_weight: float = setting(
+        0.0,
+        "Weight of the global term: autocorrelation and spectrum of the whole window, from the latents.",
+        panel=_MASK,
+        ge=0,
+    )
+    rhythm_weight: float = setting(
+        0.0,
+        "Weight of the rhythm term: likely beat intervals of the whole window, from the latents.",
+        panel=_MASK,
+        ge=0,
     )
     epochs: int = setting(100, "Passes over the training windows.", panel=_OPTIMISATION, unit="epochs", ge=1)
     batch_size: int = setting(128, "Windows in an optimizer step.", panel=_OPTIMISATION, unit="windows", ge=1)
@@ -167,6 +185,11 @@ class PretrainSettings(Settings):
     threads: int | None = setting(
         None, "CPU threads of torch; by default torch's own choice.", panel=_MACHINE, ge=1
     )
+
+    @property
+    def rhythm_head(self) -> bool:
+        """Whether the model needs the head of the global and rhythm terms."""
+        return self.global_weight > 0 or self.rhythm_weight > 0
 
     @classmethod
     def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:

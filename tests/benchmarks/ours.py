@@ -95,5 +95,5 @@ def our_loop(
     output.mkdir(parents=True, exist_ok=True)
     trainer = our_trainer(store, output, precision=precision, steps=steps)
     if not stft:
-        trainer.stft = cast(MultiResolutionSTFT, NoSTFT())
+        trainer.loss_terms.stft = cast(MultiResolutionSTFT, NoSTFT())
     return trainer.fit()

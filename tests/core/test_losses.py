@@ -5,6 +5,7 @@ import torch
 
 from biofound.core import losses
 from biofound.core.losses import (
+    FURTHER_TERMS,
     LossSums,
     MultiResolutionSTFT,
     masked_squared_error,
@@ -62,7 +63,8 @@ def test_the_loss_of_an_empty_mask_is_zero_with_a_zero_gradient():
 
 def sums_of(ours, target, loss_mask):
     msm, stft = masked_squared_error(ours, target, loss_mask), make_stft()(ours, target, loss_mask)
-    return LossSums(torch.cat([msm[:, None], stft], dim=1))
+    further = torch.stack([msm * k for k in range(2, 2 + len(FURTHER_TERMS))], dim=1)  # whatever they are
+    return LossSums(torch.cat([msm[:, None], stft, further], dim=1))
 
 
 @pytest.mark.parametrize("first", [1, 2])
@@ -75,19 +77,21 @@ def test_sums_of_micro_batches_are_the_loss_of_the_whole(first):
     added = LossSums.zero(channels=2, resolutions=3, device=torch.device("cpu")) + one + other
     assert msm_loss(added.msm).item() == pytest.approx(msm_loss(whole.msm).item(), rel=1e-6)
     assert stft_loss(added.stft).item() == pytest.approx(stft_loss(whole.stft).item(), rel=1e-6)
-    shares = [own.with_counts_of(added).loss(stft_weight=0.3).item() for own in (one, other)]
-    assert sum(shares) == pytest.approx(whole.loss(stft_weight=0.3).item(), rel=1e-6)
+    weights = {"stft": 0.3, "global": 0.2, "rhythm": 0.1}
+    shares = [own.with_counts_of(added).loss(weights).item() for own in (one, other)]
+    assert sum(shares) == pytest.approx(whole.loss(weights).item(), rel=1e-6)
     mean_of_means = (msm_loss(one.msm) + msm_loss(other.msm)) / 2
     assert mean_of_means.item() != pytest.approx(msm_loss(whole.msm).item(), rel=1e-4)
 
 
 def test_losses_are_plain_numbers_that_add_up():
     sums = sums_of(signals(1), signals(2), patches_hidden(signals(), 1, 2))
-    found = sums.losses(stft_weight=0.3, channels=("PPG", "ECG"))
-    assert found.loss == pytest.approx(found.msm + 0.3 * found.stft, rel=1e-6)
+    found = sums.losses({"stft": 0.3, "global": 0.0, "rhythm": 0.1}, channels=("PPG", "ECG"))
+    assert found.loss == pytest.approx(found.msm + 0.3 * found.stft + 0.1 * found.further["rhythm"], rel=1e-6)
+    assert list(found.further) == ["rhythm"]
     assert list(found.msm_by_channel.values()) == mean_of(sums.msm).tolist()
     nothing = LossSums.zero(channels=2, resolutions=3, device=torch.device("cpu"))
-    assert nothing.losses(stft_weight=0.3, channels=("PPG", "ECG")).loss == 0
+    assert nothing.losses({"stft": 0.3}, channels=("PPG", "ECG")).loss == 0
 
 
 def test_stft_loss_equals_an_independent_reference_in_float64():

@@ -101,7 +101,8 @@ def test_the_best_model_is_that_of_the_lowest_validation_loss(make, tmp_path, mo
     # The losses of the 3 epochs are given: the second is the best.
     def validate(self):
         loss = [0.5, 0.2, 0.4][self.epoch]
-        return Losses(loss=loss, msm=loss, stft=0.0, msm_by_channel={"PPG": loss, "ECG": loss}), {}
+        by_channel = {"PPG": loss, "ECG": loss}
+        return Losses(loss=loss, msm=loss, stft=0.0, msm_by_channel=by_channel, further={}), {}
 
     monkeypatch.setattr(Trainer, "validate", validate)
     trainer = make(tmp_path)
