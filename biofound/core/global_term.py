@@ -105,6 +105,49 @@ class RhythmHead(nn.Module):
         return torch.stack([from_latents, from_channel])
 
 
+class RateHead(nn.Module):
+    """Linear maps from pooled features to the log heart rate: one from the latents, one from each channel.
+
+    It learns from synthetic windows, whose rate is known; no person's label is used.
+    """
+
+    def __init__(self, channels: Sequence[str], *, d_model: int) -> None:
+        super().__init__()
+        self.from_latents = nn.Linear(2 * d_model, 1)
+        self.from_channel = nn.ModuleDict({name: nn.Linear(2 * d_model, 1) for name in channels})
+
+    def forward(self, latents: Tensor, by_channel: Tensor) -> Tensor:
+        """Predictions (2, B, C) in units of `rate_target`: from the latents, repeated, and from each channel."""
+        own = pooled(by_channel).unbind(1)
+        from_channel = torch.cat(
+            [read(features) for read, features in zip(self.from_channel.values(), own, strict=True)], 1
+        )
+        from_latents = self.from_latents(pooled(latents)).expand_as(from_channel)
+        return torch.stack([from_latents, from_channel])
+
+
+def rate_target(heart_rate: Tensor) -> Tensor:
+    """The log of a heart rate in beats a minute, about of unit size between 40 and 180."""
+    return (heart_rate.log() - math.log(80.0)) / 0.4
+
+
+def rate_term(prediction: Tensor, heart_rate: Tensor) -> Tensor:
+    """Rate term: the Huber loss of the log heart rate, over the windows whose rate is known.
+
+    Args:
+        prediction: (2, B, C), of `RateHead`; both predictions are added.
+        heart_rate: (B,) beats a minute, NaN where unknown.
+
+    Returns:
+        Sums and counts (2, C).
+    """
+    known = torch.isfinite(heart_rate)
+    target = rate_target(torch.where(known, heart_rate, 80.0))[:, None]
+    error = F.huber_loss(prediction.float(), target.expand_as(prediction), reduction="none").sum(0)  # (B, C)
+    sums = torch.where(known[:, None], error, 0.0).sum(0)
+    return torch.stack([sums, known.sum().float().expand_as(sums)])
+
+
 def pooled(features: Tensor) -> Tensor:
     """Mean and standard deviation over patches: (..., P, D) -> (..., 2D)."""
     spread = (features.var(-2, correction=0) + 1e-6).sqrt()  # its gradient is finite where nothing varies

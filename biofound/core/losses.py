@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biofound.core.global_term import RhythmTargets, global_terms
+from biofound.core.global_term import RhythmTargets, global_terms, rate_term
 from biofound.core.history import Losses
 from biofound.core.models import Reconstruction
 
-FURTHER_TERMS = ("global", "rhythm")
+FURTHER_TERMS = ("global", "rhythm", "rate")
 """The loss terms beside MSM and STFT, in the order in which `LossSums` holds them."""
 
 
@@ -256,12 +256,17 @@ class PretrainingLoss(nn.Module):
         )
         self.rhythm = RhythmTargets(sfreq=sfreq, bands=bands, samples=samples)
 
-    def forward(self, out: Reconstruction) -> LossSums:
-        """The sums of the windows of `out`; terms whose head the model lacks count nothing."""
+    def forward(self, out: Reconstruction, heart_rate: Tensor | None = None) -> LossSums:
+        """The sums of the windows of `out`; terms whose head the model lacks count nothing.
+
+        `heart_rate` (B,) in beats a minute is what the rate term learns from; NaN where unknown.
+        """
         msm = masked_squared_error(out.values, out.target, out.loss_mask)  # (2, C)
         stft = self.stft(out.values, out.target, out.loss_mask)  # (2, R, C)
         further = msm.new_zeros(2, len(FURTHER_TERMS), msm.shape[1])
         if out.rhythm is not None:
             summaries, intervals = self.rhythm(out.target)
-            further = global_terms(out.rhythm, summaries, intervals, out.whole)
+            further[:, :2] = global_terms(out.rhythm, summaries, intervals, out.whole)
+        if out.rate is not None and heart_rate is not None:
+            further[:, 2] = rate_term(out.rate, heart_rate)
         return LossSums(torch.cat([msm[:, None], stft, further], dim=1))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from biofound.core.embedding import ConvolutionalEmbedding
-from biofound.core.global_term import RhythmHead
+from biofound.core.global_term import RateHead, RhythmHead
 from biofound.data.channels import CHANNEL_NAME
 
 with warnings.catch_warnings():
@@ -44,6 +44,8 @@ class ModelConfig:
     """`linear` maps each patch by itself; `convolutional` adds convolutions over the whole window."""
     rhythm_head: bool = False
     """Whether the decoder also predicts the targets of the global and rhythm terms."""
+    rate_head: bool = False
+    """Whether the decoder also predicts the log heart rate."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on channel names or lengths that make no model."""
@@ -260,7 +262,7 @@ class Encoder(nn.Module):
 class ReconstructionHead1D(nn.Module):
     """The decoder: one linear map from a patch's latent to its samples in every channel.
 
-    With `config.rhythm_head` it also holds the maps to the targets of the global and rhythm terms.
+    With `config.rhythm_head` and `config.rate_head` it also holds the maps to the targets of those terms.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -268,6 +270,7 @@ class ReconstructionHead1D(nn.Module):
         self.config = config
         self.proj = nn.Linear(config.d_model, len(config.channels) * config.patch_size)
         self.rhythm = RhythmHead(config.channels, d_model=config.d_model) if config.rhythm_head else None
+        self.rate = RateHead(config.channels, d_model=config.d_model) if config.rate_head else None
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, P, D) -> (B, C, T), in normalised units."""
@@ -296,6 +299,8 @@ class Reconstruction(NamedTuple):
     """(B, C) bool, True where a channel has no gap."""
     rhythm: Tensor | None
     """(2, B, C, S + I), the prediction of `RhythmHead`, where there is one."""
+    rate: Tensor | None
+    """(2, B, C), the prediction of `RateHead`, where there is one."""
 
     def in_physical_units(self) -> Tensor:
         """The reconstruction (B, C, T) in the units of the input."""
@@ -316,7 +321,7 @@ class PretrainingModel(nn.Module):
         encoded = self.encoder.encode(x, mask=mask, observed=observed)
         scaled = encoded.normalised
         values = self.decoder(encoded.latents)
-        head = self.decoder.rhythm
+        rhythm, rate = self.decoder.rhythm, self.decoder.rate
         return Reconstruction(
             values=values,
             target=scaled.values,
@@ -325,7 +330,8 @@ class PretrainingModel(nn.Module):
             std=scaled.std,
             latents=encoded.latents,
             whole=encoded.whole,
-            rhythm=None if head is None else head(encoded.latents, encoded.by_channel),
+            rhythm=None if rhythm is None else rhythm(encoded.latents, encoded.by_channel),
+            rate=None if rate is None else rate(encoded.latents, encoded.by_channel),
         )
 
 

@@ -64,6 +64,7 @@ class TrainConfig:
     stft_floor: float
     global_weight: float
     rhythm_weight: float
+    rate_weight: float
     random_crop: bool
     shuffle: Shuffle
     seed: int
@@ -91,7 +92,12 @@ class TrainConfig:
     @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each term beside MSM, by name."""
-        return {"stft": self.stft_weight, "global": self.global_weight, "rhythm": self.rhythm_weight}
+        return {
+            "stft": self.stft_weight,
+            "global": self.global_weight,
+            "rhythm": self.rhythm_weight,
+            "rate": self.rate_weight,
+        }
 
     def loss_terms(self, data: DataDescription, model: ModelConfig) -> PretrainingLoss:
         """The loss terms, over the pass bands of the model's channels."""

@@ -145,6 +145,12 @@ class PretrainSettings(Settings):
         panel=_MASK,
         ge=0,
     )
+    rate_weight: float = setting(
+        0.0,
+        "Weight of the rate term: the log heart rate of synthetic windows, from the latents.",
+        panel=_MASK,
+        ge=0,
+    )
     epochs: int = setting(100, "Passes over the training windows.", panel=_OPTIMISATION, unit="epochs", ge=1)
     batch_size: int = setting(128, "Windows in an optimizer step.", panel=_OPTIMISATION, unit="windows", ge=1)
     lr: float = setting(5e-4, "Peak learning rate of AdamW.", panel=_OPTIMISATION, gt=0, le=1)
@@ -190,6 +196,11 @@ class PretrainSettings(Settings):
     def rhythm_head(self) -> bool:
         """Whether the model needs the head of the global and rhythm terms."""
         return self.global_weight > 0 or self.rhythm_weight > 0
+
+    @property
+    def rate_head(self) -> bool:
+        """Whether the model needs the head of the rate term."""
+        return self.rate_weight > 0
 
     @classmethod
     def preset(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -42,6 +42,7 @@ TRAINING = TrainConfig(
     stft_floor=1e-3,
     global_weight=0.0,
     rhythm_weight=0.0,
+    rate_weight=0.0,
     random_crop=True,
     shuffle="full",
     seed=7,
