@@ -7,7 +7,7 @@ from biofound import console
 from biofound.data.sources import Case, SelectiveSource
 from biofound.data.sources.registry import open_source
 from biofound.data.sources.vitaldb import case_ids_in
-from biofound.data.splits import SPLITS, Splits, make_splits, save_splits
+from biofound.data.splits import SPLITS, UNKNOWN_SUBJECT, Splits, make_splits, save_splits
 from biofound.errors import write_error_context
 from biofound.options import Invocation
 from biofound.settings import PrepareSettings, resolve_channels
@@ -30,6 +30,7 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
         dataset_version=source.version(),
         channels=[channel.name for channel in channels],
         case_set=settings.case_set,
+        fractions=settings.fractions,
     )
     path = settings.output / f"splits_{settings.mode}.json"
     with write_error_context(path, option="--output"):
@@ -52,6 +53,12 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
         _show_splits(splits, counts)
         if left_out:
             _note_left_out(left_out)
+        unknown = sum(case.subject_id == UNKNOWN_SUBJECT for case in splits.of("train"))
+        if unknown:
+            console.note(
+                f"the patients of {unknown} cases are unknown: their windows can be used for "
+                "pretraining, and for no validation or test"
+            )
         console.note(f"written: {path}")
 
 

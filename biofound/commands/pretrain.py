@@ -32,6 +32,7 @@ from biofound.core.gpu_cache import GpuWindowCache, fits
 from biofound.core.history import EpochMetrics, Losses, StepMetrics, TrainingEvent, WriteFailure
 from biofound.core.models import ModelConfig, build_model, parameter_count
 from biofound.core.trainer import LAST, TrainConfig, Trainer
+from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
 from biofound.errors import SettingsError, write_error_context
 from biofound.figures import Example, draw_losses, draw_reconstructions
@@ -60,10 +61,10 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
         KeyboardInterrupt: after Ctrl-C, when the run is saved.
     """
     settings = invocation.settings
-    data_dir = settings.data_dir or DEFAULT_STORE
+    data_dir = settings.data_dir or (str(DEFAULT_STORE),)
     with joined_group(resolve_device(settings.device)) as (group, device):
         if wants_embedded_cohort(settings):
-            data_dir = settings.output_dir / EMBEDDED
+            data_dir = (str(settings.output_dir / EMBEDDED),)
             if group.rank == 0:
                 build_embedded_cohort(settings)
             group.wait()
@@ -81,9 +82,9 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
             try:
                 trainer = Trainer(
                     model=model,
-                    train=GpuWindowCache(train, device) if fits(train, device) else train,
-                    val=GpuWindowCache(val, device) if fits(val, device) else val,
-                    data=describe_data(train, val, settings),
+                    train=_cached(train, device),
+                    val=_cached(val, device),
+                    data=describe_data(train, settings),
                     config=settings.fill(TrainConfig, precision=precision),
                     settings=plain_values(settings),
                     output_dir=settings.output_dir,
@@ -128,6 +129,12 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
         console.print_json(_result_json(trainer, baseline))
     else:
         _show_result(trainer, baseline)
+
+
+def _cached(windows: Windows, device: torch.device) -> Windows | GpuWindowCache:
+    """The windows in GPU memory, where they fit and are the same in every epoch."""
+    cacheable = not isinstance(windows, MixedWindows) and fits(windows, device)
+    return GpuWindowCache(windows, device) if cacheable else windows
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from biofound.data.conditioning import design
 from biofound.data.integrity import QUANTILES, StoreSummary, inspect_store, splits_in
 from biofound.data.sources import Source
 from biofound.data.sources.registry import open_source
-from biofound.data.splits import SPLITS, Splits, load_splits
+from biofound.data.splits import SPLITS, SplitName, Splits, load_splits
 from biofound.data.store import INDEX_NAME, random_windows, read_index
 from biofound.errors import DataError, SettingsError
 from biofound.figures import draw_windows
@@ -58,7 +58,10 @@ def _build_stores(settings: WindowsSettings) -> list[Path]:
     channels = resolve_channels(settings.channels_yaml, settings.section).channels
     _refuse_unfit_channels(settings, splits, channels)
     source = _open_source_of(splits, settings)
-    chosen = SPLITS if settings.split == "all" else (settings.split,)
+    chosen: Sequence[SplitName] = [settings.split] if settings.split != "all" else SPLITS
+    if settings.split == "all" and (empty := [split for split in SPLITS if not splits.of(split)]):
+        console.note(f"no store of {' and '.join(empty)}: {settings.split_file} has no such cases")
+        chosen = [split for split in SPLITS if split not in empty]
     failures = []
     for split in chosen:
         results = build_windows(

@@ -117,7 +117,7 @@ class RateHead(nn.Module):
         self.from_channel = nn.ModuleDict({name: nn.Linear(2 * d_model, 1) for name in channels})
 
     def forward(self, latents: Tensor, by_channel: Tensor) -> Tensor:
-        """Predictions (2, B, C) in units of `rate_target`: from the latents, repeated, and from each channel."""
+        """Predictions (2, B, C) of `rate_target`: from the latents, repeated, and from each channel."""
         own = pooled(by_channel).unbind(1)
         from_channel = torch.cat(
             [read(features) for read, features in zip(self.from_channel.values(), own, strict=True)], 1

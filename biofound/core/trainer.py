@@ -39,6 +39,7 @@ from biofound.core.models import ModelConfig, PretrainingModel, Reconstruction
 from biofound.core.monitor import MonitorSums, monitor_sums
 from biofound.core.optimizer import flat_grad_buffer, learning_rate, make_optimizer
 from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batches
+from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
 from biofound.errors import CheckpointError, TrainingError
 from biofound.files import write_atomically, write_json
@@ -112,11 +113,12 @@ class TrainConfig:
 
 
 class LoadedMicroBatch(NamedTuple):
-    """A micro-batch with its data: windows (B, C, T) and masks (B, P)."""
+    """A micro-batch with its data: windows (B, C, T), masks (B, P), heart rates (B,), NaN where unknown."""
 
     number: int
     windows: Tensor
     mask: Tensor
+    heart_rate: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ class Trainer:
             windows = own.windows.to(self.device, non_blocking=True)
             mask = own.mask.to(self.device, non_blocking=True)
             with self._keyed_dropout(own.number):
-                sums: LossSums = self.loss_terms(self._forward(windows, mask))
+                sums: LossSums = self.loss_terms(self._forward(windows, mask), own.heart_rate)
                 return sums
 
         def backward(own: LossSums) -> None:
@@ -380,7 +382,12 @@ class Trainer:
             crop = keyed_uniform(
                 seed=config.seed, stream=Stream.CROP, epoch=self.epoch, index=own.index, count=1
             )[:, 0]
-        windows = torch.as_tensor(self.train.read(own.index, crop))
+        train, heart_rate = self.train, None
+        if isinstance(train, MixedWindows):
+            train = train.at_epoch(self.epoch)
+            if config.rate_weight:
+                heart_rate = torch.from_numpy(train.heart_rate(own.index, crop)).to(self.device)
+        windows = torch.as_tensor(train.read(own.index, crop))
         mask = torch.from_numpy(
             config.masks(
                 patches=self.model.config.patches,
@@ -392,7 +399,7 @@ class Trainer:
         if self.device.type == "cuda":
             mask = mask.pin_memory()
             windows = windows if windows.is_cuda else windows.pin_memory()
-        return LoadedMicroBatch(own.number, windows, mask)
+        return LoadedMicroBatch(own.number, windows, mask, heart_rate)
 
     def _forward(self, windows: Tensor, mask: Tensor) -> Reconstruction:
         dtype = AUTOCAST_DTYPE.get(self.config.precision)

@@ -25,14 +25,20 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 SourceDescription = dict[str, str | int | float | bool | None]
 """What `Source.describe` gives: plain values that open the source again."""
 
-_TRAIN_BELOW, _VAL_BELOW = 0.8, 0.9
 _FASTTRACK_CASES: dict[SplitName, int] = {"train": 50, "val": 10, "test": 10}
 _SEEDS_TRIED = 1000
 _SHOWN = 5
 
 
+Fractions = tuple[float, float, float]
+"""The shares of patients in train, val and test."""
+FRACTIONS: Fractions = (0.8, 0.1, 0.1)
+UNKNOWN_SUBJECT = ""
+"""The subject of a case whose patient is unknown; such cases stand in train alone."""
+
+
 class SplitCase(StrictModel):
-    """One case of a split and whose it is."""
+    """One case of a split and whose it is: `UNKNOWN_SUBJECT` where nobody knows."""
 
     case_id: str
     subject_id: str
@@ -65,13 +71,14 @@ class Splits(JsonFile):
     """
 
     kind: Literal["biofound-splits"] = "biofound-splits"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     source: SourceDescription
     dataset_version: str
     channels: tuple[str, ...]
     mode: Mode
     case_set: str | None
     seed: int
+    fractions: Fractions
     splits: CasesBySplit
 
     def of(self, split: SplitName) -> tuple[SplitCase, ...]:
@@ -80,7 +87,7 @@ class Splits(JsonFile):
 
     def subjects(self, split: SplitName) -> tuple[str, ...]:
         """The patients of one split, sorted."""
-        return tuple(sorted({case.subject_id for case in self.of(split)}))
+        return tuple(sorted({case.subject_id for case in self.of(split)} - {UNKNOWN_SUBJECT}))
 
 
 def make_splits(
@@ -92,8 +99,9 @@ def make_splits(
     dataset_version: str,
     channels: Sequence[str],
     case_set: str | None = None,
+    fractions: Fractions = FRACTIONS,
 ) -> Splits:
-    """Divide cases by patient: about 80/10/10 %, or 50/10/10 cases of the same division with `fasttrack`.
+    """Divide cases by patient: in shares of about `fractions`, or 50/10/10 cases of it with `fasttrack`.
 
     `fasttrack` takes whole patients in the order of a second hash, leaving out whom there is no room for;
     where there are fewer cases it takes all.
@@ -106,17 +114,19 @@ def make_splits(
         dataset_version: what `Source.version` gave.
         channels: the names of the channels that all cases have.
         case_set: VitalDB's set of cases, or None.
+        fractions: shares of train, val and test, which add up to 1. A split with 0 has no cases; with all in
+            train the patients may be unknown.
 
     Raises:
         DataError: when there are no cases, a case is listed twice, a case's subject is unknown, or a split
-            comes out empty.
+            whose share is above 0 comes out empty.
         SettingsError: when the mode is unknown.
     """
     if mode not in get_args(Mode):
         raise SettingsError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
-    _refuse_unusable(cases, channels)
-    by_split = _divide(cases, seed)
-    _refuse_empty(by_split, cases, seed)
+    _refuse_unusable(cases, channels, subjects_needed=fractions[0] < 1)
+    by_split = _divide(cases, seed, fractions)
+    _refuse_empty(by_split, cases, seed, fractions)
     if mode == "fasttrack":
         by_split = {name: _take(by_split[name], _FASTTRACK_CASES[name], seed) for name in SPLITS}
     return Splits(
@@ -126,16 +136,18 @@ def make_splits(
         mode=mode,
         case_set=case_set,
         seed=seed,
+        fractions=fractions,
         splits=CasesBySplit(**by_split),
     )
 
 
-def split_of(subject_id: str, *, seed: int) -> SplitName:
-    """The split a patient belongs to, in every data set and mode."""
+def split_of(subject_id: str, *, seed: int, fractions: Fractions = FRACTIONS) -> SplitName:
+    """The split a patient belongs to, in every data set and mode of the same fractions."""
     fraction = _fraction(f"{seed}:{subject_id}")
-    if fraction < _TRAIN_BELOW:
+    if fraction < fractions[0]:
         return "train"
-    return "val" if fraction < _VAL_BELOW else "test"
+    # A share of 0 must stay empty, whatever the sum of the others is rounded to.
+    return "val" if fraction < fractions[0] + fractions[1] or fractions[2] == 0 else "test"
 
 
 def save_splits(path: Path, splits: Splits) -> None:
@@ -157,14 +169,15 @@ def load_splits(path: Path) -> Splits:
     return read_json_as(path, Splits, hint="write the splits again with `biofound prepare`")
 
 
-def _divide(cases: Sequence["Case"], seed: int) -> dict[SplitName, tuple[SplitCase, ...]]:
-    known = [
-        SplitCase(case_id=case.case_id, subject_id=cast(str, case.subject_id))
-        for case in sorted(cases, key=lambda case: case.case_id)
-    ]
-    return {
-        name: tuple(case for case in known if split_of(case.subject_id, seed=seed) == name) for name in SPLITS
-    }
+def _divide(
+    cases: Sequence["Case"], seed: int, fractions: Fractions
+) -> dict[SplitName, tuple[SplitCase, ...]]:
+    by_split: dict[SplitName, list[SplitCase]] = {name: [] for name in SPLITS}
+    for case in sorted(cases, key=lambda case: case.case_id):
+        subject = UNKNOWN_SUBJECT if case.subject_id is None else case.subject_id
+        name = split_of(subject, seed=seed, fractions=fractions)
+        by_split[name].append(SplitCase(case_id=case.case_id, subject_id=subject))
+    return {name: tuple(members) for name, members in by_split.items()}
 
 
 def _take(cases: tuple[SplitCase, ...], room: int, seed: int) -> tuple[SplitCase, ...]:
@@ -183,7 +196,7 @@ def _fraction(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _refuse_unusable(cases: Sequence["Case"], channels: Sequence[str]) -> None:
+def _refuse_unusable(cases: Sequence["Case"], channels: Sequence[str], *, subjects_needed: bool) -> None:
     if not cases:
         raise DataError(
             f"expected cases with the channels {', '.join(channels)}, found none; compare the channels' "
@@ -193,34 +206,38 @@ def _refuse_unusable(cases: Sequence["Case"], channels: Sequence[str]) -> None:
     if twice:
         raise DataError(f"the source lists {_some(twice)} more than once; every case needs an id of its own")
     unknown = [case.case_id for case in cases if case.subject_id is None]
-    if unknown:
+    if unknown and subjects_needed:
         raise DataError(
             f"the source cannot say who was recorded in {len(unknown)} of {len(cases)} cases "
             f"({_some(unknown)}), and splits are by patient. Give a subjects.csv (columns record,subject) "
             "with --subjects-csv, a rule with --subject-pattern, or, if every record is another person, say "
-            "so with --record-is-subject"
+            "so with --record-is-subject; to use them for pretraining alone, --fractions 1,0,0"
         )
 
 
 def _refuse_empty(
-    by_split: Mapping[SplitName, tuple[SplitCase, ...]], cases: Sequence["Case"], seed: int
+    by_split: Mapping[SplitName, tuple[SplitCase, ...]],
+    cases: Sequence["Case"],
+    seed: int,
+    fractions: Fractions,
 ) -> None:
-    if all(by_split.values()):
+    wanted = {name for name, share in zip(SPLITS, fractions, strict=True) if share > 0}
+    if all(by_split[name] for name in wanted):
         return
     subjects = {cast(str, case.subject_id) for case in cases}
     counts = ", ".join(f"{name} {len(by_split[name])}" for name in SPLITS)
     raise DataError(
         f"seed {seed} leaves a split without cases ({counts}) of {len(cases)} cases of {len(subjects)} "
-        f"patients; {_advice(subjects)}"
+        f"patients; {_advice(subjects, wanted, fractions)}"
     )
 
 
-def _advice(subjects: set[str]) -> str:
-    if len(subjects) < len(SPLITS):
-        return f"three splits need at least {len(SPLITS)} patients"
+def _advice(subjects: set[str], wanted: set[SplitName], fractions: Fractions) -> str:
+    if len(subjects) < len(wanted):
+        return f"{len(wanted)} splits need at least {len(wanted)} patients"
     for seed in range(_SEEDS_TRIED):
-        if {split_of(subject, seed=seed) for subject in subjects} == set(SPLITS):
-            return f"another seed gives three: --seed {seed}"
+        if {split_of(subject, seed=seed, fractions=fractions) for subject in subjects} == wanted:
+            return f"another seed fills all: --seed {seed}"
     return "try another seed"
 
 

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import field_validator
+from pydantic import BeforeValidator, field_validator
 
+from biofound.data.sources.populations import PopulationName
 from biofound.data.sources.registry import DEFAULT_CASE_SET, CaseSet, SourceName
 from biofound.data.sources.synthetic import MAX_MINUTES, MIN_MINUTES
 from biofound.data.sources.wfdb import compile_subject_pattern
-from biofound.data.splits import Mode
+from biofound.data.splits import FRACTIONS, Fractions, Mode
 from biofound.errors import SettingsError
 from biofound.settings.base import (
     REQUIRED,
@@ -19,6 +20,7 @@ from biofound.settings.base import (
     Derived,
     Settings,
     setting,
+    split_commas,
 )
 from biofound.settings.channels import CHANNELS_YAML_HELP, Section
 
@@ -27,6 +29,7 @@ _ONLY_FOR = {
     "case_set": ("vitaldb",),
     "subjects": ("synthetic",),
     "minutes": ("synthetic",),
+    "population": ("synthetic",),
     "subjects_csv": ("wfdb", "vital"),
     "subject_pattern": ("wfdb",),
     "record_is_subject": ("wfdb", "vital"),
@@ -80,6 +83,15 @@ class PrepareSettings(Settings):
     seed: int = setting(
         42, "Seed of the split, and of the synthetic cohort (synthetic).", panel="Split", ge=0, lt=2**32
     )
+    fractions: Annotated[Fractions, BeforeValidator(split_commas)] = setting(
+        FRACTIONS,
+        "Shares of patients in train, val and test; 1,0,0: a corpus for pretraining alone, whose patients may "
+        "be unknown; 0,0,1: an external test set. Sets the mode to full.",
+        panel="Split",
+    )
+    population: PopulationName | None = setting(
+        None, "Population of virtual hearts (synthetic; rest by default).", panel="Source"
+    )
     output: Path = setting(Path("data"), "Directory for splits_<mode>.json.", panel="Output")
 
     @field_validator("subject_pattern")
@@ -108,18 +120,32 @@ class PrepareSettings(Settings):
         if len(rules) > 1:
             yield Conflict(rules, f"only one rule can say who the patient is, not {' and '.join(rules)}")
 
+        if any(share < 0 for share in self.fractions) or abs(sum(self.fractions) - 1) > 1e-9:
+            message = f"fractions must be shares that add up to 1, not {', '.join(map(str, self.fractions))}"
+            yield Conflict(("fractions",), message)
+        if self.fractions != FRACTIONS and self.mode == "fasttrack":
+            yield Conflict(("fractions", "mode"), "fractions belong to mode full: leave mode out")
+
     @classmethod
     def derived_defaults(cls, given: Mapping[str, Any]) -> dict[str, Derived]:
-        """VitalDB's default set of cases."""
-        if given.get("source") != "vitaldb" or "case_set" in given:
-            return {}
-        return {"case_set": Derived(DEFAULT_CASE_SET, "default for vitaldb")}
+        """VitalDB's default set of cases; mode full where fractions are given."""
+        derived = {}
+        if given.get("source") == "vitaldb" and "case_set" not in given:
+            derived["case_set"] = Derived(DEFAULT_CASE_SET, "default for vitaldb")
+        if "fractions" in given and "mode" not in given:
+            derived["mode"] = Derived("full", "fractions are given")
+        return derived
 
     def source_description(self) -> dict[str, Any]:
         """The keyword arguments of `biofound.data.sources.registry.open_source` that were given."""
         given: dict[str, Any]
         if self.source == "synthetic":
-            given = {"seed": self.seed, "subjects": self.subjects, "minutes": self.minutes}
+            given = {
+                "seed": self.seed,
+                "subjects": self.subjects,
+                "minutes": self.minutes,
+                "population": self.population,
+            }
         elif self.source == "vitaldb":
             given = {
                 "cache_dir": self.cache_dir,

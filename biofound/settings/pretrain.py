@@ -39,11 +39,20 @@ class PretrainSettings(Settings):
         panel="Data",
         in_file=False,
     )
-    data_dir: Path | None = setting(
-        None,
-        "Window store, or directory of train_windows.npz and val_windows.npz; by default "
-        f"{DEFAULT_STORE} where it exists, else the embedded synthetic cohort.",
+    data_dir: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = setting(
+        (),
+        "Window stores, or directories of train_windows.npz and val_windows.npz, and synthetic streams "
+        "synthetic:<population>[:<windows for each stored one>] (rest, icu, exercise); separated by commas. By "
+        f"default {DEFAULT_STORE} where it exists, else the embedded synthetic cohort.",
         panel="Data",
+    )
+    stream_hours: float = setting(
+        10.0,
+        "Length of an epoch of synthetic streams without stores beside them; each epoch has new windows.",
+        panel="Data",
+        unit="hours",
+        gt=0,
+        le=10_000,
     )
     channels: ChannelNames = setting(
         PRETRAIN_CHANNELS, "Channels to train on, separated by commas.", panel="Data", min_length=1

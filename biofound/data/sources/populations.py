@@ -255,6 +255,9 @@ EXERCISE = Population(
 )
 """People who walk, run or recover, with a chest ECG and a PPG at wrist or finger."""
 
+PopulationName = Literal["rest", "icu", "exercise"]
+"""The names of the populations."""
+
 POPULATIONS = {population.name: population for population in (REST, ICU, EXERCISE)}
 """The populations by name."""
 
