@@ -151,6 +151,7 @@ def describe_data(train: Windows, val: Windows, settings: PretrainSettings) -> D
         units=units,
         fingerprint=train.fingerprint,
         synthetic=train.synthetic or val.synthetic,
+        subjects=train.subjects,
     )
 
 

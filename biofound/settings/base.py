@@ -136,6 +136,13 @@ def split_commas(value: Any) -> Any:
     return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
 
 
+def png_file(path: Path | None) -> Path | None:
+    """A path that ends in .png, or None; for `AfterValidator`."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise ValueError(f"expected a file that ends in .png, got {str(path)!r}")
+    return path
+
+
 def extra_of(field: FieldInfo, key: str) -> Any:
     """What `setting` noted about a field."""
     extra = field.json_schema_extra
