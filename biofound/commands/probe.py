@@ -294,12 +294,11 @@ def _differences(
 
 
 def _show(result: ProbeResult, settings: ProbeSettings) -> None:
-    """The table of the rows, that of the differences, and whom an encoder had seen before."""
+    """The table of the rows, that of the differences, and what to know about them."""
     rows = [outcome.row for outcome in result.outcomes]
+    first, scores = rows[0], list(rows[0].scores)
     names = {"mae": "MAE", "rmse": "RMSE", "r2": "R2", "pearson": "Pearson r"}
     names |= {"auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy"}
-    scores = list(rows[0].scores)
-    first = rows[0]
     how = (
         "fit on data_dir, tested on test_data_dir"
         if settings.test_data_dir is not None
@@ -310,7 +309,15 @@ def _show(result: ProbeResult, settings: ProbeSettings) -> None:
         f"read-out {settings.readout}"
     )
     columns = ("row", *(names[key] for key in scores), "seen")
-    cells = [(row.name, *(_shown(row.scores[key]) for key in scores), _seen(row)) for row in rows]
+    cells = [
+        (
+            row.name,
+            _shown(row.scores[scores[0]]),
+            *(_value(row.scores[key]) for key in scores[1:]),
+            _seen(row),
+        )
+        for row in rows
+    ]
     console.table(title, columns, cells, numbers=columns[1:])
     if result.differences:
         console.table(
@@ -319,7 +326,9 @@ def _show(result: ProbeResult, settings: ProbeSettings) -> None:
             [(one.name, one.against, _shown(one.estimate, sign="+")) for one in result.differences],
             numbers=("difference",),
         )
-    console.note("scores are means over subjects, [95 % intervals] from resampled subjects")
+    console.note(
+        "every subject counts equally; [95 % intervals] from resampled subjects, all of them in --json"
+    )
     if result.unlabelled:
         console.note(f"{result.unlabelled} windows have no label {first.target}, and were left out")
     for row in rows:
@@ -333,13 +342,14 @@ def _show(result: ProbeResult, settings: ProbeSettings) -> None:
 
 
 def _shown(estimate: Estimate, *, sign: str = "") -> str:
-    if estimate.value is None:
-        return "-"
-    value = f"{estimate.value:{sign}.2f}"
     if estimate.interval is None:
-        return value
+        return _value(estimate, sign=sign)
     low, high = estimate.interval
-    return f"{value} [{low:{sign}.2f}, {high:{sign}.2f}]"
+    return f"{_value(estimate, sign=sign)} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def _value(estimate: Estimate, *, sign: str = "") -> str:
+    return "-" if estimate.value is None else f"{estimate.value:{sign}.2f}"
 
 
 def _seen(row: ProbeRow) -> str:
