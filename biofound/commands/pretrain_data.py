@@ -214,6 +214,7 @@ def describe_data(train: Windows, settings: PretrainSettings) -> DataDescription
         units=units,
         fingerprint=train.fingerprint,
         synthetic=train.synthetic,
+        subjects=train.subjects,
     )
 
 

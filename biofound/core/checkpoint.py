@@ -15,7 +15,7 @@ from biofound.errors import CheckpointError
 from biofound.files import write_atomically
 
 KIND = "biofound-checkpoint"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class DataDescription:
     """Description of the training data, in plain JSON: enough to condition new recordings alike.
 
     `filters` maps channel name to its pass band (`low_hz`, `high_hz`, `order`), `units` to its physical
-    unit. `fingerprint` identifies the training windows. `synthetic` says that no person was recorded.
+    unit. `fingerprint` identifies the training windows, `subjects` are those in them (sorted; empty where the
+    windows do not say). `synthetic` says that no person was recorded.
     """
 
     sfreq: float
@@ -31,6 +32,7 @@ class DataDescription:
     units: dict[str, str]
     fingerprint: str
     synthetic: bool
+    subjects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "units": checkpoint.data.units,
         "data_fingerprint": checkpoint.data.fingerprint,
         "synthetic": checkpoint.data.synthetic,
+        "subjects": list(checkpoint.data.subjects),
         "settings": checkpoint.settings,
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
@@ -125,6 +128,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 units=content["units"],
                 fingerprint=content["data_fingerprint"],
                 synthetic=content["synthetic"],
+                subjects=tuple(content["subjects"]),
             ),
             settings=content["settings"],
             epoch=content["epoch"],

@@ -129,7 +129,7 @@ def predict_from_features(features: NDArray[Any], task: ProbeTask, folds: Folds,
 def pretraining_subjects(
     *,
     fingerprint: str,
-    subjects: Sequence[str] | None,
+    subjects: Sequence[str],
     synthetic: bool,
     stores: Mapping[str, Sequence[str]],
 ) -> tuple[str, ...] | None:
@@ -137,17 +137,17 @@ def pretraining_subjects(
 
     Args:
         fingerprint: of the checkpoint's training windows.
-        subjects: as the checkpoint lists them; None where it does not.
+        subjects: as the checkpoint lists them; empty where it does not.
         synthetic: True when the checkpoint saw no real person.
         stores: fingerprint to subjects of every set of windows that is probed.
 
     Returns:
         The subjects, or None where neither tells.
     """
+    if subjects:
+        return tuple(subjects)
     if synthetic:
         return ()
-    if subjects is not None:
-        return tuple(subjects)
     return tuple(stores[fingerprint]) if fingerprint in stores else None
 
 

@@ -65,6 +65,8 @@ class ProbeRow:
     """What the inner folds chose: ridge's alpha or logistic regression's C, by fold and repeat."""
     unpredicted: int = 0
     """Windows for which the method gave nothing: the constant of the training folds stands in for it."""
+    readout: str | None = None
+    """The read-out of an encoder; None where none was used."""
     subjects_in_pretraining: tuple[str, ...] | None = ()
     """Scored subjects that the encoder was pretrained on; None where that cannot be told."""
 
@@ -81,6 +83,7 @@ class ProbeRow:
             **scores,
             "subjects": self.subjects,
             "windows": self.windows,
+            "readout": self.readout,
             "features": self.features,
             "regularisation": list(self.regularisation),
             "unpredicted": self.unpredicted,
@@ -141,6 +144,7 @@ def score(
     *,
     seed: int,
     resamples: int = 1000,
+    readout: str | None = None,
     subjects_in_pretraining: Sequence[str] | None = (),
 ) -> Outcome:
     """Score the predictions of one method on the windows of the test folds.
@@ -155,6 +159,7 @@ def score(
         task: what is true.
         seed: of the resamples; rows to be compared need the same.
         resamples: how often the subjects are drawn anew.
+        readout: the read-out of an encoder, for the row.
         subjects_in_pretraining: whom the encoder was pretrained on; None where that cannot be told.
     """
     values = predictions.values
@@ -184,6 +189,7 @@ def score(
         features=predictions.features,
         regularisation=predictions.regularisation,
         unpredicted=predictions.unpredicted,
+        readout=readout,
         subjects_in_pretraining=None if seen is None else tuple(sorted(set(seen) & set(people.tolist()))),
     )
     return Outcome(row=row, predictions=predictions, resampled={key: x[1:] for key, x in found.items()})

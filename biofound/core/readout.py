@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from biofound.core.models import Encoder
-
-DEFAULT_READOUT = "channels_mean_std"
-"""The read-out with the smallest error of heart rate on BIDMC for its size."""
+from biofound.core.readout_names import DEFAULT_READOUT
 
 
 class WindowReader(Protocol):

@@ -5,6 +5,7 @@ from biofound.settings.channels import ChannelSettings, ChannelsSettings, Filter
 from biofound.settings.inflate import InflateSettings
 from biofound.settings.prepare import PrepareSettings
 from biofound.settings.pretrain import PretrainSettings
+from biofound.settings.probe import ProbeSettings
 from biofound.settings.resolve import Resolved, ResolvedChannels, resolve, resolve_channels
 from biofound.settings.verify import VerifySettings
 from biofound.settings.windows import DEFAULT_STORE, WindowsSettings
@@ -14,6 +15,7 @@ COMMANDS: tuple[type[Settings], ...] = (
     WindowsSettings,
     PretrainSettings,
     VerifySettings,
+    ProbeSettings,
     InflateSettings,
 )
 """Every command's settings, in the order of the work; `biofound/commands/<command>.py` executes each."""
@@ -27,6 +29,7 @@ __all__ = [
     "InflateSettings",
     "PrepareSettings",
     "PretrainSettings",
+    "ProbeSettings",
     "Resolved",
     "ResolvedChannels",
     "VerifySettings",

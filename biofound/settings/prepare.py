@@ -85,8 +85,8 @@ class PrepareSettings(Settings):
     )
     fractions: Annotated[Fractions, BeforeValidator(split_commas)] = setting(
         FRACTIONS,
-        "Shares of patients in train, val and test; 1,0,0: a corpus for pretraining alone, whose patients may "
-        "be unknown; 0,0,1: an external test set. Sets the mode to full.",
+        "Shares of patients in train, val and test; 1,0,0: a corpus for pretraining alone, whose patients "
+        "may be unknown; 0,0,1: an external test set. Sets the mode to full.",
         panel="Split",
     )
     population: PopulationName | None = setting(

@@ -42,8 +42,8 @@ class PretrainSettings(Settings):
     data_dir: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = setting(
         (),
         "Window stores, or directories of train_windows.npz and val_windows.npz, and synthetic streams "
-        "synthetic:<population>[:<windows for each stored one>] (rest, icu, exercise); separated by commas. By "
-        f"default {DEFAULT_STORE} where it exists, else the embedded synthetic cohort.",
+        "synthetic:<population>[:<windows for each stored one>] (rest, icu, exercise); separated by commas. "
+        f"By default {DEFAULT_STORE} where it exists, else the embedded synthetic cohort.",
         panel="Data",
     )
     stream_hours: float = setting(

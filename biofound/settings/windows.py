@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import AfterValidator
 
 from biofound.data.channels import DType, samples_in_window
 from biofound.data.splits import SPLITS, SplitName
 from biofound.errors import SettingsError
-from biofound.settings.base import VITALDB_URL, VITALDB_URL_HELP, Conflict, Settings, setting
+from biofound.settings.base import VITALDB_URL, VITALDB_URL_HELP, Conflict, Settings, png_file, setting
 from biofound.settings.channels import CHANNELS_YAML_HELP, Section
 
 DEFAULT_STORE = Path("data/windows")
@@ -49,7 +49,7 @@ class WindowsSettings(Settings):
     inspect: Path | None = setting(
         None, "Summarise this window store, and build nothing.", panel="Output", in_file=False
     )
-    picture: Path | None = setting(
+    picture: Annotated[Path | None, AfterValidator(png_file)] = setting(
         None, "PNG file for a picture of random windows of the store.", panel="Output", in_file=False
     )
     picture_seed: int = setting(
@@ -89,13 +89,6 @@ class WindowsSettings(Settings):
         panel="Machine and run",
         in_file=False,
     )
-
-    @field_validator("picture")
-    @classmethod
-    def _is_png(cls, path: Path | None) -> Path | None:
-        if path is not None and path.suffix.lower() != ".png":
-            raise ValueError(f"expected a file that ends in .png, got {str(path)!r}")
-        return path
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yields a window that is no whole number of samples, and a picture inside the store of a split."""

@@ -209,7 +209,8 @@ def separate_test_on(people, who):
 
 def test_whom_a_checkpoint_was_pretrained_on():
     stores = {"f1": ["a", "b"], "f2": ["c"]}
-    assert pretraining_subjects(fingerprint="f1", subjects=None, synthetic=False, stores=stores) == ("a", "b")
+    assert pretraining_subjects(fingerprint="f1", subjects=(), synthetic=False, stores=stores) == ("a", "b")
     assert pretraining_subjects(fingerprint="f9", subjects=["c"], synthetic=False, stores=stores) == ("c",)
-    assert pretraining_subjects(fingerprint="f9", subjects=None, synthetic=False, stores=stores) is None
-    assert pretraining_subjects(fingerprint="f9", subjects=None, synthetic=True, stores=stores) == ()
+    assert pretraining_subjects(fingerprint="f9", subjects=(), synthetic=False, stores=stores) is None
+    assert pretraining_subjects(fingerprint="f9", subjects=(), synthetic=True, stores=stores) == ()
+    assert pretraining_subjects(fingerprint="f9", subjects=["c"], synthetic=True, stores=stores) == ("c",)

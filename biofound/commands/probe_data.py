@@ -1,0 +1,197 @@
+"""Windows and labels of `biofound probe`: all splits of a directory, read by batch, with their labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from biofound.core.checkpoint import Checkpoint
+from biofound.data.integrity import splits_in
+from biofound.data.labels import (
+    WindowLabels,
+    WindowTimes,
+    labels_from_annotations,
+    labels_from_csv,
+    labels_from_numerics,
+)
+from biofound.data.sources.registry import open_source
+from biofound.data.sources.wfdb import WfdbSource
+from biofound.data.store import StoreWindows
+from biofound.data.windows import Windows, open_windows, select_channels
+from biofound.errors import DataError, SettingsError
+from biofound.settings import ProbeSettings, WindowsSettings
+from biofound.settings.probe import NUMERICS
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedWindows:
+    """Rows of several sets of windows, one set after the other, read by batch.
+
+    `rows` (N,) counts through all sets.
+    """
+
+    parts: Sequence[Windows]
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """A batch (B, C, T) of the windows `index` (B,)."""
+        rows, first = self.rows[index], 0
+        out = np.empty((len(rows), len(self.parts[0].channels), self.parts[0].window_samples), np.float32)
+        for part in self.parts:
+            mine = (rows >= first) & (rows < first + len(part))
+            if mine.any():
+                out[mine] = part.read(rows[mine] - first)
+            first += len(part)
+        return out
+
+    def of_channels(self, channels: Sequence[str]) -> "JoinedWindows":
+        """The same windows with these channels, in this order."""
+        return replace(self, parts=[select_channels(part, channels) for part in self.parts])
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The channel names that all windows have, in the order of the first."""
+        first, *others = (part.channels for part in self.parts)
+        return tuple(name for name in first if all(name in other for other in others))
+
+    @property
+    def sfreq(self) -> float:
+        """Hz."""
+        return self.parts[0].sfreq
+
+    def followed_by(self, other: "JoinedWindows") -> "JoinedWindows":
+        """These windows, then those.
+
+        Raises:
+            DataError: when their length or rate differs, or they have no channel in common.
+        """
+        joined = JoinedWindows(
+            parts=[*self.parts, *other.parts],
+            rows=np.concatenate([self.rows, other.rows + sum(map(len, self.parts))]),
+        )
+        refuse_differences(joined.parts, "data_dir and test_data_dir")
+        return joined
+
+
+def refuse_differences(parts: Sequence[Windows], where: str) -> None:
+    """Refuse sets of windows that cannot be read as one.
+
+    Raises:
+        DataError: when their length or rate differs, or they have no channel in common.
+    """
+    shapes = {(part.window_samples, part.sfreq) for part in parts}
+    if len(shapes) > 1:
+        shown = ", ".join(f"{samples} samples at {sfreq:g} Hz" for samples, sfreq in sorted(shapes))
+        raise DataError(f"{where}: windows differ: {shown}; build all with the same settings")
+    if not set.intersection(*(set(part.channels) for part in parts)):
+        shown = "; ".join(sorted({", ".join(part.channels) for part in parts}))
+        raise DataError(f"{where}: windows have no channel in common: {shown}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledWindows:
+    """The N windows with a label: `values` (N,), numbers or words, and `subjects` (N,)."""
+
+    windows: JoinedWindows
+    values: NDArray[Any]
+    subjects: NDArray[np.str_]
+    unlabelled: int
+
+
+def open_labelled(settings: ProbeSettings, data_dir: Path) -> LabelledWindows:
+    """The windows of all splits under `data_dir` that have a label.
+
+    Raises:
+        DataError: when windows or labels cannot be used, or no window has a label.
+        SettingsError: when the labels asked for are not to be had from these windows.
+    """
+    rate = WindowsSettings().sfreq
+    parts = [open_windows(data_dir, split, sfreq_if_unsaid=rate) for split in splits_in(data_dir)]
+    refuse_differences(parts, str(data_dir))
+    labels, subjects = _labels(settings, data_dir, parts)
+    if not labels.known.any():
+        raise DataError(
+            f"{data_dir}: none of its {len(subjects)} windows has a label {settings.target}; labels must "
+            "overlap windows in time: seconds count from the start of the case's recording"
+        )
+    known = np.flatnonzero(labels.known)
+    return LabelledWindows(
+        windows=JoinedWindows(parts=parts, rows=known),
+        values=labels.values[known],
+        subjects=subjects[known],
+        unlabelled=labels.missing,
+    )
+
+
+def _labels(
+    settings: ProbeSettings, data_dir: Path, parts: Sequence[Windows]
+) -> tuple[WindowLabels, NDArray[np.str_]]:
+    """The labels of all windows of the parts, in their order, and whose they are (N,)."""
+    infos = [part.info(np.arange(len(part))) for part in parts]
+    subjects = np.concatenate([info.subject_id for info in infos])
+    times = WindowTimes(
+        case_id=np.concatenate([info.case_id for info in infos]),
+        start_s=np.concatenate([info.start_s for info in infos]),
+        window_seconds=parts[0].window_samples / parts[0].sfreq,
+    )
+    if (subjects == "").any() or not np.isfinite(times.start_s).all():
+        raise DataError(
+            f"{data_dir}: its windows do not say whose they are and when they start; a plain npz needs "
+            "`subjects`, `case_ids` and `start_s` to be probed"
+        )
+    if not settings.labels_from_recordings:
+        words = True if settings.classes else None
+        path = Path(settings.labels)
+        return labels_from_csv(path, settings.target, windows=times, words=words), subjects
+    source = _source(settings, data_dir, parts)
+    read = labels_from_numerics if settings.labels == NUMERICS else labels_from_annotations
+    return read(source, settings.target, windows=times), subjects
+
+
+def _source(settings: ProbeSettings, data_dir: Path, parts: Sequence[Windows]) -> WfdbSource:
+    """The recordings of which the windows were built."""
+    described: list[dict[str, Any]] = [
+        dict(part.index.source) if isinstance(part, StoreWindows) else {} for part in parts
+    ]
+    if described[0].get("name") != "wfdb" or any(one != described[0] for one in described):
+        raise SettingsError(
+            f"--labels {settings.labels}: expected a window store built from one directory of WFDB records, "
+            f"got {data_dir}, built from {described[0].get('name', 'a plain npz')}; give a CSV of labels"
+        )
+    moved = {} if settings.labels_root is None else {"root": str(settings.labels_root)}
+    try:
+        source = open_source(**{**described[0], **moved})
+    except DataError as problem:
+        raise DataError(f"{problem}; say with --labels-root where the recordings are now") from problem
+    assert isinstance(source, WfdbSource)
+    return source
+
+
+def check_fit(name: str, checkpoint: Checkpoint, windows: JoinedWindows) -> None:
+    """Refuse windows that are not of the kind that a checkpoint was trained on.
+
+    Raises:
+        DataError: when channels, length, rate, filters or units differ.
+    """
+    model, data = checkpoint.model, checkpoint.data
+    for part in windows.parts:
+        absent = [channel for channel in model.channels if channel not in part.channels]
+        if absent or (part.sfreq, part.window_samples) != (data.sfreq, model.context_length):
+            raise DataError(
+                f"{name}: takes {', '.join(model.channels)}, {model.context_length} samples at "
+                f"{data.sfreq:g} Hz; the windows hold {', '.join(part.channels)}, {part.window_samples} "
+                f"samples at {part.sfreq:g} Hz: build windows as for its training"
+            )
+        for what, ours, theirs in (("filter", part.filters, data.filters), ("unit", part.units, data.units)):
+            for channel in model.channels:
+                if channel in ours and ours[channel] != theirs[channel]:
+                    raise DataError(
+                        f"{name}: was trained on windows whose {what} of {channel} is {theirs[channel]}; "
+                        f"these have {ours[channel]}: build windows with the same channel table"
+                    )
