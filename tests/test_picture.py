@@ -58,10 +58,7 @@ def test_a_picture_is_written_and_said_and_the_store_stays_whole(
 def test_a_picture_that_cannot_be_is_refused_before_anything_is_done(store: Path, tmp_path: Path) -> None:
     for arguments, message in [
         (("--inspect", store, "--picture", tmp_path / "x.pdf"), ".png"),
-        (
-            ("--inspect", store, "--picture", store / "val" / "x.png"),
-            "option --picture, option --inspect: ",
-        ),
+        (("--inspect", store, "--picture", store / "val" / "x.png"), "option --picture, option --inspect: "),
         (("--inspect", store / "val", "--picture", store / "val" / "x.png"), "option --picture"),
         (("--outdir", tmp_path, "--picture", tmp_path / "train" / "x.png"), "option --picture"),
     ]:

@@ -157,14 +157,6 @@ def test_what_a_killed_run_left_half_written_is_swept(pretrain, tmp_path):
     assert not list(run.glob(".*"))
 
 
-def test_a_run_that_cannot_be_read_is_named(pretrain, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "last_model.pt").write_bytes(b"half")
-    assert "last_model.pt: " in pretrain("--resume", code=1)
-    assert (run / "last_model.pt").read_bytes() == b"half"
-
-
 def test_resume_and_resume_from_exclude_each_other_and_force_needs_one(pretrain):
     assert "option --resume, option --resume-from: " in pretrain("--resume", "--resume-from", "x.pt", code=2)
     assert "option --force: " in pretrain("--force", code=2)
