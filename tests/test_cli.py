@@ -17,20 +17,16 @@ from typer.testing import CliRunner
 import biofound.commands
 import biofound.settings
 from biofound import console
-from biofound.cli import app
 from biofound.errors import DataError, SettingsError, VerificationError
 from biofound.options import Invocation, Terminated, add_command, help_text
 from biofound.settings import COMMANDS, PretrainSettings
 from biofound.settings.base import Settings, setting
 from biofound.settings.resolve import environment_name
+from tests.chain import run
 from tests.settings_reads import recorded_reads
 
 HEAVY = ("torch", "tsfm_public", "transformers", "scipy", "wfdb", "matplotlib", "joblib", "soxr", "vitaldb")
 PROGRAM = (sys.executable, "-m", "biofound")
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="biofound")
 
 
 def start(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:

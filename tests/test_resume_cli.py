@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from biofound.cli import app
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.verify import probe_windows
+from tests.chain import run
 
 SMALL = {"d-model": 16, "num-layers": 1, "expansion-factor": 2, "context-length": 250, "patch-size": 25}
 SHORT = {"epochs": 4, "warmup-epochs": 2, "batch-size": 8, "log-interval": 1}
@@ -32,9 +31,8 @@ def pretrain(data, tmp_path):
     """Run the command into `tmp_path/run`; gives the result of the runner."""
 
     def pretrain(*options, code=0):
-        places = ["--data-dir", str(data), "--output-dir", str(tmp_path / "run")]
-        command = ["pretrain", *places, "--no-amp", *RUN, *options]
-        result = CliRunner().invoke(app, command)
+        places = ("--data-dir", data, "--output-dir", tmp_path / "run")
+        result = run("pretrain", *places, "--no-amp", *RUN, *options)
         assert result.exit_code == code, result.output
         return result.output
 

@@ -154,7 +154,7 @@ def test_a_checkpoint_without_a_run_is_refused(make, tmp_path):
         make(tmp_path).restore(replace(checkpoint, resume=None))
 
 
-def test_metrics_lines_that_were_cut_short_or_lie_ahead_are_dropped(make, tmp_path):
+def test_metrics_lines_that_are_truncated_or_of_later_steps_are_dropped(make, tmp_path):
     trainer = make(tmp_path)
     trainer.stop = lambda: trainer.step == 4
     list(trainer.fit())

@@ -58,7 +58,7 @@ def test_every_epoch_visits_every_window_once_in_an_order_of_its_own(make):
     read = trainer.train.read
     trainer.train.read = lambda index, crop=None: (seen.append(index), read(index, crop))[1]
     list(trainer.fit())
-    assert [len(part) for part in seen] == [3, 2, 3, 2, 1, 1] * 3  # batches of 5, 5 and 2, in two parts each
+    assert [len(own) for own in seen] == [3, 2, 3, 2, 1, 1] * 3  # batches of 5, 5 and 2, in two micro-batches
     orders = [tuple(np.concatenate(seen[first : first + 6])) for first in (0, 6, 12)]
     assert all(sorted(order) == list(range(12)) for order in orders)
     assert len(set(orders)) == 3
@@ -72,12 +72,12 @@ def test_the_optimizer_uses_the_curve_at_every_step(make):
 def test_an_epochs_loss_is_the_ratio_of_its_sums_not_the_mean_of_its_batches(make, config, data):
     # With lr so small that nothing moves, the epoch's loss must equal one big batch's.
     small = {"lr": 1e-12, "random_crop": False, "epochs": 1, "warmup_epochs": 0}
-    parts = epochs(make(**small).fit())[0]
+    batches = epochs(make(**small).fit())[0]
     whole = epochs(make(**small, batch_size=12).fit())[0]
-    assert parts.train.msm == pytest.approx(whole.train.msm, rel=1e-5)
-    assert parts.train.stft == pytest.approx(whole.train.stft, rel=1e-5)
-    assert parts.val.loss == pytest.approx(whole.val.loss, rel=1e-5)
-    assert parts.train.loss == pytest.approx(parts.train.msm + 0.3 * parts.train.stft, rel=1e-6)
+    assert batches.train.msm == pytest.approx(whole.train.msm, rel=1e-5)
+    assert batches.train.stft == pytest.approx(whole.train.stft, rel=1e-5)
+    assert batches.val.loss == pytest.approx(whole.val.loss, rel=1e-5)
+    assert batches.train.loss == pytest.approx(batches.train.msm + 0.3 * batches.train.stft, rel=1e-6)
 
 
 def test_validation_scores_every_window_once_without_crop(make, windows):
@@ -186,7 +186,7 @@ def test_weights_that_are_not_finite_stop_the_run(make):
 def test_gradients_are_clipped(make):
     trainer = make(gradient_clip=1e-6, lr=1.0, weight_decay=0.0, warmup_epochs=0, epochs=1)
     events = steps(trainer.fit())
-    assert all(r.gradient_norm > 1e-3 for r in events)  # the norm before clipping is what is reported
+    assert all(r.gradient_norm > 1e-3 for r in events)  # the norm before clipping is logged
     seen = [p.grad.square().sum() for p in trainer.model.parameters() if p.grad is not None]
     assert float(torch.stack(seen).sum().sqrt()) <= 1.01e-6
 

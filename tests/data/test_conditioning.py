@@ -6,14 +6,7 @@ from numpy.typing import NDArray
 from scipy import signal as scipy_signal
 
 from biofound.data.channels import PassBand
-from biofound.data.conditioning import (
-    Conditioned,
-    bridge_gaps,
-    condition,
-    design,
-    filter_zero_phase,
-    resample,
-)
+from biofound.data.conditioning import bridge_gaps, condition, design, filter_zero_phase, resample
 from biofound.data.sources import Recording, Signal
 from biofound.errors import DataError, SettingsError
 from tests.data.cohort import ECG, PPG
@@ -26,7 +19,7 @@ def recording(**signals: tuple[NDArray[np.float32], float]) -> Recording:
     )
 
 
-def conditioned(x: NDArray[np.float32], rate: float, *, max_gap_seconds: float = 0.1) -> Conditioned:
+def conditioned(x: NDArray[np.float32], rate: float, *, max_gap_seconds: float = 0.1):
     """`x` as a PPG, conditioned to 125 Hz."""
     return condition(recording(PPG=(x, rate)), [PPG], sfreq=125.0, max_gap_seconds=max_gap_seconds)
 

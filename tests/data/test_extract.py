@@ -1,4 +1,4 @@
-"""From one recording to the windows of one case: joint, counted, and in the number format asked for."""
+"""Windows of one recording: kept where every channel is good, and every dropped one accounted for."""
 
 from dataclasses import replace
 
