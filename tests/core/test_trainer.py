@@ -103,7 +103,7 @@ def test_dropout_differs_by_step_and_micro_batch(make):
 
 
 def test_validation_masks_are_fixed(make):
-    vals = [r.val.loss for r in epochs(make(lr=1e-12).fit())]
+    vals = [event.val.loss for event in epochs(make(lr=1e-12).fit())]
     assert vals == pytest.approx([vals[0]] * 3, rel=1e-6)
 
 
