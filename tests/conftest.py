@@ -28,6 +28,31 @@ def bidmc_dir() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def all_done(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The files of one run of all commands, a `tests.chain.Chain`."""
+    from tests.chain import chain
+
+    return chain(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def same_threads() -> Iterator[None]:
+    """PyTorch's number of threads, put back after a command has set it."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_threads: None) -> None:
+    """An empty working directory, so that default paths lead nowhere."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Connections leave this machine in no test; the loopback stays open for test servers."""

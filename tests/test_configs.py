@@ -7,7 +7,6 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import torch
 import yaml
 
 from biofound.core.trainer import TrainConfig
@@ -25,12 +24,7 @@ ONLY_WHEN_A_WRITE_FAILS = "on_write_error"
 """Read by the trainer then alone; `tests/core/test_resume.py` has the disk refuse."""
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("empty_place")
 
 
 def keys_of(path: Path) -> set[str]:

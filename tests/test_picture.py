@@ -1,14 +1,14 @@
 """`biofound windows --picture`: what is drawn are windows of the store, and no store is spoilt by it."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from biofound.cli import app
 from biofound.data.integrity import check_store
 from biofound.data.store import StoreWindows, random_windows
+from tests.chain import run
 from tests.data.cohort import build, cohort, entries_of
 
 
@@ -20,8 +20,7 @@ def store(tmp_path_factory) -> Path:
     return outdir
 
 
-def windows(*arguments: object):
-    return CliRunner().invoke(app, ["windows", *map(str, arguments)], prog_name="biofound")
+windows = partial(run, "windows")
 
 
 def test_random_windows_are_windows_of_the_store_each_once_and_in_order(store: Path) -> None:
@@ -58,10 +57,7 @@ def test_a_picture_is_written_and_said_and_the_store_stays_whole(
 def test_a_picture_that_cannot_be_is_refused_before_anything_is_done(store: Path, tmp_path: Path) -> None:
     for arguments, message in [
         (("--inspect", store, "--picture", tmp_path / "x.pdf"), ".png"),
-        (
-            ("--inspect", store, "--picture", store / "val" / "x.png"),
-            "option --picture, option --inspect: ",
-        ),
+        (("--inspect", store, "--picture", store / "val" / "x.png"), "option --picture, option --inspect: "),
         (("--inspect", store / "val", "--picture", store / "val" / "x.png"), "option --picture"),
         (("--outdir", tmp_path, "--picture", tmp_path / "train" / "x.png"), "option --picture"),
     ]:

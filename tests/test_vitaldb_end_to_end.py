@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import vitaldb
-from typer.testing import CliRunner
 
-from biofound.cli import app
 from biofound.data.integrity import check_store
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.sources.vitaldb import VitalDBSource
+from tests.chain import run
 from tests.data.cohort import CHANNELS, bytes_of
 from tests.data.sources.vitaldb_server import FLOAT, WORD, Fault, Server, Wave, serving, write_vital
 
@@ -85,8 +84,7 @@ def server(recordings: Mapping[int, bytes], monkeypatch: pytest.MonkeyPatch) -> 
 
 def invoke(*arguments: object, exit_code: int = 0) -> tuple[Any, str]:
     """What a command says on standard output (JSON, or None) and on standard error."""
-    said = [str(argument) for argument in arguments]
-    result = CliRunner().invoke(app, [*said, "--json"], prog_name="biofound")
+    result = run(*arguments, "--json")
     assert result.exit_code == exit_code, result.stderr
     return json.loads(result.stdout) if result.stdout else None, result.stderr
 
@@ -188,11 +186,8 @@ def test_cases_that_cannot_be_had_are_listed_and_skipped_only_when_allowed(
     assert f"case {gone}: {server.url}{file_of(gone)} answered 404" in said
     assert f"case {lacking}, channel PPG: " in said and PLETH in said
     assert said.count(f"case {gone}") == 1
-    expected = {
-        name: content
-        for name, content in undisturbed.items()
-        if Path(name).stem not in {str(gone), str(lacking)}
-    }
+    failed = sorted([str(gone), str(lacking)])
+    expected = {name: content for name, content in undisturbed.items() if Path(name).stem not in failed}
     assert without_index(tmp_path / "store") == expected  # all other cases are done
     index = tmp_path / "store" / "train" / "index.json"
     if not skip:
@@ -204,8 +199,7 @@ def test_cases_that_cannot_be_had_are_listed_and_skipped_only_when_allowed(
         windows(tmp_path)
         assert without_index(tmp_path / "store") == undisturbed
         return
-    assert summary["train"]["failed_cases"] == sorted([str(gone), str(lacking)])
-    assert json.loads(index.read_text())["failed_cases"] == sorted([str(gone), str(lacking)])
+    assert summary["train"]["failed_cases"] == json.loads(index.read_text())["failed_cases"] == failed
     assert [check for check in check_store(tmp_path / "store") if not check.passed] == []
 
 

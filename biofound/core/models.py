@@ -226,8 +226,8 @@ class Encoder(nn.Module):
         # One product a channel, then a sum: a block of zeros then adds exactly nothing, which is
         # what makes inflation exact.
         blocks = self._stacked(self.fusion)  # (C, D, D)
-        parts = torch.matmul(mixed.transpose(0, 1).flatten(1, 2), blocks)  # (C, B*P, D)
-        return (parts.sum(0) + self.fusion_bias).view(mixed.shape[0], mixed.shape[2], -1)
+        by_channel = torch.matmul(mixed.transpose(0, 1).flatten(1, 2), blocks)  # (C, B*P, D)
+        return (by_channel.sum(0) + self.fusion_bias).view(mixed.shape[0], mixed.shape[2], -1)
 
     def _stacked(self, by_name: nn.ParameterDict) -> Tensor:
         return torch.stack([by_name[name] for name in self.config.channels])

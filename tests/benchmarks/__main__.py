@@ -22,10 +22,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", default=",".join(KEYS), help="rows to measure (default: %(default)s)")
     parser.add_argument(
-        "--threads",
-        type=int,
-        default=cores(),
-        help="threads of rows a to c and f (default: one a core)",
+        "--threads", type=int, default=cores(), help="threads of rows a to c and f (default: one a core)"
     )
     parser.add_argument(
         "--rounds", type=int, default=7, help="turns of each contender (default: %(default)s)"
@@ -53,13 +50,13 @@ def main() -> None:
 
 
 def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> tuple[list, str]:  # type: ignore[type-arg]
+    from tests.benchmarks.bench_feeding import feeding_rows
     from tests.benchmarks.bench_gpu import gpu_rows
     from tests.benchmarks.bench_memory import memory_rows
     from tests.benchmarks.bench_processes import process_rows
     from tests.benchmarks.bench_stream import stream_rows
     from tests.benchmarks.bench_training import training_rows
     from tests.benchmarks.bench_windows import windows_rows
-    from tests.benchmarks.feeding_rows import feeding_rows
     from tests.benchmarks.ours import machine_precision
     from tests.benchmarks.timing import machine
 

@@ -1,25 +1,17 @@
-"""Batch feeding speed of a window store, against the usual DataLoader over npz files.
+"""Batch feeding speed of a window store, against the usual DataLoader over npz files."""
 
-Run it: `python -m tests.benchmarks.bench_feeding`. Windows per CPU second, medians over rounds.
-"""
-
-import statistics
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from biofound.data.npz import write_npz
 from biofound.data.store import StoreWindows
-from tests.benchmarks.timing import anonymous_memory
+from tests.benchmarks.timing import Cost, Row, in_turns, median, ratio, seconds, spread, timed
 from tests.data.cohort import write_index
 
-BATCH, ROUNDS = 128, 5
+BATCH = 128
 SHAPE = (2, 1250)
 
 
@@ -52,16 +44,6 @@ class Npz(torch.utils.data.Dataset[torch.Tensor]):
             return torch.from_numpy(archive["x"][row].astype(np.float32))
 
 
-def rate(feed: Callable[[], int]) -> float:
-    """Windows per CPU second: the median over rounds, after one that warms up."""
-    feed()
-    rates = []
-    for _ in range(ROUNDS):
-        start = time.process_time()
-        rates.append(feed() / (time.process_time() - start))
-    return statistics.median(rates)
-
-
 def batches(store: StoreWindows, *, count: int, crop: bool) -> Callable[[], int]:
     rng = np.random.default_rng(0)
 
@@ -91,26 +73,43 @@ def dataloader(directory: Path, *, save: Callable[..., None], count: int) -> Cal
     return feed
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    table = Table("what", "windows / CPU s", "times", "anonymous memory gained", title="Batch feeding")
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        base = rate(dataloader(directory, save=np.savez_compressed, count=1))
-        table.add_row("DataLoader over compressed npz", f"{base:,.0f}", "1", "")
-        plain = rate(dataloader(directory, save=np.savez, count=1))
-        table.add_row("DataLoader over npz", f"{plain:,.0f}", f"{plain / base:,.0f}", "")
-        for cases, windows, what in ((50, 300, "50 cases"), (6000, 12, "6000 cases")):
-            (directory / what).mkdir()
-            store = make_store(directory / what, cases=cases, windows=windows)
-            for crop in (False, True):
-                before = anonymous_memory()
-                ours = rate(batches(store, count=50, crop=crop))
-                gained = f"{(anonymous_memory() - before) / 1e6:.1f} MB"
-                label = f"store of {what}, {'random crops' if crop else 'as stored'}"
-                table.add_row(label, f"{ours:,.0f}", f"{ours / base:,.0f}", gained)
-    Console().print(table)
+def feeding_rows(*, directory: Path, rounds: int) -> list[Row]:
+    """Row e, by processor time: against files as `np.savez` writes them, and compressed ones."""
+    directory.mkdir(parents=True)
+    store = make_store(directory, cases=50, windows=300)
+    costs = in_turns(
+        {
+            "store": _turn(batches(store, count=50, crop=True)),
+            "npz": _turn(dataloader(directory, save=np.savez, count=1)),
+            "compressed": _turn(dataloader(directory, save=np.savez_compressed, count=1)),
+        },
+        rounds=rounds,
+    )
+    ours = seconds(costs["store"], clock="cpu")
+    rows = []
+    for name, key, what in (("npz", "e", "npz"), ("compressed", "e2", "compressed npz")):
+        theirs = seconds(costs[name], clock="cpu")
+        value = ratio(theirs, ours)
+        rows.append(
+            Row(
+                key=key,
+                what=f"batches from the store, random crops, against a DataLoader over {what}",
+                value=f"{value:.0f} ×",
+                spread=spread(theirs, ours, "{:.0f}"),
+                measured=f"{1 / median(ours):,.0f} against {1 / median(theirs):,.0f} windows per CPU second",
+                target="≥ 20 ×",
+                met=value >= 20,
+            )
+        )
+    return rows
 
 
-if __name__ == "__main__":
-    main()
+def _turn(feed: Callable[[], int]) -> Callable[[], Cost]:
+    """Seconds a window."""
+
+    def turn() -> Cost:
+        fed = []
+        cost = timed(lambda: fed.append(feed()))
+        return Cost(cost.wall / fed[0], cost.cpu / fed[0])
+
+    return turn

@@ -33,12 +33,7 @@ def _epoch(directory: Path, batch: int) -> Row:
     store = make_store(directory / f"gpu{batch}", cases=100, windows=EPOCH_WINDOWS // 100)
     steps = -(-EPOCH_WINDOWS // batch)
     trainer = our_trainer(
-        store,
-        directory / f"gpu{batch}",
-        precision=precision,
-        steps=steps,
-        device="cuda",
-        batch_size=batch,
+        store, directory / f"gpu{batch}", precision=precision, steps=steps, device="cuda", batch_size=batch
     )
     cache = GpuWindowCache(store, device)
     trainer.train, trainer.val = cache, _First(cache, batch)

@@ -1,7 +1,6 @@
 """Speed of two processes with one thread each, against one process with two threads."""
 
 import os
-import socket
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,6 +12,7 @@ from biofound.core.distributed import joined_group
 from biofound.data.store import StoreWindows
 from tests.benchmarks.ours import BATCH, long_store, our_trainer
 from tests.benchmarks.timing import MB, MemoryWatch, Row, cores, forking_context, median, ratio, spread
+from tests.core.small_run import environments
 
 STEPS = 10
 
@@ -46,16 +46,10 @@ def train_together(
 ) -> tuple[float, float]:
     """Seconds a step on rank 0's clock, and its peak of anonymous memory, in new processes."""
     context = forking_context()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": processes}
     receive, send = context.Pipe(duplex=False)
     started = [
-        context.Process(
-            target=_rank,
-            args=(send, {**address, "RANK": rank, "LOCAL_RANK": rank}, store, output, precision, threads),
-        )
-        for rank in range(processes)
+        context.Process(target=_rank, args=(send, environment, store, output, precision, threads))
+        for environment in environments(processes)
     ]
     for process in started:
         process.start()
@@ -69,12 +63,7 @@ def train_together(
 
 
 def _rank(
-    send: Connection,
-    environment: dict[str, Any],
-    store: Path,
-    output: Path,
-    precision: str,
-    threads: int,
+    send: Connection, environment: dict[str, Any], store: Path, output: Path, precision: str, threads: int
 ) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(threads)

@@ -12,18 +12,7 @@ from biofound.core.losses import masked_squared_error, msm_loss
 from biofound.core.models import build_model
 from tests.benchmarks.contenders import CONTENDERS, contend, hidden_samples
 from tests.benchmarks.ours import BATCH, MODEL, SAMPLES, WIDTH, long_store
-from tests.benchmarks.timing import (
-    MB,
-    Cost,
-    Row,
-    TurnTaker,
-    in_turns,
-    median,
-    ratio,
-    seconds,
-    spread,
-    timed,
-)
+from tests.benchmarks.timing import MB, Cost, Row, TurnTaker, in_turns, median, ratio, seconds, spread, timed
 
 AGAINST = {
     "a": ("granite", "transformers.Trainer, granite's default TinyTimeMixer (fp32)", 4.0),

@@ -1,30 +1,27 @@
 """CPU time and memory of building windows, against gunzip of the file and against loops over windows.
 
-Run it alone: `python -m tests.benchmarks.bench_windows`. The case is three hours of PPG and ECG at 500 Hz
+The case is three hours of PPG and ECG at 500 Hz
 of the embedded cohort in a `.vital` file. Loops over windows are timed on every ninth window and scaled up;
 reading the record, by our reader, is added to their time as it is part of ours.
 """
 
-import argparse
 import functools
 import gzip
 import importlib.util
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from biofound.data.build import build_windows
 from biofound.data.channels import Channel
-from biofound.data.sources import Recording
+from biofound.data.sources import Recording, Signal
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.sources.vitaldb import VitalDBSource
 from biofound.data.splits import SplitCase
@@ -58,10 +55,8 @@ Judge = Callable[[NDArray[np.float32], Channel], object]
 
 def windows_rows(*, directory: Path, hours: float = HOURS, rounds: int = 5) -> Iterator[Row]:
     """Rows wa (gunzip), wb (loops), wm (memory), ww and ws (workers)."""
-    packed, packets = (
-        write_case(directory / "packed", hours=hours),
-        write_case(directory / "packets", hours=hours, packed=False),
-    )
+    packed = write_case(directory / "packed", hours=hours)
+    packets = write_case(directory / "packets", hours=hours, packed=False)
     yield from cost_rows(packed, packets, directory=directory, hours=hours, rounds=rounds)
     yield memory_row(packed, directory=directory)
     yield from worker_rows(packed, directory=directory, rounds=rounds)
@@ -145,15 +140,9 @@ def cost_rows(
         rounds=rounds,
     )
     cpu = {name: seconds(list_, clock="cpu") for name, list_ in costs.items()}
-    for key, what, of, against in (
-        (
-            "a",
-            f"CPU time from {hours:g} h of recording to windows / gunzip of the same bytes",
-            "ours",
-            "gunzip",
-        ),
-        ("a2", "the same, unpacked in packets of 1 s", "ours packets", "gunzip packets"),
-    ):
+    first = f"CPU time from {hours:g} h of recording to windows / gunzip of the same bytes"
+    for key, what, form in (("a", first, ""), ("a2", "the same, unpacked in packets of 1 s", " packets")):
+        of, against = f"ours{form}", f"gunzip{form}"
         found = ratio(cpu[of], cpu[against])
         yield Row(
             key=f"w{key}",
@@ -202,8 +191,6 @@ def loop_cost(recording: Recording, judge: Judge) -> Cost:
 
 def judge_lean(window: NDArray[np.float32], channel: Channel) -> object:
     """Resample, filter, find peaks and match a template with plain scipy."""
-    from biofound.data.sources import Signal
-
     signal = Signal(samples=window, sfreq=500.0, unit=channel.unit)
     return judge_by_loop(signal, channel, sfreq=125.0, window_seconds=10.0)
 
@@ -227,13 +214,11 @@ def neurokit_judge() -> Judge:
         peaks = neurokit2.ppg_findpeaks(clean, sampling_rate=500)["PPG_Peaks"]
         return neurokit2.ppg_quality(clean, peaks=peaks, sampling_rate=500)
 
-    def quiet(window: NDArray[np.float32], channel: Channel) -> object:
-        with warnings.catch_warnings():
+    def quiet(window: NDArray[np.float32], channel: Channel) -> None:
+        # neurokit2 fails on windows without beats
+        with warnings.catch_warnings(), suppress(ValueError, IndexError, ZeroDivisionError):
             warnings.simplefilter("ignore")
-            try:
-                return judge(window, channel)
-            except (ValueError, IndexError, ZeroDivisionError):  # neurokit2 fails on windows without beats
-                return None
+            judge(window, channel)
 
     return quiet
 
@@ -299,20 +284,3 @@ def worker_rows(source: VitalDBSource, *, directory: Path, rounds: int) -> Itera
         what="start of two workers, once per command",
         value=f"{max(0.0, start.wall - median(wall['two'])):.1f} s",
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--hours", type=float, default=HOURS)
-    said = parser.parse_args()
-    table = Table("row", "what", "value", "quartiles", "medians", "target", "met", title="Windows")
-    with tempfile.TemporaryDirectory() as name:
-        for row in windows_rows(directory=Path(name), hours=said.hours, rounds=said.rounds):
-            met = {True: "yes", False: "NO", None: ""}[row.met]
-            table.add_row(row.key, row.what, row.value, row.spread, row.measured, row.target, met)
-    Console(width=160).print(table)
-
-
-if __name__ == "__main__":
-    main()

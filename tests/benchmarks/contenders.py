@@ -18,11 +18,12 @@ import transformers
 from torch import Tensor, nn
 
 from biofound.core.devices import keep_freed_memory
-from biofound.core.losses import MultiResolutionSTFT, masked_squared_error, msm_loss, stft_loss
+from biofound.core.losses import masked_squared_error, msm_loss, stft_loss
 from biofound.core.models import PretrainingModel, build_model, parameter_count
 from biofound.data.store import StoreWindows
-from tests.benchmarks.ours import BATCH, DATA, MODEL, PATCH, SAMPLES, WIDTH, default_config, our_loop
+from tests.benchmarks.ours import BATCH, MODEL, PATCH, SAMPLES, WIDTH, default_config, our_loop
 from tests.benchmarks.timing import Pause
+from tests.core.conftest import DATA
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations inside granite and transformers
@@ -75,12 +76,7 @@ class OursInTrainer(nn.Module):
         super().__init__()
         self.model = build_model(MODEL, seed=42)
         config = default_config(precision="fp32", log_interval=1)
-        self.stft = MultiResolutionSTFT(
-            sfreq=DATA.sfreq,
-            bands=[(band["low_hz"], band["high_hz"]) for band in DATA.filters.values()],
-            window_lengths=config.stft_windows,
-            floor=config.stft_floor,
-        )
+        self.stft = config.stft(DATA, MODEL.channels)
 
     def forward(self, past_values: Tensor) -> dict[str, Tensor]:
         """The loss of windows (B, T, C)."""
@@ -102,44 +98,29 @@ def granite_in_our_shape() -> nn.Module:
     return GraniteMasked(num_layers=MODEL.num_layers, expansion_factor=MODEL.expansion_factor)
 
 
-def tspulse() -> nn.Module:
+def tspulse(*, patch: int = 10, width: int = 24, frequency: bool = True) -> nn.Module:
     """TSPulse in its published shape (width 24, 8 + 2 layers, time and frequency); patches of 10 divide T."""
     return TSPulseForReconstruction(
         TSPulseConfig(
             context_length=SAMPLES,
-            patch_length=10,
-            patch_stride=10,
-            mask_block_length=10,
+            patch_length=patch,
+            patch_stride=patch,
+            mask_block_length=patch,
             num_input_channels=2,
-            d_model=24,
-            decoder_d_model=24,
+            d_model=width,
+            decoder_d_model=width,
             num_layers=8,
             decoder_num_layers=2,
             mask_ratio=0.4,
             mask_type="block",
-            fuse_fft=True,
+            fuse_fft=frequency,
         )
     )
 
 
 def tspulse_in_our_patches() -> nn.Module:
     """TSPulse over our patches and width, without its frequency half: its size is then nearest to ours."""
-    return TSPulseForReconstruction(
-        TSPulseConfig(
-            context_length=SAMPLES,
-            patch_length=PATCH,
-            patch_stride=PATCH,
-            mask_block_length=PATCH,
-            num_input_channels=2,
-            d_model=WIDTH,
-            decoder_d_model=WIDTH,
-            num_layers=8,
-            decoder_num_layers=2,
-            mask_ratio=0.4,
-            mask_type="block",
-            fuse_fft=False,
-        )
-    )
+    return tspulse(patch=PATCH, width=WIDTH, frequency=False)
 
 
 # ---------------------------------------------------------------------------------------------------------

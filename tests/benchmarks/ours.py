@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from biofound.core.checkpoint import DataDescription
 from biofound.core.devices import keep_freed_memory, resolve_precision
 from biofound.core.distributed import ALONE, Group
 from biofound.core.losses import MultiResolutionSTFT
@@ -17,21 +16,12 @@ from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.store import StoreWindows
 from biofound.settings import PretrainSettings
 from tests.benchmarks.bench_feeding import make_store
+from tests.core.conftest import DATA
 
 DEFAULTS = PretrainSettings()
 MODEL = DEFAULTS.fill(ModelConfig)
 BATCH = DEFAULTS.batch_size
 SAMPLES, PATCH, WIDTH = MODEL.context_length, MODEL.patch_size, MODEL.d_model
-DATA = DataDescription(
-    sfreq=125.0,
-    filters={
-        "PPG": {"low_hz": 0.5, "high_hz": 8.0, "order": 4},
-        "ECG": {"low_hz": 0.5, "high_hz": 40.0, "order": 4},
-    },
-    units={"PPG": "NU", "ECG": "mV"},
-    fingerprint="0" * 64,
-    synthetic=True,
-)
 
 
 def default_config(*, precision: str, log_interval: int) -> TrainConfig:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from biofound.data.channels import Channel
-from biofound.data.conditioning import condition
+from biofound.data.conditioning import Conditioned, condition
 from biofound.data.quality import Reason, WindowQuality, assess
 from biofound.data.sources import Recording, Source
 from biofound.data.sources.synthetic import SyntheticSource
@@ -67,8 +67,16 @@ class Rates:
 
 def judge(recording: Recording, channels: Sequence[Channel]) -> list[WindowQuality]:
     """The quality of each channel's windows, as `biofound windows` measures it."""
+    return gate(recording, conditioned_by_default(recording, channels), channels)
+
+
+def conditioned_by_default(recording: Recording, channels: Sequence[Channel]) -> Conditioned:
     gap = WindowsSettings.model_fields["max_gap_seconds"].default
-    conditioned = condition(recording, channels, sfreq=SFREQ, max_gap_seconds=gap)
+    return condition(recording, channels, sfreq=SFREQ, max_gap_seconds=gap)
+
+
+def gate(recording: Recording, conditioned: Conditioned, channels: Sequence[Channel]) -> list[WindowQuality]:
+    """The quality of each channel's windows, of a recording that is conditioned already."""
     return [
         assess(
             recording.signals[channel.name],
@@ -176,8 +184,9 @@ def look_at_bidmc(source: Source) -> dict[str, list[Seen]]:
     channels = CHANNELS[:2]
     for case in source.cases(channels):
         recording = source.read(case.case_id, channels)
-        samples = condition(recording, channels, sfreq=SFREQ, max_gap_seconds=0.1).samples
-        for row, (channel, result) in enumerate(zip(channels, judge(recording, channels), strict=True)):
+        conditioned = conditioned_by_default(recording, channels)
+        results = gate(recording, conditioned, channels)
+        for row, (channel, result) in enumerate(zip(channels, results, strict=True)):
             raw = recording.signals[channel.name].samples
             for index in range(len(result.reason)):
                 span = slice(index * WINDOW, (index + 1) * WINDOW)
@@ -188,7 +197,7 @@ def look_at_bidmc(source: Source) -> dict[str, list[Seen]]:
                         quality=float(result.quality[index]),
                         reason=Reason(result.reason[index]),
                         raw=raw[span] - np.nanmean(raw[span]),
-                        filtered=samples[row, span],
+                        filtered=conditioned.samples[row, span],
                     )
                 )
     return seen
@@ -301,27 +310,15 @@ def cost_table(hours: float) -> Table:
     source = SyntheticSource(seed=HELD_BACK_SEED, subjects=1, minutes=60 * hours)
     channels = CHANNELS[:2]
     recording = source.read("syn0001_1", channels)
-    conditioned = condition(recording, channels, sfreq=SFREQ, max_gap_seconds=0.1)
-
-    def gate() -> None:
-        for row, channel in enumerate(channels):
-            assess(
-                recording.signals[channel.name],
-                conditioned.samples[row],
-                conditioned.invalid[row],
-                channel=channel,
-                sfreq=SFREQ,
-                window_samples=WINDOW,
-            )
+    conditioned = conditioned_by_default(recording, channels)
 
     def loop() -> None:
         for channel in channels:
             judge_by_loop(recording.signals[channel.name], channel, sfreq=SFREQ, window_seconds=WINDOW_S)
 
-    conditioning = _cpu_seconds(
-        lambda: condition(recording, channels, sfreq=SFREQ, max_gap_seconds=0.1), times=3
-    )
-    gating, looping = _cpu_seconds(gate, times=3), _cpu_seconds(loop, times=1)
+    conditioning = _cpu_seconds(lambda: conditioned_by_default(recording, channels), times=3)
+    gating = _cpu_seconds(lambda: gate(recording, conditioned, channels), times=3)
+    looping = _cpu_seconds(loop, times=1)
     shown = Table("step", "CPU s", title=f"{hours:g} h of PPG and ECG at 500 Hz")
     shown.add_row("conditioning", f"{conditioning:.3f}")
     shown.add_row("quality", f"{gating:.3f}")

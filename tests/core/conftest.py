@@ -1,22 +1,18 @@
 """A small real model and small real windows, for tests that need no full size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from biofound.core.checkpoint import DataDescription
+from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
 from biofound.core.models import ModelConfig, build_model
-from biofound.core.trainer import TrainConfig
+from biofound.core.trainer import TrainConfig, Trainer
 from biofound.core.verify import probe_windows
 from biofound.data.windows import ArrayWindows
 
-DEFAULT = {
-    "context_length": 1250,
-    "patch_size": 125,
-    "d_model": 192,
-    "num_layers": 4,
-    "expansion_factor": 8,
-}
+DEFAULT = {"context_length": 1250, "patch_size": 125, "d_model": 192, "num_layers": 4, "expansion_factor": 8}
 SMALL = {"context_length": 250, "patch_size": 25, "d_model": 16, "num_layers": 2, "expansion_factor": 2}
 DATA = DataDescription(
     sfreq=125.0,
@@ -87,6 +83,26 @@ def model(config):
     return build_model(config, seed=0)
 
 
+def checkpoint_of(model, **changes):
+    """A checkpoint of `model` as after three epochs, without a run to resume."""
+    described = {"settings": {"lr": 5e-4, "channels": ["PPG", "ECG"]}, "metrics": {"val": {"loss": 0.5}}}
+    state = {"encoder": model.encoder.state_dict(), "decoder": model.decoder.state_dict()}
+    progress = {"epoch": 3, "step": 17, "best_val_loss": 0.5}
+    return Checkpoint(model=model.config, data=DATA, **{**state, **described, **progress, **changes})
+
+
+@pytest.fixture
+def checkpoint(model):
+    return checkpoint_of(model)
+
+
+@pytest.fixture
+def path(tmp_path, checkpoint):
+    """`checkpoint` as a file."""
+    save_checkpoint(tmp_path / "best_model.pt", checkpoint)
+    return tmp_path / "best_model.pt"
+
+
 @pytest.fixture
 def windows():
     return probe_windows(windows=12, channels=2, samples=250, sfreq=125.0, seed=0)
@@ -113,3 +129,32 @@ def two_threads():
 @pytest.fixture
 def train_config():
     return TRAINING
+
+
+@pytest.fixture
+def make_trainer(config, data, train_config, windows, tmp_path):
+    """A trainer of the small model on 12 windows; further keyword arguments change its `TrainConfig`."""
+
+    def make(
+        output=tmp_path / "run",
+        *,
+        train=windows,
+        val=windows[:4],
+        stop=lambda: False,
+        dropout=0.0,
+        model_seed=1,
+        **changes,
+    ):
+        return Trainer(
+            model=build_model(replace(config, dropout=dropout), seed=model_seed),
+            train=MemoryWindows(train),
+            val=MemoryWindows(val),
+            data=data,
+            config=replace(train_config, **changes),
+            settings={"seed": 7},
+            output_dir=output,
+            device=torch.device("cpu"),
+            stop=stop,
+        )
+
+    return make

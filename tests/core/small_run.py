@@ -63,23 +63,19 @@ def run(output: Path, **said: float) -> Trainer:
     return trainer
 
 
+def environments(processes: int) -> list[dict[str, object]]:
+    """The environment variables that `torchrun` gives each of so many processes of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": processes}
+    return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)]
+
+
 def start(output: Path, *, processes: int = 1, **said: float) -> list[multiprocessing.Process]:
     """Start the run on so many processes, as `torchrun` would, from a server that has torch imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": processes,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        for rank in range(processes)
-    ]
+    ranks = environments(processes)
     started = [context.Process(target=_enter, args=(rank, output), kwargs=said) for rank in ranks]
     for process in started:
         process.start()

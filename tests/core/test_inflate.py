@@ -1,35 +1,21 @@
 import pytest
 import torch
 
-from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from biofound.core.checkpoint import load_checkpoint, save_checkpoint
 from biofound.core.inflate import inflate, inflated_checkpoint, load_pretrained_with_channel_inflate
 from biofound.core.models import build_model, channel_rows
 from biofound.core.optimizer import make_optimizer
 from biofound.errors import CheckpointError, SettingsError
 
+from .conftest import checkpoint_of
+
 FIVE = ("ACC_X", "ACC_Y", "ACC_Z", "PPG", "ECG")
 
 
 @pytest.fixture
-def checkpoint(model, data):
-    return Checkpoint(
-        model=model.config,
-        encoder=model.encoder.state_dict(),
-        decoder=model.decoder.state_dict(),
-        data=data,
-        settings={},
-        epoch=1,
-        step=5,
-        best_val_loss=0.5,
-        metrics={},
-        optimizer=make_optimizer(model, lr=1e-3, weight_decay=0.0).state_dict(),
-    )
-
-
-@pytest.fixture
-def path(tmp_path, checkpoint):
-    save_checkpoint(tmp_path / "best_model.pt", checkpoint)
-    return tmp_path / "best_model.pt"
+def checkpoint(model):
+    optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.0)
+    return checkpoint_of(model, optimizer=optimizer.state_dict())
 
 
 def five(x, acc):
@@ -55,25 +41,13 @@ def test_the_inflated_encoder_computes_what_the_original_did_whatever_the_new_ch
     assert torch.equal(got, inflated(five(x, ACC["silence"])))
 
 
-def test_the_default_size_is_exact_too(default_config, data):
+def test_the_default_size_is_exact_too(default_config):
     model = build_model(default_config, seed=3)
-    checkpoint = Checkpoint(
-        model=default_config,
-        encoder=model.encoder.state_dict(),
-        decoder=model.decoder.state_dict(),
-        data=data,
-        settings={},
-        epoch=0,
-        step=0,
-        best_val_loss=None,
-        metrics={},
-    )
+    checkpoint = checkpoint_of(model)
     x = torch.randn(8, 2, 1250, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        difference = inflate(checkpoint, channels=FIVE).model.encoder(
-            five(x, torch.zeros(1))
-        ) - model.encoder(x)
-    assert difference.abs().max().item() <= 1e-6
+        got = inflate(checkpoint, channels=FIVE).model.encoder(five(x, torch.zeros(1)))
+        assert (got - model.encoder(x)).abs().max().item() <= 1e-6
 
 
 def test_channels_are_found_by_name_in_any_order(checkpoint, model, x):

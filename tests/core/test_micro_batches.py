@@ -13,17 +13,16 @@ CPU = torch.device("cpu")
 
 
 def test_threaded_where_there_are_threads(two_threads):
-    assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=False, processes=1), ThreadedMicroBatches)
-    assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=True, processes=1), SequentialMicroBatches)
-    assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=False, processes=2), SequentialMicroBatches)
-    assert isinstance(
-        micro_batches_on(torch.device("cuda"), dropout=0.0, compiled=False, processes=1),
-        SequentialMicroBatches,
-    )
+    def kind(device=CPU, *, dropout=0.0, compiled=False, processes=1):
+        return type(micro_batches_on(device, dropout=dropout, compiled=compiled, processes=processes))
+
+    assert kind() is ThreadedMicroBatches
     # Dropout draws from one generator: which micro-batch came first would change its masks.
-    assert isinstance(micro_batches_on(CPU, dropout=0.1, compiled=False, processes=1), SequentialMicroBatches)
+    for sequential in ({"dropout": 0.1}, {"compiled": True}, {"processes": 2}):
+        assert kind(**sequential) is SequentialMicroBatches
+    assert kind(torch.device("cuda")) is SequentialMicroBatches
     torch.set_num_threads(1)
-    assert isinstance(micro_batches_on(CPU, dropout=0.0, compiled=False, processes=1), SequentialMicroBatches)
+    assert kind() is SequentialMicroBatches
 
 
 def test_threaded_micro_batches_run_at_the_same_time_and_share_the_threads(two_threads):

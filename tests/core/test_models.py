@@ -122,7 +122,7 @@ def test_what_stands_in_gaps_leaves_the_latents_bit_identical_and_gradients_fini
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_counted_samples_are_the_hidden_real_ones(model, x):
+def test_the_loss_mask_marks_the_hidden_real_samples(model, x):
     holed = x.clone()
     holed[:, 1, 100:120] = float("nan")
     out = model(holed, patch_mask(len(x), 4))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,31 +10,14 @@ import torch
 from biofound.core import trainer as trainer_module
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.history import EpochMetrics, Losses, StepMetrics, WriteFailure
-from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import LAST, Trainer
 from biofound.errors import CheckpointError, TrainingError
 
-from .conftest import SMALL, MemoryWindows
-
 
 @pytest.fixture
-def make(data, train_config, windows):
-    """A trainer of the small model with dropout on; keyword arguments change its configuration."""
-
-    def make(output, *, stop=lambda: False, dropout=0.2, seed=1, **changes):
-        return Trainer(
-            model=build_model(ModelConfig(channels=("PPG", "ECG"), dropout=dropout, **SMALL), seed=seed),
-            train=MemoryWindows(windows),
-            val=MemoryWindows(windows[:4]),
-            data=data,
-            config=replace(train_config, **changes),
-            settings={},
-            output_dir=output,
-            device=torch.device("cpu"),
-            stop=stop,
-        )
-
-    return make
+def make(make_trainer):
+    """A trainer with dropout on."""
+    return partial(make_trainer, dropout=0.2)
 
 
 def resumed(trainer):
@@ -77,7 +61,7 @@ def test_stopped_after_any_step_and_resumed_it_is_the_same_run(make, tmp_path, s
     list(first.fit())
     assert first.interrupted
     assert load_checkpoint(first.output_dir / LAST).step == step
-    second = resumed(make(tmp_path / "run", seed=99))  # its own initial weights must not matter
+    second = resumed(make(tmp_path / "run", model_seed=99))  # its own initial weights must not matter
     list(second.fit())
     assert_same_run(second, reference)
 
@@ -171,7 +155,7 @@ def test_a_checkpoint_without_a_run_is_refused(make, tmp_path):
         make(tmp_path).restore(replace(checkpoint, resume=None))
 
 
-def test_metrics_lines_that_were_cut_short_or_lie_ahead_are_dropped(make, tmp_path):
+def test_metrics_lines_that_are_truncated_or_of_later_steps_are_dropped(make, tmp_path):
     trainer = make(tmp_path)
     trainer.stop = lambda: trainer.step == 4
     list(trainer.fit())

@@ -1,6 +1,5 @@
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,36 +8,15 @@ import torch
 
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.history import EpochMetrics, StepMetrics
-from biofound.core.models import build_model
 from biofound.core.optimizer import learning_rate
-from biofound.core.trainer import Trainer
 from biofound.errors import TrainingError
-
-from .conftest import MemoryWindows
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 
 
 @pytest.fixture
-def make(config, data, train_config, windows, tmp_path):
-    """A trainer of the small model on 12 windows; keyword arguments change its configuration."""
-
-    def make(
-        *, output=tmp_path / "run", train=windows, val=windows[:4], stop=lambda: False, dropout=0.0, **changes
-    ):
-        return Trainer(
-            model=build_model(replace(config, dropout=dropout), seed=1),
-            train=MemoryWindows(train),
-            val=MemoryWindows(val),
-            data=data,
-            config=replace(train_config, **changes),
-            settings={"seed": 7},
-            output_dir=output,
-            device=torch.device("cpu"),
-            stop=stop,
-        )
-
-    return make
+def make(make_trainer):
+    return make_trainer
 
 
 def steps(events):
@@ -66,12 +44,12 @@ def test_losses_per_step_are_the_golden_ones(make):
 
 
 def test_the_same_run_twice_gives_the_same_losses_and_weights(make, tmp_path):
-    first, second = make(output=tmp_path / "a"), make(output=tmp_path / "b")
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
     assert [r.loss for r in steps(first.fit())] == [r.loss for r in steps(second.fit())]
     states = [t.model.state_dict() for t in (first, second)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    other = make(output=tmp_path / "c", seed=8)
-    assert [r.loss for r in steps(other.fit())] != [r.loss for r in steps(make(output=tmp_path / "d").fit())]
+    other = make(tmp_path / "c", seed=8)
+    assert [r.loss for r in steps(other.fit())] != [r.loss for r in steps(make(tmp_path / "d").fit())]
 
 
 def test_every_epoch_visits_every_window_once_in_an_order_of_its_own(make):
@@ -80,7 +58,7 @@ def test_every_epoch_visits_every_window_once_in_an_order_of_its_own(make):
     read = trainer.train.read
     trainer.train.read = lambda index, crop=None: (seen.append(index), read(index, crop))[1]
     list(trainer.fit())
-    assert [len(part) for part in seen] == [3, 2, 3, 2, 1, 1] * 3  # batches of 5, 5 and 2, in two parts each
+    assert [len(own) for own in seen] == [3, 2, 3, 2, 1, 1] * 3  # batches of 5, 5 and 2, in two micro-batches
     orders = [tuple(np.concatenate(seen[first : first + 6])) for first in (0, 6, 12)]
     assert all(sorted(order) == list(range(12)) for order in orders)
     assert len(set(orders)) == 3
@@ -94,12 +72,12 @@ def test_the_optimizer_uses_the_curve_at_every_step(make):
 def test_an_epochs_loss_is_the_ratio_of_its_sums_not_the_mean_of_its_batches(make, config, data):
     # With lr so small that nothing moves, the epoch's loss must equal one big batch's.
     small = {"lr": 1e-12, "random_crop": False, "epochs": 1, "warmup_epochs": 0}
-    parts = epochs(make(**small).fit())[0]
+    batches = epochs(make(**small).fit())[0]
     whole = epochs(make(**small, batch_size=12).fit())[0]
-    assert parts.train.msm == pytest.approx(whole.train.msm, rel=1e-5)
-    assert parts.train.stft == pytest.approx(whole.train.stft, rel=1e-5)
-    assert parts.val.loss == pytest.approx(whole.val.loss, rel=1e-5)
-    assert parts.train.loss == pytest.approx(parts.train.msm + 0.3 * parts.train.stft, rel=1e-6)
+    assert batches.train.msm == pytest.approx(whole.train.msm, rel=1e-5)
+    assert batches.train.stft == pytest.approx(whole.train.stft, rel=1e-5)
+    assert batches.val.loss == pytest.approx(whole.val.loss, rel=1e-5)
+    assert batches.train.loss == pytest.approx(batches.train.msm + 0.3 * batches.train.stft, rel=1e-6)
 
 
 def test_validation_scores_every_window_once_without_crop(make, windows):
@@ -208,14 +186,14 @@ def test_weights_that_are_not_finite_stop_the_run(make):
 def test_gradients_are_clipped(make):
     trainer = make(gradient_clip=1e-6, lr=1.0, weight_decay=0.0, warmup_epochs=0, epochs=1)
     events = steps(trainer.fit())
-    assert all(r.gradient_norm > 1e-3 for r in events)  # the norm before clipping is what is reported
+    assert all(r.gradient_norm > 1e-3 for r in events)  # the norm before clipping is logged
     seen = [p.grad.square().sum() for p in trainer.model.parameters() if p.grad is not None]
     assert float(torch.stack(seen).sum().sqrt()) <= 1.01e-6
 
 
 def test_bf16_gives_nearly_the_losses_of_fp32(make, tmp_path):
-    plain = epochs(make(output=tmp_path / "a").fit())[-1]
-    low = epochs(make(output=tmp_path / "b", precision="bf16").fit())[-1]
+    plain = epochs(make(tmp_path / "a").fit())[-1]
+    low = epochs(make(tmp_path / "b", precision="bf16").fit())[-1]
     assert low.val.loss == pytest.approx(plain.val.loss, rel=0.01)
     assert low.val.loss != plain.val.loss
 

@@ -11,7 +11,6 @@ from biofound.core import losses, models, trainer, verify
 from biofound.core.checkpoint import Checkpoint
 from biofound.core.masking import Stream
 from biofound.core.models import build_model
-from biofound.data.windows import ArrayWindows
 
 
 @pytest.fixture
@@ -20,17 +19,8 @@ def target(model, data, train_config, windows):
 
 
 @pytest.fixture
-def with_checkpoint(target, tmp_path, data, train_config):
-    run = trainer.Trainer(
-        model=build_model(target.model.config, seed=train_config.seed),
-        train=ArrayWindows(target.windows, channels=target.model.config.channels, sfreq=125.0),
-        val=ArrayWindows(target.windows, channels=target.model.config.channels, sfreq=125.0),
-        data=data,
-        config=replace(train_config, epochs=1),
-        settings={},
-        output_dir=tmp_path,
-        device=torch.device("cpu"),
-    )
+def with_checkpoint(target, make_trainer, windows, tmp_path):
+    run = make_trainer(tmp_path, val=windows, epochs=1, model_seed=target.config.seed)
     list(run.fit())
     return replace(target, model=run.checkpoint().build(), checkpoint=run.checkpoint())
 

@@ -16,20 +16,13 @@ from biofound.data.store import IndexedCase, StoreIndex, Totals, fingerprint_of
 from biofound.errors import DataError
 from biofound.files import write_json
 
-PPG = Channel(
-    name="PPG",
-    tracks=("PPG",),
-    unit="NU",
-    band=PassBand(low_hz=0.5, high_hz=8.0, order=4),
-    quality_threshold=0.5,
-)
-ECG = Channel(
-    name="ECG",
-    tracks=("ECG",),
-    unit="mV",
-    band=PassBand(low_hz=0.5, high_hz=40.0, order=4),
-    quality_threshold=0.5,
-)
+
+def _channel(name: str, unit: str, high_hz: float) -> Channel:
+    band = PassBand(low_hz=0.5, high_hz=high_hz, order=4)
+    return Channel(name=name, tracks=(name,), unit=unit, band=band, quality_threshold=0.5)
+
+
+PPG, ECG = _channel("PPG", "NU", 8.0), _channel("ECG", "mV", 40.0)
 CHANNELS = (PPG, ECG)
 
 

@@ -19,6 +19,11 @@ def recording(**signals: tuple[NDArray[np.float32], float]) -> Recording:
     )
 
 
+def conditioned(x: NDArray[np.float32], rate: float, *, max_gap_seconds: float = 0.1):
+    """`x` as a PPG, conditioned to 125 Hz."""
+    return condition(recording(PPG=(x, rate)), [PPG], sfreq=125.0, max_gap_seconds=max_gap_seconds)
+
+
 def tone(hz: float, *, sfreq: float, seconds: float, amplitude: float = 1.0) -> NDArray[np.float32]:
     return (amplitude * np.sin(2 * np.pi * hz * np.arange(round(seconds * sfreq)) / sfreq)).astype(np.float32)
 
@@ -74,7 +79,7 @@ def test_the_filter_takes_away_an_offset_a_thousand_times_the_signal() -> None:
 def test_filtering_each_window_on_its_own_is_wrong_by_a_quarter_at_the_edges() -> None:
     """The trap that conditioning whole recordings avoids."""
     x = pulses(sfreq=125.0, seconds=200)
-    channel = condition(recording(PPG=(x, 125.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1).samples[0]
+    channel = conditioned(x, 125.0).samples[0]
     spread = channel.std()
     sos = design(PPG.band, sfreq=125.0)
     inside = slice(2500, 22500)  # away from the recording's own ends
@@ -88,14 +93,13 @@ def test_filtering_each_window_on_its_own_is_wrong_by_a_quarter_at_the_edges() -
 def test_a_recordings_own_first_window_is_nearly_what_context_would_give() -> None:
     """Mirrored ends do well where scipy's odd extension does not."""
     x = pulses(sfreq=125.0, seconds=200)
-    whole = condition(recording(PPG=(x, 125.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1).samples[0]
+    whole = conditioned(x, 125.0).samples[0]
     sos = design(PPG.band, sfreq=125.0)
     ours, odd = [], []
     for start in range(2500, 5000, 37):  # any phase of the pulse
         part = x[start : start + 10_000]
-        conditioned = condition(recording(PPG=(part, 125.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
         expected = whole[start : start + 1250]
-        ours.append(conditioned.samples[0, :1250] - expected)
+        ours.append(conditioned(part, 125.0).samples[0, :1250] - expected)
         odd.append(scipy_signal.sosfiltfilt(sos, part, padlen=500)[:1250] - expected)
     ours_error, odd_error = np.std(ours) / whole.std(), np.std(odd) / whole.std()
     assert ours_error < 0.1
@@ -177,7 +181,7 @@ def test_missing_ends_are_invalid_however_short() -> None:
 def test_samples_are_invalid_exactly_between_the_last_and_the_next_real_one() -> None:
     x = pulses(sfreq=500.0, seconds=60)
     x[10_002:12_003] = np.nan  # real up to 20.002 s, and again from 24.006 s
-    result = condition(recording(PPG=(x, 500.0)), [PPG], sfreq=125.0, max_gap_seconds=1.0)
+    result = conditioned(x, 500.0, max_gap_seconds=1.0)
     time = np.arange(60 * 125) / 125.0
     np.testing.assert_array_equal(result.invalid[0], (time > 20.002) & (time < 24.006))
     assert not result.samples[0, result.invalid[0]].any()
@@ -186,9 +190,9 @@ def test_samples_are_invalid_exactly_between_the_last_and_the_next_real_one() ->
 
 def test_a_bridged_gap_costs_no_sample() -> None:
     x = pulses(sfreq=500.0, seconds=60)
-    whole = condition(recording(PPG=(x, 500.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
+    whole = conditioned(x, 500.0)
     x[10_000:10_050] = np.nan
-    result = condition(recording(PPG=(x, 500.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
+    result = conditioned(x, 500.0)
     assert not result.invalid.any()
     far = np.abs(np.arange(7500) - 2506) > 250
     np.testing.assert_allclose(result.samples[0, far], whole.samples[0, far], atol=0.02)
@@ -197,10 +201,8 @@ def test_a_bridged_gap_costs_no_sample() -> None:
 def test_nothing_rings_across_a_long_gap() -> None:
     calm, wild = pulses(sfreq=125.0, seconds=30), 1e4 * pulses(sfreq=125.0, seconds=30, seed=1)
     gap = np.full(125, np.nan, dtype=np.float32)
-    joined = condition(
-        recording(PPG=(np.concatenate([wild, gap, calm]), 125.0)), [PPG], sfreq=125.0, max_gap_seconds=0.5
-    )
-    alone = condition(recording(PPG=(calm, 125.0)), [PPG], sfreq=125.0, max_gap_seconds=0.5)
+    joined = conditioned(np.concatenate([wild, gap, calm]), 125.0, max_gap_seconds=0.5)
+    alone = conditioned(calm, 125.0, max_gap_seconds=0.5)
     np.testing.assert_array_equal(joined.samples[0, -len(calm) :], alone.samples[0])
 
 
@@ -208,7 +210,7 @@ def test_a_segment_shorter_than_a_cycle_of_the_low_edge_is_invalid() -> None:
     x = pulses(sfreq=125.0, seconds=60)
     x[1000:1200] = x[1400:1600] = np.nan  # 1.6 s of signal between two gaps; 0.5 Hz takes 2 s
     x[3000:3200] = x[3500:3700] = np.nan  # 2.4 s
-    invalid = condition(recording(PPG=(x, 125.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1).invalid[0]
+    invalid = conditioned(x, 125.0).invalid[0]
     assert invalid[1000:1600].all()
     assert not invalid[3200:3500].any()
 
@@ -220,7 +222,7 @@ def test_a_segment_shorter_than_a_cycle_of_the_low_edge_is_invalid() -> None:
 @pytest.mark.parametrize("rate", [125.0, 500.0])
 def test_recordings_of_any_length_are_conditioned(length: int, rate: float) -> None:
     x = pulses(sfreq=rate, seconds=10)[:length]
-    result = condition(recording(PPG=(x, rate)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
+    result = conditioned(x, rate)
     assert result.samples.shape == result.invalid.shape == (1, int(length * 125 / rate))
     assert np.isfinite(result.samples).all()
     assert result.invalid.all() == (length < 2 * rate)
@@ -228,7 +230,7 @@ def test_recordings_of_any_length_are_conditioned(length: int, rate: float) -> N
 
 def test_a_channel_without_a_real_sample_is_invalid_throughout() -> None:
     x = np.full(5000, np.nan, dtype=np.float32)
-    result = condition(recording(PPG=(x, 500.0)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
+    result = conditioned(x, 500.0)
     assert result.invalid.all()
     assert not result.samples.any()
 
@@ -252,7 +254,7 @@ def test_the_recording_is_left_as_it_was() -> None:
     x = pulses(sfreq=500.0, seconds=20)
     x[100:120] = np.nan
     before = x.copy()
-    condition(recording(PPG=(x, 500.0)), [PPG], sfreq=125.0, max_gap_seconds=1.0)
+    conditioned(x, 500.0, max_gap_seconds=1.0)
     np.testing.assert_array_equal(x, before)
 
 
@@ -260,7 +262,7 @@ def test_the_recording_is_left_as_it_was() -> None:
 def test_a_rate_below_twice_the_pass_band_is_refused(rate: float) -> None:
     x = np.ones(600, dtype=np.float32)
     with pytest.raises(DataError, match=rf"case1, channel PPG: .* {rate:g} Hz.* 16 Hz"):
-        condition(recording(PPG=(x, rate)), [PPG], sfreq=125.0, max_gap_seconds=0.1)
+        conditioned(x, rate)
 
 
 def test_a_channel_that_was_not_read_is_named() -> None:

@@ -1,4 +1,4 @@
-"""From one recording to the windows of one case: joint, counted, and in the number format asked for."""
+"""Windows of one recording: kept where every channel is good, and every dropped one accounted for."""
 
 from dataclasses import replace
 
@@ -8,9 +8,10 @@ import pytest
 from biofound.data.channels import PassBand
 from biofound.data.conditioning import condition
 from biofound.data.extract import count_dropped, count_rejected, extract_windows
-from biofound.data.quality import Reason, assess
+from biofound.data.quality import Reason
 from biofound.data.sources import Recording, Signal
 from biofound.errors import DataError
+from tests.benchmarks.quality_report import gate
 from tests.data.cohort import CHANNELS, ECG, PPG, cohort
 
 SETTINGS = {"sfreq": 125.0, "window_samples": 1250, "max_gap_seconds": 1.0}
@@ -41,17 +42,7 @@ def test_windows_are_slices_of_the_whole_filtered_recording():
 def test_a_window_is_kept_exactly_when_every_channel_is_good():
     case = extract_windows(recording(), CHANNELS, dtype="float32", **SETTINGS)
     made = condition(recording(), CHANNELS, sfreq=125.0, max_gap_seconds=1.0)
-    assessments = [
-        assess(
-            recording().signals[channel.name],
-            made.samples[row],
-            made.invalid[row],
-            channel=channel,
-            sfreq=125.0,
-            window_samples=1250,
-        )
-        for row, channel in enumerate(CHANNELS)
-    ]
+    assessments = gate(recording(), made, CHANNELS)
     good = (assessments[0].reason == Reason.KEPT) & (assessments[1].reason == Reason.KEPT)
     np.testing.assert_array_equal(case.start_s, np.flatnonzero(good) * 10.0)
     np.testing.assert_array_equal(case.quality[:, 1], assessments[1].quality[good])

@@ -1,6 +1,7 @@
 """Summaries of a store, and that every check fails when its property is broken."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,7 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copied(built, tmp_path) -> Path:
-    for path in built.rglob("*.*"):
-        target = tmp_path / path.relative_to(built)
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    return tmp_path
+    return shutil.copytree(built, tmp_path, dirs_exist_ok=True)
 
 
 def failed(data_dir: Path) -> dict[str, str]:

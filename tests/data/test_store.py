@@ -1,6 +1,7 @@
 """Reading a window store by batch, through memory maps, without ever loading it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,7 @@ def built(tmp_path_factory) -> Path:
 @pytest.fixture
 def copied(built, tmp_path) -> Path:
     """A copy that may be broken."""
-    (tmp_path / "train").mkdir()
-    for path in (built / "train").iterdir():
-        (tmp_path / "train" / path.name).write_bytes(path.read_bytes())
-    return tmp_path
-
-
-def change_index(directory: Path, **changes) -> None:
-    path = directory / "index.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return shutil.copytree(built, tmp_path, dirs_exist_ok=True)
 
 
 def loaded(built: Path) -> tuple[np.ndarray, list[str]]:
@@ -125,12 +118,6 @@ def test_a_directory_without_windows_is_an_error_that_says_what_was_looked_for(t
         open_windows(tmp_path / "typo", "val")
 
 
-def test_a_build_that_did_not_finish_is_called_so(copied):
-    (copied / "train" / "index.json").unlink()
-    with pytest.raises(DataError, match=r"train: .*index\.json.*`biofound windows`"):
-        open_windows(copied, "train")
-
-
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -147,24 +134,10 @@ def test_an_index_that_is_none_is_an_error(copied, content, complaint):
         open_windows(copied, "train")
 
 
-def test_a_missing_case_is_found_at_opening(copied):
-    (copied / "train" / "syn0002_1.npz").unlink()
-    with pytest.raises(DataError, match=r"1 of the 5 files .*syn0002_1\.npz"):
-        open_windows(copied, "train")
-
-
 def test_a_case_of_another_shape_than_the_index_says_is_an_error(copied):
-    change_index(copied / "train", window_samples=1000)
+    path = copied / "train" / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "window_samples": 1000}))
     with pytest.raises(DataError, match=r"syn0001_1 .*`x`.* 1250\).*\(\d+, 2, 1000\)"):
-        open_windows(copied, "train").read(np.array([0]))
-
-
-def test_a_compressed_case_is_an_error_that_says_how_to_write_it(copied):
-    path = copied / "train" / "syn0001_1.npz"
-    with np.load(path) as archive:
-        arrays = dict(archive)
-    np.savez_compressed(path, **arrays)
-    with pytest.raises(DataError, match="compressed"):
         open_windows(copied, "train").read(np.array([0]))
 
 

@@ -1,5 +1,6 @@
 """The `Windows` protocol: both forms give the same batches and information, also with channels selected."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from biofound.data.store import StoreWindows
 from biofound.data.windows import ArrayWindows, Windows, open_windows, select_channels
 from biofound.errors import DataError
-from tests.data.cohort import build, bytes_of
+from tests.data.cohort import build
 
 RANDOM = np.random.default_rng(0)
 INDEX = RANDOM.integers(0, 20, 100)
@@ -139,9 +140,7 @@ def test_a_pickle_in_a_plain_npz_is_refused_and_not_executed(tmp_path, save_as, 
 @pytest.mark.parametrize("save_as", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("key", ["x", "start_s", "quality"])
 def test_a_pickle_in_a_store_is_refused_and_not_executed(built, tmp_path, save_as, key):
-    (tmp_path / "train").mkdir()
-    for name, content in bytes_of(built).items():
-        (tmp_path / name).write_bytes(content)
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "train" / "syn0001_1.npz"
     with np.load(path) as archive:
         arrays = dict(archive)
