@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from biofound import console
 from biofound.errors import BiofoundError, SettingsError
-from biofound.settings.base import Settings, bounds_of, choices_of, extra_of, kind_of
+from biofound.settings.base import Settings, bounds_of, choices_of, extra_of, item_kind_of, kind_of
 from biofound.settings.resolve import Resolved, environment_name, option_name, plain, resolve, shown
 
 S = TypeVar("S", bound=Settings)
@@ -64,12 +64,18 @@ def add_command(app: typer.Typer, model: type[S], execute: Callable[[Invocation[
 
     def command(ctx: typer.Context, dry_run: bool, json: bool, debug: bool, **options: Any) -> None:
         with_debug = debug or bool((ctx.obj or {}).get("debug"))
+        options = {name: _joined(value) for name, value in options.items()}
         with exit_on_failure(debug=with_debug):
             _resolve_and_execute(model, execute, options, dry_run=dry_run, json=json)
 
     command.__signature__ = inspect.Signature(_parameters(model))  # type: ignore[attr-defined]
     command.__annotations__ = {}
     app.command(name=model.command, help=inspect.cleandoc(model.__doc__ or ""), cls=GroupedCommand)(command)
+
+
+def _joined(value: Any) -> Any:
+    """What a repeatable option was given, separated by commas, as in a variable; None where it was not."""
+    return (",".join(value) or None) if isinstance(value, list) else value
 
 
 class Terminated(BaseException):
@@ -186,7 +192,7 @@ def _option(model: type[Settings], name: str, info: FieldInfo) -> Any:
         autocompletion=_completion(choices_of(info)),
         rich_help_panel=extra_of(info, "panel"),
     )
-    type_: Any = kind if kind in (bool, Path) else str
+    type_: Any = list[str] if extra_of(info, "repeatable") else kind if kind in (bool, Path) else str
     return Annotated[type_ | None, option]
 
 
@@ -196,6 +202,7 @@ def help_text(model: type[Settings], name: str, info: FieldInfo) -> str:
     details = [
         f"in {unit}" if unit else "",
         bounds,
+        "may be repeated" if extra_of(info, "repeatable") else "",
         _default_text(info),
         f"env {environment_name(model, name)}",
     ]
@@ -206,7 +213,7 @@ def _default_text(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
     value = plain(info.default)
-    if value is None:
+    if value in (None, []):
         return ""
     if isinstance(value, bool):
         return f"default: {'on' if value else 'off'}"
@@ -217,7 +224,8 @@ def _metavar(info: FieldInfo) -> str:
     if choices := choices_of(info):
         return "|".join(choices)
     words = {int: "<int>", float: "<number>", Path: "<path>", tuple: "<list>"}
-    return words.get(kind_of(info), "<text>")
+    kind = kind_of(info)
+    return words.get(item_kind_of(info) if extra_of(info, "repeatable") else kind, "<text>")
 
 
 def _completion(choices: tuple[str, ...]) -> Callable[[], list[str]] | None:

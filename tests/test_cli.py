@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import typer
+from pydantic import BeforeValidator
 from typer.testing import CliRunner
 
 import biofound.commands
@@ -21,7 +22,7 @@ from biofound.cli import app
 from biofound.errors import DataError, SettingsError, VerificationError
 from biofound.options import Invocation, Terminated, add_command, help_text
 from biofound.settings import COMMANDS, PretrainSettings
-from biofound.settings.base import Settings, setting
+from biofound.settings.base import Settings, setting, split_commas
 from biofound.settings.resolve import environment_name
 from tests.settings_reads import recorded_reads
 
@@ -42,6 +43,47 @@ def start(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 def words(text: str) -> str:
     return " ".join(text.split())
+
+
+# ---- Options
+
+
+class ListSettings(Settings):
+    """Show lists."""
+
+    command = "lists"
+    file_option = "config"
+    config: Path | None = setting(None, "Settings.", in_file=False)
+    paths: Annotated[tuple[Path, ...], BeforeValidator(split_commas)] = setting((), "Paths.", repeatable=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "text", "expected"),
+    [
+        (["--paths", "a", "--paths", "b"], "", "", ["a", "b"]),
+        (["--paths", "a, b", "--paths", "c"], "d", "", ["a", "b", "c"]),
+        ([], "a,b", "paths: [c]", ["a", "b"]),
+        ([], "", "paths: [c, d]", ["c", "d"]),
+        ([], "", "paths: c", ["c"]),
+        ([], "", "", []),
+    ],
+)
+def test_a_repeatable_option_gathers_a_list_and_outranks_other_places_whole(
+    arguments: list[str], environ: str, text: str, expected: list[str], tmp_path: Path
+) -> None:
+    lists = typer.Typer(rich_markup_mode=None)
+    add_command(lists, ListSettings, lambda invocation: None)
+    lists.callback()(lambda: None)
+    config = tmp_path / "lists.yaml"
+    config.write_text(text)
+    result = CliRunner().invoke(
+        lists,
+        ["lists", *arguments, "--config", str(config), "--dry-run", "--json"],
+        env={"BIOFOUND_LISTS_PATHS": environ},
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["settings"]["paths"]["value"] == expected
+    assert "--paths <path>" in CliRunner().invoke(lists, ["lists", "--help"]).stdout
 
 
 # ---- Help

@@ -100,6 +100,7 @@ def setting(
     in_file: bool = True,
     off_name: str | None = None,
     env: str | None = None,
+    repeatable: bool = False,
     **bounds: Any,
 ) -> Any:
     """A settings field. `PydanticUndefined` as default makes it required.
@@ -112,9 +113,18 @@ def setting(
         in_file: whether it may stand in the command's YAML file.
         off_name: the name of the option that switches it off, where `no-<name>` would read badly.
         env: its environment variable, where it is not named after the command and the field.
+        repeatable: whether its option may be given several times; for lists (`tuple[X, ...]`) that
+            `split_commas` splits, which is how a variable gives several.
         bounds: what pydantic's `Field` takes: ge, gt, le, lt, min_length, pattern.
     """
-    extra = {"panel": panel, "unit": unit, "in_file": in_file, "off_name": off_name, "env": env}
+    extra = {
+        "panel": panel,
+        "unit": unit,
+        "in_file": in_file,
+        "off_name": off_name,
+        "env": env,
+        "repeatable": repeatable,
+    }
     return Field(default, description=description, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
 
 
@@ -134,13 +144,20 @@ def extra_of(field: FieldInfo, key: str) -> Any:
 
 def kind_of(field: FieldInfo) -> Any:
     """A field's type without `| None`: int, float, bool, str, Path, a Literal, or a container's origin."""
-    annotation = field.annotation
-    if get_origin(annotation) in (Union, UnionType):
-        annotation = next(member for member in get_args(annotation) if member is not NoneType)
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
+    annotation = _without_none(field.annotation)
     origin = get_origin(annotation)
     return annotation if origin in (None, Literal) else origin
+
+
+def item_kind_of(field: FieldInfo) -> Any:
+    """The type of what a list `tuple[X, ...]` holds: X."""
+    return get_args(_without_none(field.annotation))[0]
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(member for member in get_args(annotation) if member is not NoneType)
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def choices_of(field: FieldInfo) -> tuple[str, ...]:

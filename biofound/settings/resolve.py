@@ -153,7 +153,7 @@ def environment_name(model: type[Settings], name: str) -> str:
 def shown(value: Any) -> str:
     """A plain value as text: lists as options take them, and a dash for nothing."""
     if isinstance(value, list):
-        return ",".join(map(str, value))
+        return ",".join(map(str, value)) or "-"
     return "-" if value is None else str(value)
 
 
@@ -170,7 +170,7 @@ def plain(value: Any) -> Any:
     """A settings value as plain JSON."""
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 # ---------------------------------------------------------------------------------------------------------
