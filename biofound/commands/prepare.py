@@ -30,6 +30,7 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
         dataset_version=source.version(),
         channels=[channel.name for channel in channels],
         case_set=settings.case_set,
+        fractions=settings.fractions,
     )
     path = settings.output / f"splits_{settings.mode}.json"
     with write_error_context(path, option="--output"):
@@ -45,6 +46,7 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
                 "split_file": str(path),
                 "source": dict(splits.source),
                 "splits": counts,
+                "fractions": list(splits.fractions),
                 "left_out": {case_id: list(absent) for case_id, absent in left_out.items()},
             }
         )
@@ -52,6 +54,11 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
         _show_splits(splits, counts)
         if left_out:
             _note_left_out(left_out)
+        if not any(splits.subjects(name) for name in SPLITS):
+            console.note(
+                "nobody says who was recorded: these cases are for pretraining only, and serve neither as "
+                "validation nor for a probe"
+            )
         console.note(f"written: {path}")
 
 

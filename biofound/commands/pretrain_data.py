@@ -1,5 +1,7 @@
 """Training and validation windows of `biofound pretrain`: opened and checked, or the embedded cohort's."""
 
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ from biofound import console
 from biofound.commands.windows import show_build_progress
 from biofound.core.checkpoint import DataDescription
 from biofound.data.build import build_windows
+from biofound.data.integrity import splits_in
+from biofound.data.mixture import MixedWindows, Part, changes_by_epoch
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.splits import make_splits, save_splits
-from biofound.data.windows import Windows, open_windows, select_channels
+from biofound.data.stream import SyntheticStream
+from biofound.data.windows import StoreWindows, Windows, open_windows, select_channels
 from biofound.errors import DataError, write_error_context
 from biofound.options import ending_on_sigterm
 from biofound.settings import (
@@ -25,13 +30,15 @@ from biofound.settings import (
 EMBEDDED = "embedded_cohort"
 FAST_SUBJECTS = 40
 """Subjects of the embedded cohort under `--fast`: fewer than the synthetic source's default, for speed."""
+VALIDATION_HOURS = 1.0
+"""Synthetic signal to validate on, where streams alone are trained on."""
 LOOKED_AT = 64
 """Windows that are looked at before the first step, to see that there is signal."""
 
 
 def wants_embedded_cohort(settings: PretrainSettings) -> bool:
     """Whether no `data_dir` was given, and the default store is missing or empty."""
-    if settings.data_dir is not None:
+    if settings.data_dir:
         return False
     return not (DEFAULT_STORE.is_dir() and any(DEFAULT_STORE.iterdir()))
 
@@ -76,51 +83,145 @@ def build_embedded_cohort(settings: PretrainSettings) -> None:
             show_build_progress(split, results, total=len(entries))
 
 
-def open_training_windows(settings: PretrainSettings, data_dir: Path) -> tuple[Windows, Windows]:
-    """The train and val windows, agreeing with each other and with the settings.
+def open_training_windows(settings: PretrainSettings, data_dirs: Sequence[str]) -> tuple[Windows, Windows]:
+    """The train and val windows of all directories and streams, agreeing with each other and the settings.
 
     Raises:
-        DataError: when they do not agree, hold no signal, or share patients.
+        DataError: when they do not agree, hold no signal, or share patients, or one kind is missing.
     """
-    rate = WindowsSettings().sfreq
-    train, val = (open_windows(data_dir, split, sfreq_if_unsaid=rate) for split in ("train", "val"))
-    for what, ours, theirs in (
-        ("channels", ", ".join(train.channels), ", ".join(val.channels)),
-        ("sampling rate", train.sfreq, val.sfreq),
-        ("window length", train.window_samples, val.window_samples),
-        ("filters", _bands(train), _bands(val)),
-    ):
-        if ours != theirs:
+    streams = settings.streams()
+    stores = [_open_store(settings, Path(name)) for name in data_dirs if name not in streams]
+    train = [part for found in stores if (part := found.get("train"))]
+    val = [part for found in stores if (part := found.get("val"))]
+    recorded = sum(len(part.windows) for part in train)
+    _refuse_disagreement(settings, train + val)
+    sfreq = (train + val)[0].windows.sfreq if train + val else WindowsSettings().sfreq
+    for text, (population, weight) in streams.items():
+        per_hour = 3600 * sfreq / settings.context_length
+        hours = weight * recorded / per_hour if recorded else settings.hours_per_epoch
+        train.append(_stream(settings, text, population, sfreq=sfreq, hours=hours, split="train"))
+        if not stores:
+            val.append(_stream(settings, text, population, sfreq=sfreq, hours=VALIDATION_HOURS, split="val"))
+    for split, parts in (("train", train), ("val", val)):
+        if not parts:
             raise DataError(
-                f"{data_dir}: train and val differ in their {what}: {ours} against {theirs}; build both with "
-                "the same settings"
+                f"{', '.join(data_dirs)}: no windows for split {split!r}; "
+                + ("add a --data-dir that has some" if len(data_dirs) > 1 else "expected train and val")
             )
-    shared = sorted(set(train.subjects) & set(val.subjects))
-    if shared:
-        raise DataError(
-            f"{data_dir}: {len(shared)} patient(s) are in train and in val ({', '.join(shared[:5])}"
-            f"{', …' if len(shared) > 5 else ''}): the validation loss would be too good; split by patient "
-            "(`biofound prepare` does)"
-        )
-    if train.window_samples != settings.context_length:
-        raise DataError(
-            f"{data_dir}: its windows have {train.window_samples} samples, but context_length is "
-            f"{settings.context_length}; use --context-length {train.window_samples}, or build windows of "
-            f"{settings.context_length / train.sfreq:g} s"
-        )
+    _refuse_shared_patients(train, val)
+    for name, parts in (("train", train), ("val", val)):
+        for part in parts:
+            _refuse_empty(f"{part.name}: {name}", part.windows)
+    return _together(train), _together(val)
+
+
+def _open_store(settings: PretrainSettings, directory: Path) -> dict[str, Part]:
+    """The train and val windows under one directory, those that are there, with the channels asked for."""
+    rate = WindowsSettings().sfreq
+    found = {}
+    held = [split for split in ("train", "val") if split in splits_in(directory)]
+    for split in held or ("train", "val"):  # where none is held, opening says what was looked for
+        windows = open_windows(directory, split, sfreq_if_unsaid=rate)
+        if split == "val" and isinstance(windows, StoreWindows) and not windows.subjects:
+            raise DataError(
+                f"{directory}: nobody says who was recorded in its validation windows, so they may be of "
+                "patients in the training; prepare it with --fractions 1,0,0, and add a --data-dir to "
+                "validate on"
+            )
+        found[split] = windows
+    if len(found) == 2:
+        _refuse_difference(f"{directory}: train and val", found["train"], found["val"])
+    for windows in found.values():
+        if windows.window_samples != settings.context_length:
+            raise DataError(
+                f"{directory}: its windows have {windows.window_samples} samples, but context_length is "
+                f"{settings.context_length}; use --context-length {windows.window_samples}, or build windows "
+                f"of {settings.context_length / windows.sfreq:g} s"
+            )
     try:
-        train, val = (select_channels(windows, settings.channels) for windows in (train, val))
+        return {
+            split: Part(name=str(directory), windows=select_channels(windows, settings.channels))
+            for split, windows in found.items()
+        }
     except DataError as problem:
-        raise DataError(f"{data_dir}: {problem}") from problem
-    for name, windows in (("train", train), ("val", val)):
-        _refuse_empty(f"{data_dir}: {name}", windows)
-    return train, val
+        raise DataError(f"{directory}: {problem}") from problem
 
 
-def _bands(windows: Windows) -> str:
+def _stream(
+    settings: PretrainSettings, name: str, population: str, *, sfreq: float, hours: float, split: str
+) -> Part:
+    windows = SyntheticStream(
+        population=population,
+        channels=resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels),
+        hours=hours,
+        seed=PrepareSettings.model_fields[
+            "seed"
+        ].default,  # --seed is the training's: the data stays the same
+        split=split,
+        sfreq=sfreq,
+        window_seconds=settings.context_length / sfreq,
+    )
+    return Part(name=name, windows=windows)
+
+
+def _together(parts: list[Part]) -> Windows:
+    single = parts[0].windows
+    return single if len(parts) == 1 and not isinstance(single, SyntheticStream) else MixedWindows(parts)
+
+
+def _refuse_difference(which: str, ours: Windows, theirs: Windows) -> None:
+    for what, one, other in (
+        ("channels", ", ".join(ours.channels), ", ".join(theirs.channels)),
+        ("sampling rate", ours.sfreq, theirs.sfreq),
+        ("window length", ours.window_samples, theirs.window_samples),
+        ("filters", _bands(ours.filters), _bands(theirs.filters)),
+    ):
+        if one != other and one and other:  # an npz may not say its filters
+            raise DataError(
+                f"{which} differ in their {what}: {one} against {other}; build both with the same settings"
+            )
+
+
+def _refuse_disagreement(settings: PretrainSettings, parts: list[Part]) -> None:
+    """Refuse stores that differ in rate or filters, or, with a stream, in filters from the channel table."""
+    if not parts:
+        return
+    table = resolve_channels(settings.channels_yaml, "pretrain")
+    for part in parts[1:]:
+        if part.name != parts[0].name:
+            _refuse_difference(f"{parts[0].name} and {part.name}", parts[0].windows, part.windows)
+    filters = parts[0].windows.filters
+    if settings.streams() and filters:
+        own = _bands({c.name: c.band.as_json() for c in table.named(settings.channels)})
+        if own != _bands(filters):
+            raise DataError(
+                f"{parts[0].name} and the synthetic stream differ in their filters: {_bands(filters)} "
+                f"against {own} of {table.origin}; give the table that the store was built with "
+                "(--channels-yaml)"
+            )
+
+
+def _refuse_shared_patients(train: list[Part], val: list[Part]) -> None:
+    """Refuse a patient who is in any train and any val windows, of whichever directory."""
+    for ours, theirs in product(train, val):
+        shared = sorted(set(ours.windows.subjects) & set(theirs.windows.subjects))
+        if shared:
+            some = f"{', '.join(shared[:5])}{', …' if len(shared) > 5 else ''}"
+            where = (
+                f"{ours.name}: {len(shared)} patient(s) are in train and in val ({some})"
+                if ours.name == theirs.name
+                else f"{len(shared)} patient(s) are in train of {ours.name} and in val of {theirs.name} "
+                f"({some})"
+            )
+            raise DataError(
+                f"{where}: the validation loss would be too good; split by patient (`biofound prepare` does)"
+            )
+
+
+def _bands(filters: Mapping[str, Mapping[str, Any]]) -> str:
     return ", ".join(
         f"{name} {band['low_hz']:g} to {band['high_hz']:g} Hz of order {band['order']}"
-        for name, band in windows.filters.items()
+        for name, band in sorted(filters.items())
     )
 
 
@@ -145,36 +246,60 @@ def describe_data(train: Windows, val: Windows, settings: PretrainSettings) -> D
         channels = resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels)
         filters = {channel.name: channel.band.as_json() for channel in channels}
         units = {channel.name: channel.unit for channel in channels}
+    parts = train.parts if isinstance(train, MixedWindows) else ()
     return DataDescription(
         sfreq=train.sfreq,
         filters=filters,
         units=units,
         fingerprint=train.fingerprint,
-        synthetic=train.synthetic or val.synthetic,
+        synthetic=train.synthetic and val.synthetic,
+        parts=[
+            {"name": part.name, "windows": len(part.windows), "synthetic": part.windows.synthetic}
+            for part in parts
+        ],
     )
 
 
 def summarize_data(
-    train: Windows, val: Windows, settings: PretrainSettings, data_dir: Path
+    train: Windows, val: Windows, settings: PretrainSettings, data_dirs: Sequence[str]
 ) -> dict[str, Any]:
     """Rows about the windows for the user, with what is assumed because the windows do not say it."""
-    synthetic = train.synthetic or val.synthetic
+    synthetic = train.synthetic and val.synthetic
+    data = describe_data(train, val, settings)
+    kind = "synthetic" if synthetic else "recorded" if data.synthetic_share == 0 else "recorded and synthetic"
     rows = {
-        "data": f"{'synthetic' if synthetic else 'recorded'} windows in {data_dir}",
+        "data": f"{kind} windows in {', '.join(data_dirs)}",
         "train": f"{len(train)} windows of {_subjects(train)}",
         "validation": f"{len(val)} windows of {_subjects(val)}",
         "channels": f"{', '.join(settings.channels)} at {train.sfreq:g} Hz",
     }
+    if len(data.parts) > 1:
+        each = "; ".join(f"{part['windows']} of {part['name']}" for part in data.parts)
+        rows["train"] += f" ({each}: {data.synthetic_share:.0%} synthetic)"
+    if changes_by_epoch(train):
+        rows["new in every epoch"] = "the synthetic windows; nothing of them is written to disk"
+    if changes_by_epoch(val):
+        rows["validation"] += ", synthetic and the same in every epoch: no recording was given for it"
     if train.sfreq_is_assumed or val.sfreq_is_assumed:
         rows["assumed rate"] = f"{train.sfreq:g} Hz: the npz has no `sfreq`"
     if not (train.filters and train.units):
         table = resolve_channels(settings.channels_yaml, "pretrain").origin
         rows["assumed filters"] = f"those of {table}: an npz does not say its filters and units"
-    elif settings.channels_yaml is not None:
+    elif settings.channels_yaml is not None and not changes_by_epoch(train):
         rows["channel table"] = "not used: the windows say their filters and units themselves"
-    if not (train.subjects and val.subjects):
-        rows["not checked"] = "whether train and val share patients: the npz has no `subjects`"
+    unknown = [
+        part.name
+        for split, windows in (("train", train), ("val", val))
+        for part in _parts(split, windows)
+        if not part.windows.subjects
+    ]
+    if unknown:
+        rows["not checked"] = f"whether train and val share patients: {', '.join(unknown)} names no patients"
     return rows
+
+
+def _parts(split: str, windows: Windows) -> tuple[Part, ...]:
+    return windows.parts if isinstance(windows, MixedWindows) else (Part(name=split, windows=windows),)
 
 
 def _subjects(windows: Windows) -> str:

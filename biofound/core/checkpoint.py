@@ -24,6 +24,8 @@ class DataDescription:
 
     `filters` maps channel name to its pass band (`low_hz`, `high_hz`, `order`), `units` to its physical
     unit. `fingerprint` identifies the training windows. `synthetic` says that no person was recorded.
+    `parts` lists what several stores and streams gave: `name`, `windows` an epoch, `synthetic`; it is empty
+    for a single store.
     """
 
     sfreq: float
@@ -31,6 +33,15 @@ class DataDescription:
     units: dict[str, str]
     fingerprint: str
     synthetic: bool
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def synthetic_share(self) -> float:
+        """The share of the training windows of an epoch that are synthetic."""
+        windows = sum(part["windows"] for part in self.parts)
+        if not windows:
+            return float(self.synthetic)
+        return float(sum(part["windows"] for part in self.parts if part["synthetic"]) / windows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +101,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "units": checkpoint.data.units,
         "data_fingerprint": checkpoint.data.fingerprint,
         "synthetic": checkpoint.data.synthetic,
+        "synthetic_share": checkpoint.data.synthetic_share,
+        "data_parts": checkpoint.data.parts,
         "settings": checkpoint.settings,
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
@@ -125,6 +138,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 units=content["units"],
                 fingerprint=content["data_fingerprint"],
                 synthetic=content["synthetic"],
+                parts=content.get("data_parts", []),  # absent from checkpoints of a single store before
             ),
             settings=content["settings"],
             epoch=content["epoch"],

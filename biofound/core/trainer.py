@@ -38,6 +38,7 @@ from biofound.core.micro_batches import MICRO_BATCHES, micro_batches_on
 from biofound.core.models import PretrainingModel, Reconstruction
 from biofound.core.optimizer import flat_grad_buffer, learning_rate, make_optimizer
 from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batches
+from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
 from biofound.errors import CheckpointError, TrainingError
 from biofound.files import write_atomically, write_json
@@ -348,7 +349,10 @@ class Trainer:
             crop = keyed_uniform(
                 seed=config.seed, stream=Stream.CROP, epoch=self.epoch, index=own.index, count=1
             )[:, 0]
-        windows = torch.as_tensor(self.train.read(own.index, crop))
+        if isinstance(self.train, MixedWindows):
+            windows = torch.from_numpy(self.train.read(own.index, crop, self.epoch))
+        else:
+            windows = torch.as_tensor(self.train.read(own.index, crop))
         mask = torch.from_numpy(
             config.masks(
                 patches=self.model.config.patches,
@@ -418,7 +422,11 @@ class Trainer:
             return
         what = "gradient" if torch.isfinite(loss) else "loss"
         failures = list(self._save(LAST))
-        cases = sorted(set(self.train.info(batch.index).case_id.tolist()))
+        if isinstance(self.train, MixedWindows):
+            info = self.train.info(batch.index, self.epoch)
+        else:
+            info = self.train.info(batch.index)
+        cases = sorted(set(info.case_id.tolist()))
         saved = "could not be written" if failures else "is from just before it"
         raise TrainingError(
             f"the {what} is not finite in epoch {self.epoch + 1}, step {self.step + 1} (batch from cases "

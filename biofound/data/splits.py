@@ -5,6 +5,7 @@ both modes share the thresholds, so a test patient of `fasttrack` is no training
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -25,14 +26,20 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 SourceDescription = dict[str, str | int | float | bool | None]
 """What `Source.describe` gives: plain values that open the source again."""
 
-_TRAIN_BELOW, _VAL_BELOW = 0.8, 0.9
+Fractions = tuple[float, float, float]
+"""The shares of the patients in train, val and test; they add up to 1."""
+FRACTIONS: Fractions = (0.8, 0.1, 0.1)
+
+UNKNOWN = ""
+"""The subject of a recording of which nobody says who was recorded."""
+
 _FASTTRACK_CASES: dict[SplitName, int] = {"train": 50, "val": 10, "test": 10}
 _SEEDS_TRIED = 1000
 _SHOWN = 5
 
 
 class SplitCase(StrictModel):
-    """One case of a split and whose it is."""
+    """One case of a split and whose it is; '' where the source does not know."""
 
     case_id: str
     subject_id: str
@@ -47,6 +54,12 @@ class CasesBySplit(StrictModel):
 
     @model_validator(mode="after")
     def _refuse_shared(self) -> Self:
+        everyone = {case.subject_id for name in SPLITS for case in getattr(self, name)}
+        if UNKNOWN in everyone and (self.val or self.test or len(everyone) > 1):
+            raise ValueError(
+                "cases whose patients are unknown may only be all cases, all in train: the same patient may "
+                "be in several"
+            )
         for what, key in (("patients", "subject_id"), ("cases", "case_id")):
             members = {name: {getattr(case, key) for case in getattr(self, name)} for name in SPLITS}
             for one, other in combinations(SPLITS, 2):
@@ -61,7 +74,8 @@ class CasesBySplit(StrictModel):
 class Splits(JsonFile):
     """The cases of each split and all that decided about them: what `splits_<mode>.json` holds.
 
-    `channels` are the names that every case has, `case_set` is VitalDB's set of cases or None.
+    `channels` are the names that every case has, `case_set` is VitalDB's set of cases or None, `fractions`
+    the shares of the patients in train, val and test.
     """
 
     kind: Literal["biofound-splits"] = "biofound-splits"
@@ -72,6 +86,7 @@ class Splits(JsonFile):
     mode: Mode
     case_set: str | None
     seed: int
+    fractions: Fractions = FRACTIONS
     splits: CasesBySplit
 
     def of(self, split: SplitName) -> tuple[SplitCase, ...]:
@@ -79,8 +94,8 @@ class Splits(JsonFile):
         return cast(tuple[SplitCase, ...], getattr(self.splits, split))
 
     def subjects(self, split: SplitName) -> tuple[str, ...]:
-        """The patients of one split, sorted."""
-        return tuple(sorted({case.subject_id for case in self.of(split)}))
+        """The patients of one split, sorted; empty where they are unknown."""
+        return tuple(sorted({case.subject_id for case in self.of(split)} - {UNKNOWN}))
 
 
 def make_splits(
@@ -92,6 +107,7 @@ def make_splits(
     dataset_version: str,
     channels: Sequence[str],
     case_set: str | None = None,
+    fractions: Fractions = FRACTIONS,
 ) -> Splits:
     """Divide cases by patient: about 80/10/10 %, or 50/10/10 cases of the same division with `fasttrack`.
 
@@ -106,17 +122,21 @@ def make_splits(
         dataset_version: what `Source.version` gave.
         channels: the names of the channels that all cases have.
         case_set: VitalDB's set of cases, or None.
+        fractions: the shares of the patients in train, val and test. A split of share 0 is empty. Only
+            (1, 0, 0) takes cases whose patients are unknown.
 
     Raises:
         DataError: when there are no cases, a case is listed twice, a case's subject is unknown, or a split
-            comes out empty.
-        SettingsError: when the mode is unknown.
+            of a share above 0 comes out empty.
+        SettingsError: when the mode is unknown, or the shares do not add up to 1.
     """
     if mode not in get_args(Mode):
         raise SettingsError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
-    _refuse_unusable(cases, channels)
-    by_split = _divide(cases, seed)
-    _refuse_empty(by_split, cases, seed)
+    if problem := problem_of_fractions(fractions):
+        raise SettingsError(f"fractions: {problem}")
+    _refuse_unusable(cases, channels, fractions)
+    by_split = _divide(cases, seed, fractions)
+    _refuse_empty(by_split, cases, seed, fractions)
     if mode == "fasttrack":
         by_split = {name: _take(by_split[name], _FASTTRACK_CASES[name], seed) for name in SPLITS}
     return Splits(
@@ -126,16 +146,28 @@ def make_splits(
         mode=mode,
         case_set=case_set,
         seed=seed,
+        fractions=fractions,
         splits=CasesBySplit(**by_split),
     )
 
 
-def split_of(subject_id: str, *, seed: int) -> SplitName:
+def problem_of_fractions(fractions: Fractions) -> str | None:
+    """What is wrong with shares of train, val and test, in words; None when they can be used."""
+    if len(fractions) == len(SPLITS) and min(fractions) >= 0 and math.isclose(sum(fractions), 1):
+        return None
+    return (
+        "expected three numbers of 0 or more that add up to 1 (train, val, test), such as 0.8,0.1,0.1; got "
+        + ",".join(f"{share:g}" for share in fractions)
+    )
+
+
+def split_of(subject_id: str, *, seed: int, fractions: Fractions = FRACTIONS) -> SplitName:
     """The split a patient belongs to, in every data set and mode."""
     fraction = _fraction(f"{seed}:{subject_id}")
-    if fraction < _TRAIN_BELOW:
+    train, val, test = fractions
+    if fraction < train or val == test == 0:
         return "train"
-    return "val" if fraction < _VAL_BELOW else "test"
+    return "val" if fraction < train + val or test == 0 else "test"
 
 
 def save_splits(path: Path, splits: Splits) -> None:
@@ -157,14 +189,14 @@ def load_splits(path: Path) -> Splits:
     return read_json_as(path, Splits, hint="write the splits again with `biofound prepare`")
 
 
-def _divide(cases: Sequence["Case"], seed: int) -> dict[SplitName, tuple[SplitCase, ...]]:
-    known = [
-        SplitCase(case_id=case.case_id, subject_id=cast(str, case.subject_id))
-        for case in sorted(cases, key=lambda case: case.case_id)
-    ]
-    return {
-        name: tuple(case for case in known if split_of(case.subject_id, seed=seed) == name) for name in SPLITS
-    }
+def _divide(
+    cases: Sequence["Case"], seed: int, fractions: Fractions
+) -> dict[SplitName, tuple[SplitCase, ...]]:
+    by_split: dict[SplitName, list[SplitCase]] = {name: [] for name in SPLITS}
+    for case in sorted(cases, key=lambda case: case.case_id):
+        entry = SplitCase(case_id=case.case_id, subject_id=case.subject_id or UNKNOWN)
+        by_split[split_of(entry.subject_id, seed=seed, fractions=fractions)].append(entry)
+    return {name: tuple(members) for name, members in by_split.items()}
 
 
 def _take(cases: tuple[SplitCase, ...], room: int, seed: int) -> tuple[SplitCase, ...]:
@@ -183,7 +215,7 @@ def _fraction(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _refuse_unusable(cases: Sequence["Case"], channels: Sequence[str]) -> None:
+def _refuse_unusable(cases: Sequence["Case"], channels: Sequence[str], fractions: Fractions) -> None:
     if not cases:
         raise DataError(
             f"expected cases with the channels {', '.join(channels)}, found none; compare the channels' "
@@ -193,34 +225,46 @@ def _refuse_unusable(cases: Sequence["Case"], channels: Sequence[str]) -> None:
     if twice:
         raise DataError(f"the source lists {_some(twice)} more than once; every case needs an id of its own")
     unknown = [case.case_id for case in cases if case.subject_id is None]
-    if unknown:
+    if unknown and (fractions[0] < 1 or len(unknown) < len(cases)):
         raise DataError(
             f"the source cannot say who was recorded in {len(unknown)} of {len(cases)} cases "
             f"({_some(unknown)}), and splits are by patient. Give a subjects.csv (columns record,subject) "
             "with --subjects-csv, a rule with --subject-pattern, or, if every record is another person, say "
-            "so with --record-is-subject"
+            "so with --record-is-subject. Where nobody knows any of the patients, --fractions 1,0,0 takes "
+            "all cases for pretraining, and for that only"
         )
 
 
 def _refuse_empty(
-    by_split: Mapping[SplitName, tuple[SplitCase, ...]], cases: Sequence["Case"], seed: int
+    by_split: Mapping[SplitName, tuple[SplitCase, ...]],
+    cases: Sequence["Case"],
+    seed: int,
+    fractions: Fractions,
 ) -> None:
-    if all(by_split.values()):
+    wanted = wanted_splits(fractions)
+    if all(by_split[name] for name in wanted):
         return
     subjects = {cast(str, case.subject_id) for case in cases}
     counts = ", ".join(f"{name} {len(by_split[name])}" for name in SPLITS)
     raise DataError(
         f"seed {seed} leaves a split without cases ({counts}) of {len(cases)} cases of {len(subjects)} "
-        f"patients; {_advice(subjects)}"
+        f"patients; {_advice(subjects, fractions)}"
     )
 
 
-def _advice(subjects: set[str]) -> str:
-    if len(subjects) < len(SPLITS):
-        return f"three splits need at least {len(SPLITS)} patients"
+def wanted_splits(fractions: Fractions) -> tuple[SplitName, ...]:
+    """The splits of a share above 0."""
+    return tuple(name for name, share in zip(SPLITS, fractions, strict=True) if share > 0)
+
+
+def _advice(subjects: set[str], fractions: Fractions) -> str:
+    wanted = wanted_splits(fractions)
+    number = {2: "two", 3: "three"}[len(wanted)]
+    if len(subjects) < len(wanted):
+        return f"{number} splits need at least {len(wanted)} patients"
     for seed in range(_SEEDS_TRIED):
-        if {split_of(subject, seed=seed) for subject in subjects} == set(SPLITS):
-            return f"another seed gives three: --seed {seed}"
+        if {split_of(subject, seed=seed, fractions=fractions) for subject in subjects} == set(wanted):
+            return f"another seed gives {number}: --seed {seed}"
     return "try another seed"
 
 

@@ -8,6 +8,9 @@ from typing import Literal, NamedTuple, get_args
 
 from biofound.errors import SettingsError
 
+PopulationName = Literal["rest", "icu", "exercise"]
+"""The names a population can have."""
+
 Rhythm = Literal[
     "sinus",
     "ectopic",
