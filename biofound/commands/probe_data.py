@@ -142,8 +142,8 @@ def _labels(
     )
     if (subjects == "").any() or not np.isfinite(times.start_s).all():
         raise DataError(
-            f"{data_dir}: its windows do not say whose they are and when they start; a plain npz needs "
-            "`subjects`, `case_ids` and `start_s` to be probed"
+            f"{data_dir}: its windows do not all say whose they are and when they start: recordings of "
+            "unknown patients cannot be probed, and a plain npz needs `subjects`, `case_ids` and `start_s`"
         )
     if not settings.labels_from_recordings:
         words = True if settings.classes else None
