@@ -28,10 +28,10 @@ FENCE = re.compile(
 )
 LEFT_OUT = "…"
 QUICK = "biofound pretrain --fast"
-NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
+NUMBER = re.compile(r"(?:(?<![^\s\[])[+-])?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
 FREE = re.compile(rf"{NUMBER.pattern} (?=s\b|MB\b|windows/s)|(?<=device │ ).*|  \* best")
 """What may differ from machine to machine: times, rates, sizes, the device, and which epochs were best."""
-UNFINISHED = re.compile(r"[\w ]+: (\d+)/(?!\1 )\d+ (cases|steps)")
+UNFINISHED = re.compile(r"[\w ]+: (\d+)/(?!\1 )\d+ (cases|steps|rows)")
 """Progress lines before the last one: how many there are depends on the machine's speed."""
 Run = Callable[[Sequence[str], Path], tuple[int, str]]
 """Runs Python with these arguments in this directory: the exit code, and what was printed."""

@@ -111,6 +111,8 @@ def write_recordings(directory: Path) -> None:
         x = np.stack([signals[name].samples[::4] for name in ("PPG", "ECG")], axis=1)
         comments = [f"mimic2wdb/matched/s{number + FIRST_SUBJECT:05}"]
         write(directory, f"bidmc{number:02}", x=x.astype(np.float64), comments=comments)
+        rates = np.full((int(SECONDS), 1), 60.0 + number)
+        write(directory, f"bidmc{number:02}n", x=rates, names=("HR, ",), units=("bpm",), fs=1, fmt=["32"])
 
 
 def run_small(arguments: Sequence[str], directory: Path) -> tuple[int, str]:
