@@ -3,14 +3,15 @@
 `execute` is the whole command; below it stand its steps, in the order in which it takes them.
 """
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
                     train=_cached(train, device),
                     val=_cached(val, device),
                     data=describe_data(train, settings),
-                    config=settings.fill(TrainConfig, precision=precision),
+                    config=train_config(settings, precision=precision, windows=len(train)),
                     settings=plain_values(settings),
                     output_dir=settings.output_dir,
                     device=device,
@@ -129,6 +130,17 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
         console.print_json(_result_json(trainer, baseline))
     else:
         _show_result(trainer, baseline)
+
+
+def train_config(
+    settings: PretrainSettings, *, precision: Literal["fp32", "bf16", "fp16"], windows: int
+) -> TrainConfig:
+    """How to train, in a precision that the machine has, on so many windows an epoch."""
+    config = settings.fill(TrainConfig, precision=precision)
+    if settings.steps is None:
+        return config
+    epochs = math.ceil(settings.steps / math.ceil(windows / settings.batch_size))
+    return replace(config, epochs=epochs, warmup_epochs=min(config.warmup_epochs, max(1, epochs // 10)))
 
 
 def _cached(windows: Windows, device: torch.device) -> Windows | GpuWindowCache:

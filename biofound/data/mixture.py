@@ -151,5 +151,5 @@ def bands_text(windows: Windows) -> str:
     """The pass bands of windows in words."""
     return ", ".join(
         f"{name} {band['low_hz']:g} to {band['high_hz']:g} Hz of order {band['order']}"
-        for name, band in windows.filters.items()
+        for name, band in sorted(windows.filters.items())
     )

@@ -42,9 +42,10 @@ class PretrainSettings(Settings):
     data_dir: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = setting(
         (),
         "Window stores, or directories of train_windows.npz and val_windows.npz, and synthetic streams "
-        "synthetic:<population>[:<windows for each stored one>] (rest, icu, exercise); separated by commas. "
+        "synthetic:<population>[:<windows for each stored one>] (rest, icu, exercise). "
         f"By default {DEFAULT_STORE} where it exists, else the embedded synthetic cohort.",
         panel="Data",
+        repeatable=True,
     )
     stream_hours: float = setting(
         10.0,
@@ -161,6 +162,14 @@ class PretrainSettings(Settings):
         ge=0,
     )
     epochs: int = setting(100, "Passes over the training windows.", panel=_OPTIMISATION, unit="epochs", ge=1)
+    steps: int | None = setting(
+        None,
+        "Optimizer steps in place of epochs, rounded up to whole epochs; the warm-up is at most a tenth of "
+        "them.",
+        panel=_OPTIMISATION,
+        unit="steps",
+        ge=1,
+    )
     batch_size: int = setting(128, "Windows in an optimizer step.", panel=_OPTIMISATION, unit="windows", ge=1)
     lr: float = setting(5e-4, "Peak learning rate of AdamW.", panel=_OPTIMISATION, gt=0, le=1)
     weight_decay: float = setting(
