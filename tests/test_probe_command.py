@@ -1,6 +1,7 @@
 """`biofound probe`: its rows on a small cohort, its numbers against plain scikit-learn, and its refusals."""
 
 import csv
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from biofound.core.probe import ALPHAS
 from biofound.core.probe_features import count_beats
 from biofound.core.readout import READOUTS
 from biofound.core.readout_names import DEFAULT_READOUT
+from biofound.data.splits import UNKNOWN_SUBJECT
 from biofound.data.windows import open_windows
 from biofound.settings import ProbeSettings
 from biofound.settings.base import choices_of
@@ -286,6 +288,16 @@ def test_a_plain_npz_without_subjects_and_times_is_refused(small, labels, tmp_pa
     plain = write_plain(tmp_path / "plain", small.store)
     result = run("probe", "--data-dir", plain, "--labels", labels, "--target", "HR")
     assert result.exit_code == 1 and "`subjects`, `case_ids` and `start_s`" in result.stderr
+
+
+def test_recordings_of_unknown_patients_are_refused(small, labels, tmp_path) -> None:
+    index = json.loads((small.store / "val" / "index.json").read_text())
+    shutil.copytree(small.store / "val", tmp_path / "val")
+    windows = index["cases"][0]["windows"]
+    index["cases"][0]["subject_id"] = UNKNOWN_SUBJECT
+    (tmp_path / "val" / "index.json").write_text(json.dumps(index))
+    result = run("probe", "--data-dir", tmp_path, "--labels", labels, "--target", "HR")
+    assert result.exit_code == 1 and f"{windows} do not say whose they are" in result.stderr
 
 
 # ---- Real recordings
