@@ -96,9 +96,9 @@ def open_training_windows(settings: PretrainSettings, data_dirs: Sequence[str]) 
     recorded = sum(len(part.windows) for part in train)
     _refuse_disagreement(settings, train + val)
     sfreq = (train + val)[0].windows.sfreq if train + val else WindowsSettings().sfreq
+    hours_recorded, hours_alone = recorded * settings.context_length / sfreq / 3600, settings.hours_per_epoch
     for text, (population, weight) in streams.items():
-        per_hour = 3600 * sfreq / settings.context_length
-        hours = weight * recorded / per_hour if recorded else settings.hours_per_epoch
+        hours = weight * hours_recorded if recorded else hours_alone
         train.append(_stream(settings, text, population, sfreq=sfreq, hours=hours, split="train"))
         if not stores:
             val.append(_stream(settings, text, population, sfreq=sfreq, hours=VALIDATION_HOURS, split="val"))
