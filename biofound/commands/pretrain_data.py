@@ -31,7 +31,7 @@ EMBEDDED = "embedded_cohort"
 FAST_SUBJECTS = 40
 """Subjects of the embedded cohort under `--fast`: fewer than the synthetic source's default, for speed."""
 VALIDATION_HOURS = 1.0
-"""Synthetic signal to validate on, where streams alone are trained on."""
+"""Synthetic signal to validate on, where no directory has windows for that."""
 LOOKED_AT = 64
 """Windows that are looked at before the first step, to see that there is signal."""
 
@@ -94,13 +94,14 @@ def open_training_windows(settings: PretrainSettings, data_dirs: Sequence[str]) 
     train = [part for found in stores if (part := found.get("train"))]
     val = [part for found in stores if (part := found.get("val"))]
     recorded = sum(len(part.windows) for part in train)
+    validate_on_streams = not val
     _refuse_disagreement(settings, train + val)
     sfreq = (train + val)[0].windows.sfreq if train + val else WindowsSettings().sfreq
     hours_recorded, hours_alone = recorded * settings.context_length / sfreq / 3600, settings.hours_per_epoch
     for text, (population, weight) in streams.items():
         hours = weight * hours_recorded if recorded else hours_alone
         train.append(_stream(settings, text, population, sfreq=sfreq, hours=hours, split="train"))
-        if not stores:
+        if validate_on_streams:
             val.append(_stream(settings, text, population, sfreq=sfreq, hours=VALIDATION_HOURS, split="val"))
     for split, parts in (("train", train), ("val", val)):
         if not parts:

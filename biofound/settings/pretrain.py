@@ -120,13 +120,13 @@ class PretrainSettings(Settings):
         125, "Length of a patch; it must divide the context.", panel="Model", unit="samples", ge=1
     )
     patch_embedding: PatchEmbedding = setting(
-        "linear",
+        "convolutional",
         "linear: each patch by itself; convolutional: also by convolutions over the whole window.",
         panel="Model",
     )
     d_model: int = setting(192, "Width of the latent vectors.", panel="Model", ge=1)
     num_layers: int = setting(4, "Mixer layers of the encoder.", panel="Model", ge=1)
-    expansion_factor: int = setting(8, "MLP expansion ratio of the mixer layers.", panel="Model", ge=1)
+    expansion_factor: int = setting(2, "MLP expansion ratio of the mixer layers.", panel="Model", ge=1)
     dropout: float = setting(0.0, "Dropout of the encoder; it makes steps slower.", panel="Model", ge=0, lt=1)
     mask_ratio: float = setting(0.4, "Fraction of the patches that are hidden.", panel=_MASK, gt=0, lt=1)
     mask_type: MaskType = setting(
@@ -148,13 +148,13 @@ class PretrainSettings(Settings):
         le=1,
     )
     global_weight: float = setting(
-        0.0,
+        0.3,
         "Weight of the global term: autocorrelation and spectrum of the whole window, from the latents.",
         panel=_MASK,
         ge=0,
     )
     rhythm_weight: float = setting(
-        0.0,
+        0.1,
         "Weight of the rhythm term: likely beat intervals of the whole window, from the latents.",
         panel=_MASK,
         ge=0,
