@@ -145,8 +145,8 @@ def _labels(
     if nameless or timeless:
         raise DataError(
             f"{data_dir}: of its {len(subjects)} windows {nameless} do not say whose they are, and "
-            f"{timeless} not when they start. Recordings of unknown patients are for pretraining alone, as no fold could "
-            "keep a patient out; a plain npz needs `subjects`, `case_ids` and `start_s` to be probed"
+            f"{timeless} not when they start. Recordings of unknown patients are for pretraining alone; "
+            "a plain npz needs `subjects`, `case_ids` and `start_s` to be probed"
         )
     if not settings.labels_from_recordings:
         words = True if settings.classes else None
