@@ -7,7 +7,7 @@ from biofound import console
 from biofound.data.sources import Case, SelectiveSource
 from biofound.data.sources.registry import open_source
 from biofound.data.sources.vitaldb import case_ids_in
-from biofound.data.splits import SPLITS, UNKNOWN_SUBJECT, Splits, make_splits, save_splits
+from biofound.data.splits import SPLITS, Splits, make_splits, save_splits
 from biofound.errors import write_error_context
 from biofound.options import Invocation
 from biofound.settings import PrepareSettings, resolve_channels
@@ -46,6 +46,7 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
                 "split_file": str(path),
                 "source": dict(splits.source),
                 "splits": counts,
+                "fractions": list(splits.fractions),
                 "left_out": {case_id: list(absent) for case_id, absent in left_out.items()},
             }
         )
@@ -53,11 +54,10 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
         _show_splits(splits, counts)
         if left_out:
             _note_left_out(left_out)
-        unknown = sum(case.subject_id == UNKNOWN_SUBJECT for case in splits.of("train"))
-        if unknown:
+        if not any(splits.subjects(name) for name in SPLITS):
             console.note(
-                f"the patients of {unknown} cases are unknown: their windows can be used for "
-                "pretraining, and for no validation or test"
+                "nobody says who was recorded: these cases are for pretraining only, and serve neither as "
+                "validation nor for a probe"
             )
         console.note(f"written: {path}")
 

@@ -62,10 +62,10 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
         KeyboardInterrupt: after Ctrl-C, when the run is saved.
     """
     settings = invocation.settings
-    data_dir = settings.data_dir or (str(DEFAULT_STORE),)
+    data_dirs = settings.data_dir or (str(DEFAULT_STORE),)
     with joined_group(resolve_device(settings.device)) as (group, device):
         if wants_embedded_cohort(settings):
-            data_dir = (str(settings.output_dir / EMBEDDED),)
+            data_dirs = (str(settings.output_dir / EMBEDDED),)
             if group.rank == 0:
                 build_embedded_cohort(settings)
             group.wait()
@@ -74,7 +74,7 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
             precision = resolve_precision("fp32" if settings.no_amp else settings.precision, device)
             if settings.tensorboard:
                 _require_tensorboard()
-            train, val = open_training_windows(settings, data_dir)
+            train, val = open_training_windows(settings, data_dirs)
             if settings.threads is not None:
                 torch.set_num_threads(settings.threads)
             if device.type == "cpu":
@@ -85,7 +85,7 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
                     model=model,
                     train=_cached(train, device),
                     val=_cached(val, device),
-                    data=describe_data(train, settings),
+                    data=describe_data(train, val, settings),
                     config=train_config(settings, precision=precision, windows=len(train)),
                     settings=plain_values(settings),
                     output_dir=settings.output_dir,
@@ -97,7 +97,7 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
                 raise SettingsError(str(problem)) from problem
             threads, processes = torch.get_num_threads(), group.size
             summary = {
-                **summarize_data(train, val, settings, data_dir),
+                **summarize_data(train, val, settings, data_dirs),
                 "model": f"{parameter_count(model):,} parameters",
                 "device": f"{device} in {precision}, {f'{processes} processes of ' if processes > 1 else ''}"
                 f"{threads} thread{'s' if threads > 1 else ''}",
@@ -326,6 +326,7 @@ def _result_json(trainer: Trainer, baseline: Losses) -> dict[str, Any]:
     return {
         "output_dir": str(trainer.output_dir),
         "synthetic": trainer.data.synthetic,
+        "synthetic_share": trainer.data.synthetic_share,
         "epochs": len(trainer.epochs_done),
         "best_epoch": best.epoch,
         "train": asdict(best.train),
@@ -353,7 +354,8 @@ def _show_result(trainer: Trainer, baseline: Losses) -> None:
         )
     ]
     columns = (f"epoch {best.epoch}", "loss", "MSM", "STFT", *(f"MSM {channel}" for channel in channels))
-    kind = "synthetic" if trainer.data.synthetic else "recorded"
+    share = trainer.data.synthetic_share
+    kind = "synthetic" if trainer.data.synthetic else "recorded" if share == 0 else "recorded and synthetic"
     title = f"epoch {best.epoch} of {len(trainer.epochs_done)} was best, on {kind} data"
     console.table(title, columns, rows, numbers=columns[1:])
     _show_monitor(best.monitor, channels)

@@ -1,8 +1,7 @@
 """Training and validation windows of `biofound pretrain`: opened and checked, or the embedded cohort's."""
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from biofound.commands.windows import show_build_progress
 from biofound.core.checkpoint import DataDescription
 from biofound.data.build import build_windows
 from biofound.data.integrity import splits_in
-from biofound.data.mixture import MixedWindows, Part, require_alike
+from biofound.data.mixture import MixedWindows, Part, changes_by_epoch
 from biofound.data.sources.synthetic import SyntheticSource
-from biofound.data.splits import SplitName, make_splits, save_splits
+from biofound.data.splits import make_splits, save_splits
 from biofound.data.stream import SyntheticStream
 from biofound.data.windows import StoreWindows, Windows, open_windows, select_channels
-from biofound.errors import DataError, SettingsError, write_error_context
+from biofound.errors import DataError, write_error_context
 from biofound.options import ending_on_sigterm
 from biofound.settings import (
     DEFAULT_STORE,
@@ -28,13 +27,11 @@ from biofound.settings import (
     resolve_channels,
 )
 
-STREAM = "synthetic:"
-"""What the name of a synthetic stream begins with."""
-STREAM_VAL_WINDOWS = 510
-"""Windows of a synthetic stream that are validated on: of 85 virtual subjects."""
 EMBEDDED = "embedded_cohort"
 FAST_SUBJECTS = 40
 """Subjects of the embedded cohort under `--fast`: fewer than the synthetic source's default, for speed."""
+VALIDATION_HOURS = 1.0
+"""Synthetic signal to validate on, where streams alone are trained on."""
 LOOKED_AT = 64
 """Windows that are looked at before the first step, to see that there is signal."""
 
@@ -86,105 +83,146 @@ def build_embedded_cohort(settings: PretrainSettings) -> None:
             show_build_progress(split, results, total=len(entries))
 
 
-def open_training_windows(settings: PretrainSettings, data_dir: Sequence[str]) -> tuple[Windows, Windows]:
-    """The train and val windows of all of `data_dir`, agreeing with each other and with the settings.
-
-    Several stores are one set of windows; a synthetic stream adds to train, and is validated on where no
-    store has a val split.
+def open_training_windows(settings: PretrainSettings, data_dirs: Sequence[str]) -> tuple[Windows, Windows]:
+    """The train and val windows of all directories and streams, agreeing with each other and the settings.
 
     Raises:
-        DataError: when they do not agree, hold no signal, or share patients.
-        SettingsError: when a population is unknown, or the rate term has no synthetic window.
+        DataError: when they do not agree, hold no signal, or share patients, or one kind is missing.
     """
-    streams = [spec for spec in data_dir if spec.startswith(STREAM)]
-    stores = [Path(spec) for spec in data_dir if not spec.startswith(STREAM)]
-    opened: dict[SplitName, list[Part]] = {"train": [], "val": []}
-    for path in stores:
-        for split, parts in opened.items():
-            if split == "val" and len(data_dir) > 1 and split not in splits_in(path):
-                continue  # a corpus for pretraining alone
-            parts.append(Part(name=f"{path} ({split})", windows=_open_store(path, split, settings)))
-    stored = sum(len(part.windows) for part in opened["train"])
-    opened["train"] += [_open_stream(spec, settings, stored=stored) for spec in streams]
-    if not opened["val"]:
-        if not streams:
+    streams = settings.streams()
+    stores = [_open_store(settings, Path(name)) for name in data_dirs if name not in streams]
+    train = [part for found in stores if (part := found.get("train"))]
+    val = [part for found in stores if (part := found.get("val"))]
+    recorded = sum(len(part.windows) for part in train)
+    _refuse_disagreement(settings, train + val)
+    sfreq = (train + val)[0].windows.sfreq if train + val else WindowsSettings().sfreq
+    for text, (population, weight) in streams.items():
+        per_hour = 3600 * sfreq / settings.context_length
+        hours = weight * recorded / per_hour if recorded else settings.hours_per_epoch
+        train.append(_stream(settings, text, population, sfreq=sfreq, hours=hours, split="train"))
+        if not stores:
+            val.append(_stream(settings, text, population, sfreq=sfreq, hours=VALIDATION_HOURS, split="val"))
+    for split, parts in (("train", train), ("val", val)):
+        if not parts:
             raise DataError(
-                f"{', '.join(data_dir)}: no windows for split 'val'; add a store that has some: a corpus for "
-                "pretraining alone cannot be validated on"
+                f"{', '.join(data_dirs)}: no windows for split {split!r}; "
+                + ("add a --data-dir that has some" if len(data_dirs) > 1 else "expected train and val")
             )
-        opened["val"] = [_open_stream(streams[0], settings, stored=None)]
-    _refuse_shared_patients(opened)
-    if settings.rate_weight and not streams:
-        raise SettingsError(
-            "rate_weight: the rate term learns from synthetic windows; add --data-dir synthetic:icu, or "
-            "leave it out"
-        )
-    train, val = (
-        parts[0].windows if len(parts) == 1 and not parts[0].name.startswith(STREAM) else MixedWindows(parts)
-        for parts in opened.values()
-    )
-    require_alike("train", train, "val", val)
-    return train, val
+    _refuse_shared_patients(train, val)
+    for name, parts in (("train", train), ("val", val)):
+        for part in parts:
+            _refuse_empty(f"{part.name}: {name}", part.windows)
+    return _together(train), _together(val)
 
 
-def _open_store(path: Path, split: SplitName, settings: PretrainSettings) -> Windows:
-    """The windows of one split of a store, with the channels asked for."""
-    windows = open_windows(path, split, sfreq_if_unsaid=WindowsSettings().sfreq)
-    if windows.window_samples != settings.context_length:
-        raise DataError(
-            f"{path}: its windows have {windows.window_samples} samples, but context_length is "
-            f"{settings.context_length}; use --context-length {windows.window_samples}, or build windows of "
-            f"{settings.context_length / windows.sfreq:g} s"
-        )
-    if split == "val" and isinstance(windows, StoreWindows) and windows.subjects_unknown:
-        raise DataError(
-            f"{path}: the patients of val are unknown, so they may be in train too; use these windows for "
-            "pretraining alone (`biofound prepare --fractions 1,0,0`)"
-        )
+def _open_store(settings: PretrainSettings, directory: Path) -> dict[str, Part]:
+    """The train and val windows under one directory, those that are there, with the channels asked for."""
+    rate = WindowsSettings().sfreq
+    found = {}
+    held = [split for split in ("train", "val") if split in splits_in(directory)]
+    for split in held or ("train", "val"):  # where none is held, opening says what was looked for
+        windows = open_windows(directory, split, sfreq_if_unsaid=rate)
+        if split == "val" and isinstance(windows, StoreWindows) and not windows.subjects:
+            raise DataError(
+                f"{directory}: nobody says who was recorded in its validation windows, so they may be of "
+                "patients in the training; prepare it with --fractions 1,0,0, and add a --data-dir to "
+                "validate on"
+            )
+        found[split] = windows
+    if len(found) == 2:
+        _refuse_difference(f"{directory}: train and val", found["train"], found["val"])
+    for windows in found.values():
+        if windows.window_samples != settings.context_length:
+            raise DataError(
+                f"{directory}: its windows have {windows.window_samples} samples, but context_length is "
+                f"{settings.context_length}; use --context-length {windows.window_samples}, or build windows "
+                f"of {settings.context_length / windows.sfreq:g} s"
+            )
     try:
-        windows = select_channels(windows, settings.channels)
+        return {
+            split: Part(name=str(directory), windows=select_channels(windows, settings.channels))
+            for split, windows in found.items()
+        }
     except DataError as problem:
-        raise DataError(f"{path}: {problem}") from problem
-    _refuse_empty(f"{path}: {split}", windows)
-    return windows
+        raise DataError(f"{directory}: {problem}") from problem
 
 
-def _open_stream(spec: str, settings: PretrainSettings, *, stored: int | None) -> Part:
-    """The stream `synthetic:<population>[:<weight>]`; with `stored` None its validation windows."""
-    population, _, weight = spec.removeprefix(STREAM).partition(":")
-    channels = resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels)
-    sfreq = WindowsSettings().sfreq
-    seconds = settings.context_length / sfreq
-    try:
-        share = float(weight or 1)
-    except ValueError as problem:
-        raise SettingsError(f"--data-dir {spec}: expected a number of windows, got {weight!r}") from problem
-    if not 0 < share < math.inf:
-        raise SettingsError(f"--data-dir {spec}: expected a number of windows above 0, got {weight!r}")
-    windows = STREAM_VAL_WINDOWS
-    if stored is not None:
-        windows = round(share * (stored or settings.stream_hours * 3600 / seconds))
-    stream = SyntheticStream(
+def _stream(
+    settings: PretrainSettings, name: str, population: str, *, sfreq: float, hours: float, split: str
+) -> Part:
+    windows = SyntheticStream(
         population=population,
-        channels=channels,
-        hours=max(windows, 1) * seconds / 3600,
-        seed=settings.seed,
-        split="val" if stored is None else "train",
+        channels=resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels),
+        hours=hours,
+        seed=PrepareSettings.model_fields[
+            "seed"
+        ].default,  # --seed is the training's: the data stays the same
+        split=split,
         sfreq=sfreq,
-        window_seconds=seconds,
+        window_seconds=settings.context_length / sfreq,
     )
-    return Part(name=spec, windows=stream)
+    return Part(name=name, windows=windows)
 
 
-def _refuse_shared_patients(opened: Mapping[SplitName, Sequence[Part]]) -> None:
-    for one, other in itertools.product(opened["train"], opened["val"]):
-        shared = sorted(set(one.windows.subjects) & set(other.windows.subjects))
-        if shared:
+def _together(parts: list[Part]) -> Windows:
+    single = parts[0].windows
+    return single if len(parts) == 1 and not isinstance(single, SyntheticStream) else MixedWindows(parts)
+
+
+def _refuse_difference(which: str, ours: Windows, theirs: Windows) -> None:
+    for what, one, other in (
+        ("channels", ", ".join(ours.channels), ", ".join(theirs.channels)),
+        ("sampling rate", ours.sfreq, theirs.sfreq),
+        ("window length", ours.window_samples, theirs.window_samples),
+        ("filters", _bands(ours.filters), _bands(theirs.filters)),
+    ):
+        if one != other and one and other:  # an npz may not say its filters
             raise DataError(
-                f"{one.name} and {other.name}: {len(shared)} patient(s) are in train and in val "
-                f"({', '.join(shared[:5])}{', …' if len(shared) > 5 else ''}): the validation loss would be "
-                "too good; split by patient (`biofound prepare` does)"
+                f"{which} differ in their {what}: {one} against {other}; build both with the same settings"
             )
+
+
+def _refuse_disagreement(settings: PretrainSettings, parts: list[Part]) -> None:
+    """Refuse stores that differ in rate or filters, or, with a stream, in filters from the channel table."""
+    if not parts:
+        return
+    table = resolve_channels(settings.channels_yaml, "pretrain")
+    for part in parts[1:]:
+        if part.name != parts[0].name:
+            _refuse_difference(f"{parts[0].name} and {part.name}", parts[0].windows, part.windows)
+    filters = parts[0].windows.filters
+    if settings.streams() and filters:
+        own = _bands({c.name: c.band.as_json() for c in table.named(settings.channels)})
+        if own != _bands(filters):
+            raise DataError(
+                f"{parts[0].name} and the synthetic stream differ in their filters: {_bands(filters)} "
+                f"against {own} of {table.origin}; give the table that the store was built with "
+                "(--channels-yaml)"
+            )
+
+
+def _refuse_shared_patients(train: list[Part], val: list[Part]) -> None:
+    """Refuse a patient who is in any train and any val windows, of whichever directory."""
+    for ours, theirs in product(train, val):
+        shared = sorted(set(ours.windows.subjects) & set(theirs.windows.subjects))
+        if shared:
+            some = f"{', '.join(shared[:5])}{', …' if len(shared) > 5 else ''}"
+            where = (
+                f"{ours.name}: {len(shared)} patient(s) are in train and in val ({some})"
+                if ours.name == theirs.name
+                else f"{len(shared)} patient(s) are in train of {ours.name} and in val of {theirs.name} "
+                f"({some})"
+            )
+            raise DataError(
+                f"{where}: the validation loss would be too good; split by patient (`biofound prepare` does)"
+            )
+
+
+def _bands(filters: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(
+        f"{name} {band['low_hz']:g} to {band['high_hz']:g} Hz of order {band['order']}"
+        for name, band in sorted(filters.items())
+    )
 
 
 def _refuse_empty(where: str, windows: Windows) -> None:
@@ -201,52 +239,69 @@ def _refuse_empty(where: str, windows: Windows) -> None:
         )
 
 
-def describe_data(train: Windows, settings: PretrainSettings) -> DataDescription:
+def describe_data(train: Windows, val: Windows, settings: PretrainSettings) -> DataDescription:
     """The description of the windows for checkpoints; what they lack is taken from the channel table."""
     filters, units = train.filters, train.units
     if not (filters and units):
         channels = resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels)
         filters = {channel.name: channel.band.as_json() for channel in channels}
         units = {channel.name: channel.unit for channel in channels}
+    parts = train.parts if isinstance(train, MixedWindows) else ()
     return DataDescription(
         sfreq=train.sfreq,
         filters=filters,
         units=units,
         fingerprint=train.fingerprint,
-        synthetic=train.synthetic,
+        synthetic=train.synthetic and val.synthetic,
         subjects=train.subjects,
+        parts=[
+            {"name": part.name, "windows": len(part.windows), "synthetic": part.windows.synthetic}
+            for part in parts
+        ],
     )
 
 
 def summarize_data(
-    train: Windows,
-    val: Windows,
-    settings: PretrainSettings,
-    data_dir: Sequence[str],
+    train: Windows, val: Windows, settings: PretrainSettings, data_dirs: Sequence[str]
 ) -> dict[str, Any]:
     """Rows about the windows for the user, with what is assumed because the windows do not say it."""
-    kind = "synthetic" if train.synthetic and val.synthetic else "recorded"
-    if isinstance(train, MixedWindows) and 0 < train.synthetic_share < 1:
-        kind = f"recorded and ({train.synthetic_share:.0%} of an epoch) synthetic"
+    synthetic = train.synthetic and val.synthetic
+    data = describe_data(train, val, settings)
+    kind = "synthetic" if synthetic else "recorded" if data.synthetic_share == 0 else "recorded and synthetic"
     rows = {
-        "data": f"{kind} windows in {', '.join(data_dir)}",
+        "data": f"{kind} windows in {', '.join(data_dirs)}",
         "train": f"{len(train)} windows of {_subjects(train)}",
         "validation": f"{len(val)} windows of {_subjects(val)}",
         "channels": f"{', '.join(settings.channels)} at {train.sfreq:g} Hz",
     }
+    if len(data.parts) > 1:
+        each = "; ".join(f"{part['windows']} of {part['name']}" for part in data.parts)
+        rows["train"] += f" ({each}: {data.synthetic_share:.0%} synthetic)"
+    if changes_by_epoch(train):
+        rows["new in every epoch"] = "the synthetic windows; nothing of them is written to disk"
+    if changes_by_epoch(val):
+        rows["validation"] += ", synthetic and the same in every epoch: no recording was given for it"
     if train.sfreq_is_assumed or val.sfreq_is_assumed:
         rows["assumed rate"] = f"{train.sfreq:g} Hz: the npz has no `sfreq`"
     if not (train.filters and train.units):
         table = resolve_channels(settings.channels_yaml, "pretrain").origin
         rows["assumed filters"] = f"those of {table}: an npz does not say its filters and units"
-    elif settings.channels_yaml is not None:
+    elif settings.channels_yaml is not None and not changes_by_epoch(train):
         rows["channel table"] = "not used: the windows say their filters and units themselves"
-    if not (train.subjects and val.subjects) and not (train.synthetic and val.synthetic):
-        rows["not checked"] = "whether train and val share patients: some windows do not name their subjects"
+    unknown = [
+        part.name
+        for split, windows in (("train", train), ("val", val))
+        for part in _parts(split, windows)
+        if not part.windows.subjects
+    ]
+    if unknown:
+        rows["not checked"] = f"whether train and val share patients: {', '.join(unknown)} names no patients"
     return rows
 
 
+def _parts(split: str, windows: Windows) -> tuple[Part, ...]:
+    return windows.parts if isinstance(windows, MixedWindows) else (Part(name=split, windows=windows),)
+
+
 def _subjects(windows: Windows) -> str:
-    if windows.synthetic and isinstance(windows, MixedWindows):
-        return "new virtual subjects in each epoch"
     return f"{len(windows.subjects)} subjects" if windows.subjects else "subjects that the file does not name"

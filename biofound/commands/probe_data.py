@@ -19,7 +19,7 @@ from biofound.data.labels import (
 )
 from biofound.data.sources.registry import open_source
 from biofound.data.sources.wfdb import WfdbSource
-from biofound.data.splits import UNKNOWN_SUBJECT
+from biofound.data.splits import UNKNOWN
 from biofound.data.store import StoreWindows
 from biofound.data.windows import Windows, open_windows, select_channels
 from biofound.errors import DataError, SettingsError
@@ -141,12 +141,12 @@ def _labels(
         start_s=np.concatenate([info.start_s for info in infos]),
         window_seconds=parts[0].window_samples / parts[0].sfreq,
     )
-    nameless, timeless = (subjects == UNKNOWN_SUBJECT).sum(), (~np.isfinite(times.start_s)).sum()
+    nameless, timeless = (subjects == UNKNOWN).sum(), (~np.isfinite(times.start_s)).sum()
     if nameless or timeless:
         raise DataError(
             f"{data_dir}: of its {len(subjects)} windows {nameless} do not say whose they are, and "
-            f"{timeless} not when they start. Recordings of unknown patients are for pretraining alone; "
-            "a plain npz needs `subjects`, `case_ids` and `start_s` to be probed"
+            f"{timeless} not when they start. Recordings of unknown patients are for pretraining alone, as "
+            "no fold could keep a patient out; a plain npz needs `subjects`, `case_ids` and `start_s`"
         )
     if not settings.labels_from_recordings:
         words = True if settings.classes else None

@@ -13,7 +13,7 @@ from biofound.data.conditioning import design
 from biofound.data.integrity import QUANTILES, StoreSummary, inspect_store, splits_in
 from biofound.data.sources import Source
 from biofound.data.sources.registry import open_source
-from biofound.data.splits import SPLITS, SplitName, Splits, load_splits
+from biofound.data.splits import SPLITS, SplitName, Splits, load_splits, wanted_splits
 from biofound.data.store import INDEX_NAME, random_windows, read_index
 from biofound.errors import DataError, SettingsError
 from biofound.figures import draw_windows
@@ -58,10 +58,7 @@ def _build_stores(settings: WindowsSettings) -> list[Path]:
     channels = resolve_channels(settings.channels_yaml, settings.section).channels
     _refuse_unfit_channels(settings, splits, channels)
     source = _open_source_of(splits, settings)
-    chosen: Sequence[SplitName] = [settings.split] if settings.split != "all" else SPLITS
-    if settings.split == "all" and (empty := [split for split in SPLITS if not splits.of(split)]):
-        console.note(f"no store of {' and '.join(empty)}: {settings.split_file} has no such cases")
-        chosen = [split for split in SPLITS if split not in empty]
+    chosen = _chosen_splits(splits, settings)
     failures = []
     for split in chosen:
         results = build_windows(
@@ -91,6 +88,23 @@ def _build_stores(settings: WindowsSettings) -> list[Path]:
     if failures:
         raise DataError("\n".join(failures))
     return [settings.outdir / split for split in chosen]
+
+
+def _chosen_splits(splits: Splits, settings: WindowsSettings) -> tuple[SplitName, ...]:
+    """The splits to build. With `all` those that have cases; of the others it says that they are empty."""
+    if settings.split != "all":
+        return (settings.split,)
+    wanted = wanted_splits(splits.fractions)
+    if skipped := [name for name in SPLITS if name not in wanted]:
+        shares = ",".join(f"{share:g}" for share in splits.fractions)
+        console.note(f"split {', '.join(skipped)}: empty, as the fractions are {shares}; no store is built")
+    for name in skipped:
+        if (settings.outdir / name / INDEX_NAME).is_file():
+            raise DataError(
+                f"{settings.outdir / name}: holds the windows of other splits, but {settings.split_file} has "
+                f"nobody in {name}; use another --outdir, or remove that directory"
+            )
+    return wanted
 
 
 def _refuse_unfit_channels(settings: WindowsSettings, splits: Splits, channels: Sequence[Channel]) -> None:

@@ -25,6 +25,8 @@ class DataDescription:
     `filters` maps channel name to its pass band (`low_hz`, `high_hz`, `order`), `units` to its physical
     unit. `fingerprint` identifies the training windows, `subjects` are those in them (sorted; empty where the
     windows do not say). `synthetic` says that no person was recorded.
+    `parts` lists what several stores and streams gave: `name`, `windows` an epoch, `synthetic`; it is empty
+    for a single store.
     """
 
     sfreq: float
@@ -33,6 +35,15 @@ class DataDescription:
     fingerprint: str
     synthetic: bool
     subjects: tuple[str, ...] = ()
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def synthetic_share(self) -> float:
+        """The share of the training windows of an epoch that are synthetic."""
+        windows = sum(part["windows"] for part in self.parts)
+        if not windows:
+            return float(self.synthetic)
+        return float(sum(part["windows"] for part in self.parts if part["synthetic"]) / windows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +104,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "data_fingerprint": checkpoint.data.fingerprint,
         "synthetic": checkpoint.data.synthetic,
         "subjects": list(checkpoint.data.subjects),
+        "synthetic_share": checkpoint.data.synthetic_share,
+        "data_parts": checkpoint.data.parts,
         "settings": checkpoint.settings,
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
@@ -129,6 +142,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 fingerprint=content["data_fingerprint"],
                 synthetic=content["synthetic"],
                 subjects=tuple(content["subjects"]),
+                parts=content["data_parts"],
             ),
             settings=content["settings"],
             epoch=content["epoch"],

@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from biofound.data.mixture import changes_by_epoch
 from biofound.data.segments import crop_offsets
 from biofound.data.windows import WindowInfo, Windows
 
@@ -15,8 +16,8 @@ SHARE = 0.5
 
 
 def fits(windows: Windows, device: torch.device) -> bool:
-    """Whether the windows, at 4 bytes a sample, take at most half of the device's free memory."""
-    if device.type != "cuda":
+    """Whether the windows stay and, at 4 bytes a sample, take at most half of the device's free memory."""
+    if device.type != "cuda" or changes_by_epoch(windows):
         return False
     free, _ = torch.cuda.mem_get_info(device)
     return 4 * len(windows) * len(windows.channels) * windows.window_samples <= SHARE * free

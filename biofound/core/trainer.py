@@ -382,12 +382,14 @@ class Trainer:
             crop = keyed_uniform(
                 seed=config.seed, stream=Stream.CROP, epoch=self.epoch, index=own.index, count=1
             )[:, 0]
-        train, heart_rate = self.train, None
-        if isinstance(train, MixedWindows):
-            train = train.at_epoch(self.epoch)
+        heart_rate = None
+        if isinstance(self.train, MixedWindows):
+            windows = torch.from_numpy(self.train.read(own.index, crop, self.epoch))
             if config.rate_weight:
-                heart_rate = torch.from_numpy(train.heart_rate(own.index, crop)).to(self.device)
-        windows = torch.as_tensor(train.read(own.index, crop))
+                heart_rate = torch.from_numpy(self.train.heart_rate(own.index, crop, self.epoch))
+                heart_rate = heart_rate.to(self.device)
+        else:
+            windows = torch.as_tensor(self.train.read(own.index, crop))
         mask = torch.from_numpy(
             config.masks(
                 patches=self.model.config.patches,
@@ -452,7 +454,11 @@ class Trainer:
             return
         what = "gradient" if torch.isfinite(loss) else "loss"
         failures = list(self._save(LAST))
-        cases = sorted(set(self.train.info(batch.index).case_id.tolist()))
+        if isinstance(self.train, MixedWindows):
+            info = self.train.info(batch.index, self.epoch)
+        else:
+            info = self.train.info(batch.index)
+        cases = sorted(set(info.case_id.tolist()))
         saved = "could not be written" if failures else "is from just before it"
         raise TrainingError(
             f"the {what} is not finite in epoch {self.epoch + 1}, step {self.step + 1} (batch from cases "

@@ -1,17 +1,18 @@
-"""Mixture of windows: several stores and synthetic streams as one set of windows for training.
+"""Mixed windows: several stores and synthetic streams as one set of windows, renewed from epoch to epoch.
 
-Stored windows are the same in every epoch; a synthetic stream gives new ones in each, without end.
+A store gives the same windows in every epoch; a stream gives new ones: window i of epoch e is its window
+`i + e * len(stream)`. So everything follows from index and epoch, on any number of processes.
 """
 
 import hashlib
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from biofound.data.segments import Segments, WindowInfo
+from biofound.data.segments import Segments, WindowInfo, checked_index
 from biofound.data.stream import SyntheticStream
 from biofound.data.windows import Windows
 from biofound.errors import DataError
@@ -19,137 +20,114 @@ from biofound.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One set of windows in a mixture, and its name for messages."""
+    """Windows with the name they have in tables, messages and checkpoints."""
 
     name: str
     windows: Windows
 
 
 class MixedWindows:
-    """The windows of all parts, one part after the other; see `Windows`.
+    """The windows of several parts, one part after the other; see `Windows`, whose contract it meets.
+
+    `read`, `info` and `heart_rate` take the epoch too, counted from 0; without it they give those of the
+    first.
+
+    Args:
+        parts: at least one; they agree in channels, sampling frequency and length.
 
     Raises:
-        DataError: when the parts differ in channels, rate, length or filters.
+        DataError: when they do not agree.
     """
 
-    sfreq_is_assumed = False
-
     def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = tuple(parts)
         first = parts[0].windows
         for part in parts[1:]:
-            require_alike(parts[0].name, first, part.name, part.windows)
-        self.parts, self.epoch = tuple(parts), 0
+            for what in ("channels", "sfreq", "window_samples"):
+                ours, theirs = getattr(first, what), getattr(part.windows, what)
+                if ours != theirs:
+                    raise DataError(
+                        f"{parts[0].name} and {part.name} differ in {what}: {ours} against {theirs}; build "
+                        "both with the same settings"
+                    )
         self.channels, self.sfreq, self.window_samples = first.channels, first.sfreq, first.window_samples
-        self.filters, self.units = first.filters, first.units
-        self.synthetic = all(part.windows.synthetic for part in parts)
-        self.subjects = tuple(
-            sorted({subject for part in parts if not _is_stream(part) for subject in part.windows.subjects})
-        )
-        sizes = [len(part.windows) for part in parts]
-        self._ends = np.cumsum(sizes)
-        self._starts = self._ends - sizes
+        every = [part.windows for part in parts]
+        self.filters: dict[str, dict[str, Any]] = next((w.filters for w in every if w.filters), {})
+        self.units: dict[str, str] = next((w.units for w in every if w.units), {})
+        self.sfreq_is_assumed = any(windows.sfreq_is_assumed for windows in every)
+        self.synthetic = all(windows.synthetic for windows in every)
+        self.subjects = tuple(sorted({subject for windows in every for subject in windows.subjects}))
+        self.changes_by_epoch = any(isinstance(windows, SyntheticStream) for windows in every)
+        self._ends = np.cumsum([len(windows) for windows in every])
 
     @property
     def fingerprint(self) -> str:
         """A digest of the parts' fingerprints, in their order."""
-        lines = [f"{part.windows.fingerprint}\n" for part in self.parts]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-    @property
-    def synthetic_share(self) -> float:
-        """The share of synthetic windows in an epoch."""
-        return sum(len(part.windows) for part in self.parts if part.windows.synthetic) / len(self)
+        return hashlib.sha256(" ".join(part.windows.fingerprint for part in self.parts).encode()).hexdigest()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def at_epoch(self, epoch: int) -> "MixedWindows":
-        """The windows of another epoch: those of streams are new ones."""
-        other = copy(self)
-        other.epoch = epoch
-        return other
-
-    def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
-        """A batch (B, C, T); see `Windows.read`."""
+    def read(
+        self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None, epoch: int = 0
+    ) -> NDArray[np.float32]:
+        """A batch (B, C, T) of the windows `index` (B,) in an epoch; see `Windows.read`."""
+        index = checked_index(index, crop, len(self))
         out = np.empty((len(index), len(self.channels), self.window_samples), np.float32)
-        for part, rows, own in self._by_part(index):
-            out[rows] = part.windows.read(own, None if crop is None else crop[rows])
+        for windows, into, rows in self._by_part(index, epoch):
+            out[into] = windows.read(rows, None if crop is None else crop[into])
         return out
 
     def heart_rate(
-        self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None
+        self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None, epoch: int = 0
     ) -> NDArray[np.float32]:
-        """The true heart rate (B,) in beats a minute of the windows that `read` gives; NaN where unknown."""
-        rates = np.full(len(index), np.nan, np.float32)
-        for part, rows, own in self._by_part(index):
-            if isinstance(part.windows, SyntheticStream):
-                rates[rows] = part.windows.truth(own, None if crop is None else crop[rows]).heart_rate
-        return rates
+        """The true heart rates (B,), in beats a minute, of what `read` gives; NaN where none is known."""
+        index = checked_index(index, crop, len(self))
+        out = np.full(len(index), np.nan, np.float32)
+        for windows, into, rows in self._by_part(index, epoch):
+            if isinstance(windows, SyntheticStream):
+                out[into] = windows.heart_rate(rows, None if crop is None else crop[into])
+        return out
 
-    def info(self, index: NDArray[np.int64]) -> WindowInfo:
-        """Case, subject, start and quality of the windows `index` (B,)."""
-        rows, found = [], []
-        for part, own_rows, own in self._by_part(index):
-            rows.append(own_rows)
-            found.append(part.windows.info(own))
-        order = np.argsort(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
-        joined = {
-            name: np.concatenate([getattr(info, name) for info in found])[order]
-            for name in ("case_id", "subject_id", "start_s", "quality")
-        }
-        return WindowInfo(**joined)
+    def info(self, index: NDArray[np.int64], epoch: int = 0) -> WindowInfo:
+        """Case, subject, start and quality of the windows `index` (B,) in an epoch."""
+        index = checked_index(index, None, len(self))
+        found = [(into, windows.info(rows)) for windows, into, rows in self._by_part(index, epoch)]
+        order = np.argsort(np.concatenate([np.empty(0, np.int64), *(into for into, _ in found)]))
+        none = self.parts[0].windows.info(index[:0])
+
+        def joined(value: Callable[[WindowInfo], NDArray[Any]]) -> NDArray[Any]:
+            return np.concatenate([value(none), *(value(info) for _, info in found)])[order]
+
+        return WindowInfo(
+            case_id=joined(lambda info: info.case_id),
+            subject_id=joined(lambda info: info.subject_id),
+            start_s=joined(lambda info: info.start_s),
+            quality=joined(lambda info: info.quality),
+        )
 
     def segments(self) -> Segments:
-        """Which of the windows adjoin."""
+        """Which of the windows adjoin: as in their parts."""
         found = [part.windows.segments() for part in self.parts]
-        first = [one.first + start for one, start in zip(found, self._starts, strict=True)]
-        return Segments(first=np.concatenate(first), length=np.concatenate([one.length for one in found]))
+        starts = (end - len(part.windows) for end, part in zip(self._ends.tolist(), self.parts, strict=True))
+        return Segments(
+            first=np.concatenate([one.first + start for one, start in zip(found, starts, strict=True)]),
+            length=np.concatenate([one.length for one in found]),
+        )
 
-    def _by_part(self, index: NDArray[np.int64]) -> list[tuple[Part, NDArray[np.int64], NDArray[np.int64]]]:
-        """Each part that `index` (B,) touches: the part, the positions in `index`, and its own indices."""
-        index = np.asarray(index, np.int64)
-        if len(index) and (index.min() < 0 or index.max() >= len(self)):
-            raise IndexError(
-                f"index reaches from {index.min()} to {index.max()}, there are {len(self)} windows"
-            )
+    def _by_part(
+        self, index: NDArray[np.int64], epoch: int
+    ) -> Iterator[tuple[Windows, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each part that `index` (B,) touches: its windows, the positions in `index`, and its own indices."""
         number = np.searchsorted(self._ends, index, side="right")
-        touched = []
-        for k, part in enumerate(self.parts):
-            rows = np.flatnonzero(number == k)
-            if len(rows):
-                own = index[rows] - self._starts[k]
-                touched.append(
-                    (part, rows, own + self.epoch * len(part.windows) if _is_stream(part) else own)
-                )
-        return touched
+        for part in np.unique(number).tolist():
+            windows, into = self.parts[part].windows, np.flatnonzero(number == part)
+            rows = index[into] - (self._ends[part] - len(windows))
+            if isinstance(windows, SyntheticStream):
+                rows = rows + epoch * len(windows)
+            yield windows, into, rows
 
 
-def _is_stream(part: Part) -> bool:
-    return isinstance(part.windows, SyntheticStream)
-
-
-def require_alike(name: str, windows: Windows, other_name: str, other: Windows) -> None:
-    """Refuse two sets of windows that cannot be one.
-
-    Raises:
-        DataError: when they differ in channels, rate, length or filters.
-    """
-    for what, ours, theirs in (
-        ("channels", ", ".join(windows.channels), ", ".join(other.channels)),
-        ("sampling rate", windows.sfreq, other.sfreq),
-        ("window length", windows.window_samples, other.window_samples),
-        ("filters", bands_text(windows), bands_text(other)),
-    ):
-        if ours != theirs:
-            raise DataError(
-                f"{name} and {other_name} differ in their {what}: {ours} against {theirs}; build both with "
-                "the same settings"
-            )
-
-
-def bands_text(windows: Windows) -> str:
-    """The pass bands of windows in words."""
-    return ", ".join(
-        f"{name} {band['low_hz']:g} to {band['high_hz']:g} Hz of order {band['order']}"
-        for name, band in sorted(windows.filters.items())
-    )
+def changes_by_epoch(windows: Windows) -> bool:
+    """Whether windows are others in every epoch, so that none should be kept."""
+    return isinstance(windows, MixedWindows) and windows.changes_by_epoch

@@ -5,6 +5,7 @@ both modes share the thresholds, so a test patient of `fasttrack` is no training
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -25,20 +26,20 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 SourceDescription = dict[str, str | int | float | bool | None]
 """What `Source.describe` gives: plain values that open the source again."""
 
+Fractions = tuple[float, float, float]
+"""The shares of the patients in train, val and test; they add up to 1."""
+FRACTIONS: Fractions = (0.8, 0.1, 0.1)
+
+UNKNOWN = ""
+"""The subject of a recording of which nobody says who was recorded."""
+
 _FASTTRACK_CASES: dict[SplitName, int] = {"train": 50, "val": 10, "test": 10}
 _SEEDS_TRIED = 1000
 _SHOWN = 5
 
 
-Fractions = tuple[float, float, float]
-"""The shares of patients in train, val and test."""
-FRACTIONS: Fractions = (0.8, 0.1, 0.1)
-UNKNOWN_SUBJECT = ""
-"""The subject of a case whose patient is unknown; such cases stand in train alone."""
-
-
 class SplitCase(StrictModel):
-    """One case of a split and whose it is: `UNKNOWN_SUBJECT` where nobody knows."""
+    """One case of a split and whose it is; '' where the source does not know."""
 
     case_id: str
     subject_id: str
@@ -53,6 +54,12 @@ class CasesBySplit(StrictModel):
 
     @model_validator(mode="after")
     def _refuse_shared(self) -> Self:
+        everyone = {case.subject_id for name in SPLITS for case in getattr(self, name)}
+        if UNKNOWN in everyone and (self.val or self.test or len(everyone) > 1):
+            raise ValueError(
+                "cases whose patients are unknown may only be all cases, all in train: the same patient may "
+                "be in several"
+            )
         for what, key in (("patients", "subject_id"), ("cases", "case_id")):
             members = {name: {getattr(case, key) for case in getattr(self, name)} for name in SPLITS}
             for one, other in combinations(SPLITS, 2):
@@ -67,18 +74,19 @@ class CasesBySplit(StrictModel):
 class Splits(JsonFile):
     """The cases of each split and all that decided about them: what `splits_<mode>.json` holds.
 
-    `channels` are the names that every case has, `case_set` is VitalDB's set of cases or None.
+    `channels` are the names that every case has, `case_set` is VitalDB's set of cases or None, `fractions`
+    the shares of the patients in train, val and test.
     """
 
     kind: Literal["biofound-splits"] = "biofound-splits"
-    format_version: Literal[2] = 2
+    format_version: Literal[1] = 1
     source: SourceDescription
     dataset_version: str
     channels: tuple[str, ...]
     mode: Mode
     case_set: str | None
     seed: int
-    fractions: Fractions
+    fractions: Fractions = FRACTIONS
     splits: CasesBySplit
 
     def of(self, split: SplitName) -> tuple[SplitCase, ...]:
@@ -86,8 +94,8 @@ class Splits(JsonFile):
         return cast(tuple[SplitCase, ...], getattr(self.splits, split))
 
     def subjects(self, split: SplitName) -> tuple[str, ...]:
-        """The patients of one split, sorted."""
-        return tuple(sorted({case.subject_id for case in self.of(split)} - {UNKNOWN_SUBJECT}))
+        """The patients of one split, sorted; empty where they are unknown."""
+        return tuple(sorted({case.subject_id for case in self.of(split)} - {UNKNOWN}))
 
 
 def make_splits(
@@ -101,7 +109,7 @@ def make_splits(
     case_set: str | None = None,
     fractions: Fractions = FRACTIONS,
 ) -> Splits:
-    """Divide cases by patient: in shares of about `fractions`, or 50/10/10 cases of it with `fasttrack`.
+    """Divide cases by patient: about 80/10/10 %, or 50/10/10 cases of the same division with `fasttrack`.
 
     `fasttrack` takes whole patients in the order of a second hash, leaving out whom there is no room for;
     where there are fewer cases it takes all.
@@ -114,17 +122,19 @@ def make_splits(
         dataset_version: what `Source.version` gave.
         channels: the names of the channels that all cases have.
         case_set: VitalDB's set of cases, or None.
-        fractions: shares of train, val and test, which add up to 1. A split with 0 has no cases; with all in
-            train the patients may be unknown.
+        fractions: the shares of the patients in train, val and test. A split of share 0 is empty. Only
+            (1, 0, 0) takes cases whose patients are unknown.
 
     Raises:
         DataError: when there are no cases, a case is listed twice, a case's subject is unknown, or a split
-            whose share is above 0 comes out empty.
-        SettingsError: when the mode is unknown.
+            of a share above 0 comes out empty.
+        SettingsError: when the mode is unknown, or the shares do not add up to 1.
     """
     if mode not in get_args(Mode):
         raise SettingsError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
-    _refuse_unusable(cases, channels, subjects_needed=fractions[0] < 1)
+    if problem := problem_of_fractions(fractions):
+        raise SettingsError(f"fractions: {problem}")
+    _refuse_unusable(cases, channels, fractions)
     by_split = _divide(cases, seed, fractions)
     _refuse_empty(by_split, cases, seed, fractions)
     if mode == "fasttrack":
@@ -141,13 +151,23 @@ def make_splits(
     )
 
 
+def problem_of_fractions(fractions: Fractions) -> str | None:
+    """What is wrong with shares of train, val and test, in words; None when they can be used."""
+    if len(fractions) == len(SPLITS) and min(fractions) >= 0 and math.isclose(sum(fractions), 1):
+        return None
+    return (
+        "expected three numbers of 0 or more that add up to 1 (train, val, test), such as 0.8,0.1,0.1; got "
+        + ",".join(f"{share:g}" for share in fractions)
+    )
+
+
 def split_of(subject_id: str, *, seed: int, fractions: Fractions = FRACTIONS) -> SplitName:
-    """The split a patient belongs to, in every data set and mode of the same fractions."""
+    """The split a patient belongs to, in every data set and mode."""
     fraction = _fraction(f"{seed}:{subject_id}")
-    if fraction < fractions[0]:
+    train, val, test = fractions
+    if fraction < train or val == test == 0:
         return "train"
-    # A share of 0 must stay empty, whatever the sum of the others is rounded to.
-    return "val" if fraction < fractions[0] + fractions[1] or fractions[2] == 0 else "test"
+    return "val" if fraction < train + val or test == 0 else "test"
 
 
 def save_splits(path: Path, splits: Splits) -> None:
@@ -174,9 +194,8 @@ def _divide(
 ) -> dict[SplitName, tuple[SplitCase, ...]]:
     by_split: dict[SplitName, list[SplitCase]] = {name: [] for name in SPLITS}
     for case in sorted(cases, key=lambda case: case.case_id):
-        subject = UNKNOWN_SUBJECT if case.subject_id is None else case.subject_id
-        name = split_of(subject, seed=seed, fractions=fractions)
-        by_split[name].append(SplitCase(case_id=case.case_id, subject_id=subject))
+        entry = SplitCase(case_id=case.case_id, subject_id=case.subject_id or UNKNOWN)
+        by_split[split_of(entry.subject_id, seed=seed, fractions=fractions)].append(entry)
     return {name: tuple(members) for name, members in by_split.items()}
 
 
@@ -196,7 +215,7 @@ def _fraction(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _refuse_unusable(cases: Sequence["Case"], channels: Sequence[str], *, subjects_needed: bool) -> None:
+def _refuse_unusable(cases: Sequence["Case"], channels: Sequence[str], fractions: Fractions) -> None:
     if not cases:
         raise DataError(
             f"expected cases with the channels {', '.join(channels)}, found none; compare the channels' "
@@ -206,12 +225,13 @@ def _refuse_unusable(cases: Sequence["Case"], channels: Sequence[str], *, subjec
     if twice:
         raise DataError(f"the source lists {_some(twice)} more than once; every case needs an id of its own")
     unknown = [case.case_id for case in cases if case.subject_id is None]
-    if unknown and subjects_needed:
+    if unknown and (fractions[0] < 1 or len(unknown) < len(cases)):
         raise DataError(
             f"the source cannot say who was recorded in {len(unknown)} of {len(cases)} cases "
             f"({_some(unknown)}), and splits are by patient. Give a subjects.csv (columns record,subject) "
             "with --subjects-csv, a rule with --subject-pattern, or, if every record is another person, say "
-            "so with --record-is-subject; to use them for pretraining alone, --fractions 1,0,0"
+            "so with --record-is-subject. Where nobody knows any of the patients, --fractions 1,0,0 takes "
+            "all cases for pretraining, and for that only"
         )
 
 
@@ -221,23 +241,30 @@ def _refuse_empty(
     seed: int,
     fractions: Fractions,
 ) -> None:
-    wanted = {name for name, share in zip(SPLITS, fractions, strict=True) if share > 0}
+    wanted = wanted_splits(fractions)
     if all(by_split[name] for name in wanted):
         return
     subjects = {cast(str, case.subject_id) for case in cases}
     counts = ", ".join(f"{name} {len(by_split[name])}" for name in SPLITS)
     raise DataError(
         f"seed {seed} leaves a split without cases ({counts}) of {len(cases)} cases of {len(subjects)} "
-        f"patients; {_advice(subjects, wanted, fractions)}"
+        f"patients; {_advice(subjects, fractions)}"
     )
 
 
-def _advice(subjects: set[str], wanted: set[SplitName], fractions: Fractions) -> str:
+def wanted_splits(fractions: Fractions) -> tuple[SplitName, ...]:
+    """The splits of a share above 0."""
+    return tuple(name for name, share in zip(SPLITS, fractions, strict=True) if share > 0)
+
+
+def _advice(subjects: set[str], fractions: Fractions) -> str:
+    wanted = wanted_splits(fractions)
+    number = {2: "two", 3: "three"}[len(wanted)]
     if len(subjects) < len(wanted):
-        return f"{len(wanted)} splits need at least {len(wanted)} patients"
+        return f"{number} splits need at least {len(wanted)} patients"
     for seed in range(_SEEDS_TRIED):
-        if {split_of(subject, seed=seed, fractions=fractions) for subject in subjects} == wanted:
-            return f"another seed fills all: --seed {seed}"
+        if {split_of(subject, seed=seed, fractions=fractions) for subject in subjects} == set(wanted):
+            return f"another seed gives {number}: --seed {seed}"
     return "try another seed"
 
 

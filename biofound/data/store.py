@@ -22,7 +22,7 @@ from pydantic import model_validator
 from biofound.data.channels import DType, PassBand
 from biofound.data.npz import Member, find_members, map_members
 from biofound.data.segments import Segments, WindowInfo, checked_index, find_segments, gather
-from biofound.data.splits import UNKNOWN_SUBJECT, SourceDescription, SplitName
+from biofound.data.splits import UNKNOWN, SourceDescription, SplitName
 from biofound.errors import DataError
 from biofound.files import JsonFile, StrictModel, read_json_as
 
@@ -100,7 +100,7 @@ class IndexedCase(StrictModel):
 
 
 class Totals(StrictModel):
-    """Sums over a store's cases; cases without any kept window count too."""
+    """Sums over a store's cases; cases without any kept window count too, unknown subjects do not."""
 
     cases: int
     subjects: int
@@ -157,7 +157,7 @@ def make_index(
         failed_cases=tuple(failed_cases),
         totals=Totals(
             cases=len(sidecars),
-            subjects=len({sidecar.subject_id for sidecar in sidecars}),
+            subjects=len({sidecar.subject_id for sidecar in sidecars} - {UNKNOWN}),
             candidates=sum(sidecar.candidates for sidecar in sidecars),
             windows=windows,
             hours=header.hours_of(windows),
@@ -239,9 +239,7 @@ class StoreWindows:
         self.units, self.synthetic, self.fingerprint = index.units, index.synthetic, index.fingerprint
         self.sfreq_is_assumed = False
         self._cases = [case for case in index.cases if case.windows > 0]
-        owners = {case.subject_id for case in self._cases}
-        self.subjects_unknown = UNKNOWN_SUBJECT in owners
-        self.subjects = tuple(sorted(owners - {UNKNOWN_SUBJECT}))
+        self.subjects = tuple(sorted({case.subject_id for case in self._cases} - {UNKNOWN}))
         windows = np.array([case.windows for case in self._cases], np.int64)
         self._ends = np.cumsum(windows)
         self._starts = self._ends - windows

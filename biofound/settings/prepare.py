@@ -10,7 +10,7 @@ from biofound.data.sources.populations import PopulationName
 from biofound.data.sources.registry import DEFAULT_CASE_SET, CaseSet, SourceName
 from biofound.data.sources.synthetic import MAX_MINUTES, MIN_MINUTES
 from biofound.data.sources.wfdb import compile_subject_pattern
-from biofound.data.splits import FRACTIONS, Fractions, Mode
+from biofound.data.splits import FRACTIONS, Fractions, Mode, problem_of_fractions
 from biofound.errors import SettingsError
 from biofound.settings.base import (
     REQUIRED,
@@ -57,6 +57,9 @@ class PrepareSettings(Settings):
         ge=MIN_MINUTES,
         le=MAX_MINUTES,
     )
+    population: PopulationName | None = setting(
+        None, "Whose hearts: rest (the default), icu or exercise (synthetic).", panel="Source"
+    )
     subjects_csv: Path | None = setting(
         None, "CSV with the columns record and subject (wfdb, vital).", panel="Source"
     )
@@ -85,12 +88,10 @@ class PrepareSettings(Settings):
     )
     fractions: Annotated[Fractions, BeforeValidator(split_commas)] = setting(
         FRACTIONS,
-        "Shares of patients in train, val and test; 1,0,0: a corpus for pretraining alone, whose patients "
-        "may be unknown; 0,0,1: an external test set. Sets the mode to full.",
+        "Shares of the patients in train, val and test, separated by commas; 1,0,0 makes a pure pretraining "
+        "corpus, also of recordings whose patients are unknown, 0,0,1 a test set. Given shares imply "
+        "mode full.",
         panel="Split",
-    )
-    population: PopulationName | None = setting(
-        None, "Population of virtual hearts (synthetic; rest by default).", panel="Source"
     )
     output: Path = setting(Path("data"), "Directory for splits_<mode>.json.", panel="Output")
 
@@ -119,33 +120,28 @@ class PrepareSettings(Settings):
         rules = tuple(n for n in given if n in ("subjects_csv", "subject_pattern", "record_is_subject"))
         if len(rules) > 1:
             yield Conflict(rules, f"only one rule can say who the patient is, not {' and '.join(rules)}")
-
-        if any(share < 0 for share in self.fractions) or abs(sum(self.fractions) - 1) > 1e-9:
-            message = f"fractions must be shares that add up to 1, not {', '.join(map(str, self.fractions))}"
-            yield Conflict(("fractions",), message)
-        if self.fractions != FRACTIONS and self.mode == "fasttrack":
-            yield Conflict(("fractions", "mode"), "fractions belong to mode full: leave mode out")
+        if problem := problem_of_fractions(self.fractions):
+            yield Conflict(("fractions",), f"fractions: {problem}")
+        if self.mode == "fasttrack" and self.fractions != FRACTIONS:
+            message = "mode fasttrack has 50, 10 and 10 cases: leave out mode or fractions"
+            yield Conflict(("mode", "fractions"), message)
 
     @classmethod
     def derived_defaults(cls, given: Mapping[str, Any]) -> dict[str, Derived]:
-        """VitalDB's default set of cases; mode full where fractions are given."""
+        """VitalDB's default set of cases, and the mode that takes every case where fractions are given."""
         derived = {}
         if given.get("source") == "vitaldb" and "case_set" not in given:
             derived["case_set"] = Derived(DEFAULT_CASE_SET, "default for vitaldb")
         if "fractions" in given and "mode" not in given:
-            derived["mode"] = Derived("full", "fractions are given")
+            derived["mode"] = Derived("full", "default with fractions")
         return derived
 
     def source_description(self) -> dict[str, Any]:
         """The keyword arguments of `biofound.data.sources.registry.open_source` that were given."""
         given: dict[str, Any]
         if self.source == "synthetic":
-            given = {
-                "seed": self.seed,
-                "subjects": self.subjects,
-                "minutes": self.minutes,
-                "population": self.population,
-            }
+            given = {"seed": self.seed, "subjects": self.subjects, "minutes": self.minutes}
+            given["population"] = self.population
         elif self.source == "vitaldb":
             given = {
                 "cache_dir": self.cache_dir,

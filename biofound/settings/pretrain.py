@@ -3,19 +3,22 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from biofound.core.masking import MaskType, hidden_patches
 from biofound.core.sampler import Shuffle
 from biofound.data.channels import PRETRAIN_CHANNELS
+from biofound.data.sources.populations import PopulationName
 from biofound.settings.base import Conflict, Derived, Settings, setting, split_commas
 from biofound.settings.channels import CHANNELS_YAML_HELP, ChannelNames
 from biofound.settings.windows import DEFAULT_STORE
 
 Lengths = Annotated[tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...], BeforeValidator(split_commas)]
 PatchEmbedding = Literal["linear", "convolutional"]
+STREAM_PREFIX = "synthetic:"
+"""What a synthetic stream among the data directories begins with."""
 _MASK, _OPTIMISATION, _MACHINE = "Masking and loss", "Optimisation", "Machine and run"
 
 
@@ -41,15 +44,16 @@ class PretrainSettings(Settings):
     )
     data_dir: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = setting(
         (),
-        "Window stores, or directories of train_windows.npz and val_windows.npz, and synthetic streams "
-        "synthetic:<population>[:<windows for each stored one>] (rest, icu, exercise). "
-        f"By default {DEFAULT_STORE} where it exists, else the embedded synthetic cohort.",
+        "Window store, directory of train_windows.npz and val_windows.npz, or "
+        "synthetic:<population>[:<weight>] for windows generated as training goes, weight (1 by default) "
+        f"for each window of the stores; by default {DEFAULT_STORE} where it exists, else the embedded "
+        "synthetic cohort.",
         panel="Data",
         repeatable=True,
     )
-    stream_hours: float = setting(
+    hours_per_epoch: float = setting(
         10.0,
-        "Length of an epoch of synthetic streams without stores beside them; each epoch has new windows.",
+        "Synthetic signal in an epoch, where no store has training windows.",
         panel="Data",
         unit="hours",
         gt=0,
@@ -242,6 +246,7 @@ class PretrainSettings(Settings):
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yields lengths that do not divide, masks that hide nothing or all, options that contradict."""
+        yield from self._data_conflicts()
         yield from self._patch_conflicts()
         if self.warmup_epochs > self.epochs:
             message = f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})"
@@ -257,6 +262,37 @@ class PretrainSettings(Settings):
         if self.no_amp and self.precision in ("bf16", "fp16"):
             message = f"no_amp means fp32, but precision is {self.precision}: leave one of them out"
             yield Conflict(("no_amp", "precision"), message)
+
+    def streams(self) -> dict[str, tuple[str, float]]:
+        """The synthetic streams in `data_dir`: each one's text to its population and weight.
+
+        Raises:
+            ValueError: when a text is no stream's.
+        """
+        found = {}
+        for text in self.data_dir:
+            if text.startswith(STREAM_PREFIX):
+                population, _, weight = text.removeprefix(STREAM_PREFIX).partition(":")
+                if population not in get_args(PopulationName) or not _is_weight(weight or "1"):
+                    raise ValueError(
+                        f"data_dir: expected synthetic:<{'|'.join(get_args(PopulationName))}>[:<weight above "
+                        f"0>], such as synthetic:icu:0.5, got {text!r}"
+                    )
+                found[text] = (population, float(weight or 1))
+        return found
+
+    def _data_conflicts(self) -> Iterator[Conflict]:
+        try:
+            populations = [population for population, _ in self.streams().values()]
+        except ValueError as problem:
+            yield Conflict(("data_dir",), str(problem))
+            return
+        twice = len(set(populations)) < len(populations) or len(set(self.data_dir)) < len(self.data_dir)
+        if twice:
+            yield Conflict(("data_dir",), "data_dir: every directory and population at most once")
+        if self.rate_weight and not populations:
+            message = "rate_weight: the rate term learns from synthetic windows: add data_dir synthetic:icu"
+            yield Conflict(("rate_weight", "data_dir"), message)
 
     def _patch_conflicts(self) -> Iterator[Conflict]:
         length, patch = self.context_length, self.patch_size
@@ -277,6 +313,13 @@ class PretrainSettings(Settings):
             hidden_patches(ratio=self.mask_ratio, patches=patches)
         except ValueError as problem:
             yield Conflict(("mask_ratio", "context_length", "patch_size"), str(problem))
+
+
+def _is_weight(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def nearest_multiples(length: int, patch: int) -> list[int]:

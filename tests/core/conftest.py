@@ -133,7 +133,7 @@ def train_config():
 
 @pytest.fixture
 def make_trainer(config, data, train_config, windows, tmp_path):
-    """A trainer of the small model on 12 windows; further keyword arguments change its `TrainConfig`."""
+    """A trainer of the small model on 12 windows, or on `train`; other keywords change its `TrainConfig`."""
 
     def make(
         output=tmp_path / "run",
@@ -147,7 +147,7 @@ def make_trainer(config, data, train_config, windows, tmp_path):
     ):
         return Trainer(
             model=build_model(replace(config, dropout=dropout), seed=model_seed),
-            train=MemoryWindows(train),
+            train=MemoryWindows(train) if isinstance(train, np.ndarray) else train,
             val=MemoryWindows(val),
             data=data,
             config=replace(train_config, **changes),

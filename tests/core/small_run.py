@@ -3,7 +3,7 @@
 `start` runs it in new processes of this machine without importing torch anew in each.
 
 Keys: windows, batch_size, epochs, dropout, default_model (0 or 1), stop_at (a step), resume (0 or 1),
-step_seconds (slows it down).
+stream (0 or 1: synthetic windows are mixed in), step_seconds (slows it down).
 """
 
 import multiprocessing
@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from biofound.core.checkpoint import load_checkpoint
@@ -21,11 +22,35 @@ from biofound.core.distributed import joined_group
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import LAST, Trainer
 from biofound.core.verify import probe_windows
+from biofound.data.channels import Channel, PassBand
+from biofound.data.mixture import MixedWindows, Part
+from biofound.data.stream import SyntheticStream
+from biofound.data.windows import ArrayWindows
 
 from .conftest import DATA, DEFAULT, SMALL, TRAINING, MemoryWindows
 
 WAIT_SECONDS = 45.0
 """How long a run may take. Processes that wait for each other in vain would wait for hours."""
+
+
+def mixed_windows(windows: np.ndarray) -> MixedWindows:
+    """Windows (N, 2, T) in memory, and as a second part 6 synthetic ones, new in every epoch."""
+    channels = [
+        Channel(
+            name=name,
+            tracks=(name,),
+            unit="",
+            band=PassBand(low_hz=0.5, high_hz=high, order=4),
+            quality_threshold=0.0,
+        )
+        for name, high in (("PPG", 8.0), ("ECG", 40.0))
+    ]
+    seconds = windows.shape[-1] / 125.0
+    stream = SyntheticStream(
+        population="icu", channels=channels, hours=6 * seconds / 3600, window_seconds=seconds
+    )
+    stored = ArrayWindows(windows, channels=("PPG", "ECG"), sfreq=125.0)
+    return MixedWindows([Part(name="memory", windows=stored), Part(name="synthetic:icu", windows=stream)])
 
 
 def run(output: Path, **said: float) -> Trainer:
@@ -39,7 +64,7 @@ def run(output: Path, **said: float) -> Trainer:
             model=build_model(
                 ModelConfig(channels=("PPG", "ECG"), dropout=given["dropout"], **shape), seed=1
             ),
-            train=MemoryWindows(windows),
+            train=mixed_windows(windows) if given.get("stream") else MemoryWindows(windows),
             val=MemoryWindows(windows[:3]),
             data=DATA,
             config=replace(

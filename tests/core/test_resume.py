@@ -13,6 +13,8 @@ from biofound.core.history import EpochMetrics, Losses, StepMetrics, WriteFailur
 from biofound.core.trainer import LAST, Trainer
 from biofound.errors import CheckpointError, TrainingError
 
+from .small_run import mixed_windows
+
 
 @pytest.fixture
 def make(make_trainer):
@@ -62,6 +64,18 @@ def test_stopped_after_any_step_and_resumed_it_is_the_same_run(make, tmp_path, s
     assert first.interrupted
     assert load_checkpoint(first.output_dir / LAST).step == step
     second = resumed(make(tmp_path / "run", model_seed=99))  # its own initial weights must not matter
+    list(second.fit())
+    assert_same_run(second, reference)
+
+
+@pytest.mark.parametrize("step", [1, 4, 6])
+def test_with_synthetic_windows_that_change_by_epoch_it_is_the_same_run_too(make, windows, tmp_path, step):
+    reference = make(tmp_path / "reference", train=mixed_windows(windows))
+    list(reference.fit())
+    first = make(tmp_path / "run", train=mixed_windows(windows))
+    first.stop = lambda: first.step == step - 1
+    list(first.fit())
+    second = resumed(make(tmp_path / "run", model_seed=99, train=mixed_windows(windows)))
     list(second.fit())
     assert_same_run(second, reference)
 

@@ -250,3 +250,50 @@ def test_bidmc_divides_by_patient(bidmc_dir):
     assert [len(splits.subjects(name)) for name in SPLITS] == [26, 3, 6]
     for together in (("06", "07", "08", "09"), ("20", "21", "22", "23"), ("38", "39")):
         assert len({where[f"bidmc{number}"] for number in together}) == 1
+
+
+# ---- Fractions
+
+
+@pytest.mark.parametrize(
+    ("fractions", "filled"),
+    [((1, 0, 0), ["train"]), ((0, 0, 1), ["test"]), ((0.5, 0, 0.5), ["train", "test"]), ((0, 1, 0), ["val"])],
+)
+def test_a_split_of_fraction_0_is_empty_and_the_others_have_their_share(fractions, filled, tmp_path):
+    cases = hospital(1000)
+    splits = split(cases, fractions=fractions)
+    assert [name for name in SPLITS if splits.of(name)] == filled
+    for name, share in zip(SPLITS, fractions, strict=True):
+        assert len(splits.subjects(name)) / 1000 == pytest.approx(share, abs=0.05)
+    save_splits(tmp_path / "splits.json", splits)
+    assert load_splits(tmp_path / "splits.json") == splits
+
+
+def test_without_fractions_the_division_is_the_one_of_the_default():
+    cases = hospital(100)
+    assert split(cases) == split(cases, fractions=(0.8, 0.1, 0.1))
+
+
+@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0, 0, 0), (0.5, 0.5)])
+def test_fractions_that_do_not_add_up_are_refused(fractions):
+    with pytest.raises(SettingsError, match="three numbers of 0 or more that add up to 1"):
+        split(hospital(100), fractions=fractions)
+
+
+def test_unknown_patients_are_taken_whole_for_training_and_only_so(tmp_path):
+    cases = [case(f"a{n:03d}", None) for n in range(30)]
+    splits = split(cases, fractions=(1, 0, 0))
+    assert len(splits.of("train")) == 30 and splits.subjects("train") == ()
+    assert {entry.subject_id for entry in splits.of("train")} == {""}
+    for fractions in ((0.8, 0.1, 0.1), (0, 0, 1), (0, 1, 0)):
+        with pytest.raises(DataError, match="--fractions 1,0,0"):
+            split(cases, fractions=fractions)
+    with pytest.raises(DataError, match="in 30 of 31 cases"):
+        split([*cases, case("b", "known")], fractions=(1, 0, 0))
+    path = tmp_path / "splits.json"
+    save_splits(path, splits)
+    said = json.loads(path.read_text())
+    said["splits"]["val"] = [said["splits"]["train"].pop()]
+    path.write_text(json.dumps(said))
+    with pytest.raises(DataError, match="patients are unknown"):
+        load_splits(path)

@@ -8,6 +8,9 @@ from typing import Literal, NamedTuple, get_args
 
 from biofound.errors import SettingsError
 
+PopulationName = Literal["rest", "icu", "exercise"]
+"""The names a population can have."""
+
 Rhythm = Literal[
     "sinus",
     "ectopic",
@@ -254,9 +257,6 @@ EXERCISE = Population(
     step_acceleration=Range(0.1, 1.2),
 )
 """People who walk, run or recover, with a chest ECG and a PPG at wrist or finger."""
-
-PopulationName = Literal["rest", "icu", "exercise"]
-"""The names of the populations."""
 
 POPULATIONS = {population.name: population for population in (REST, ICU, EXERCISE)}
 """The populations by name."""
