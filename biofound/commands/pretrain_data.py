@@ -11,7 +11,7 @@ from biofound import console
 from biofound.commands.windows import show_build_progress
 from biofound.core.checkpoint import DataDescription
 from biofound.data.build import build_windows
-from biofound.data.integrity import splits_in
+from biofound.data.integrity import is_begun, splits_in
 from biofound.data.mixture import MixedWindows, Part, changes_by_epoch
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.splits import make_splits, save_splits
@@ -96,9 +96,9 @@ def open_training_windows(settings: PretrainSettings, data_dirs: Sequence[str]) 
     recorded = sum(len(part.windows) for part in train)
     _refuse_disagreement(settings, train + val)
     sfreq = (train + val)[0].windows.sfreq if train + val else WindowsSettings().sfreq
+    hours_recorded, hours_alone = recorded * settings.context_length / sfreq / 3600, settings.hours_per_epoch
     for text, (population, weight) in streams.items():
-        per_hour = 3600 * sfreq / settings.context_length
-        hours = weight * recorded / per_hour if recorded else settings.hours_per_epoch
+        hours = weight * hours_recorded if recorded else hours_alone
         train.append(_stream(settings, text, population, sfreq=sfreq, hours=hours, split="train"))
         if not stores:
             val.append(_stream(settings, text, population, sfreq=sfreq, hours=VALIDATION_HOURS, split="val"))
@@ -119,10 +119,12 @@ def _open_store(settings: PretrainSettings, directory: Path) -> dict[str, Part]:
     """The train and val windows under one directory, those that are there, with the channels asked for."""
     rate = WindowsSettings().sfreq
     found = {}
-    held = [split for split in ("train", "val") if split in splits_in(directory)]
-    for split in held or ("train", "val"):  # where none is held, opening says what was looked for
+    whole = splits_in(directory)
+    for split in ("train", "val"):
+        if split not in whole and not is_begun(directory / split):
+            continue
         windows = open_windows(directory, split, sfreq_if_unsaid=rate)
-        if split == "val" and isinstance(windows, StoreWindows) and not windows.subjects:
+        if split == "val" and isinstance(windows, StoreWindows) and len(windows) and not windows.subjects:
             raise DataError(
                 f"{directory}: nobody says who was recorded in its validation windows, so they may be of "
                 "patients in the training; prepare it with --fractions 1,0,0, and add a --data-dir to "

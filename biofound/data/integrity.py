@@ -134,7 +134,7 @@ def check_store(data_dir: Path, *, sfreq_if_unsaid: float | None = None) -> list
     opened: dict[str, Windows] = {}
     whole = splits_in(data_dir)
     for split in SPLITS:
-        if split not in whole and not _is_begun(data_dir / split):
+        if split not in whole and not is_begun(data_dir / split):
             continue
         is_store = (data_dir / split / INDEX_NAME).is_file()
         try:
@@ -149,7 +149,8 @@ def check_store(data_dir: Path, *, sfreq_if_unsaid: float | None = None) -> list
     return [*checks, *(_check_across(opened) if opened else ())]
 
 
-def _is_begun(directory: Path) -> bool:
+def is_begun(directory: Path) -> bool:
+    """Whether a split's directory holds anything, be it a whole store or what a build left."""
     return directory.is_dir() and any(directory.iterdir())
 
 

@@ -93,7 +93,6 @@ class SyntheticStream:
         self.units = {channel.name: channel.unit for channel in channels}
         self._stream = int(_digest(self._population.name, seed, split)[:16], 16)
         self._margin = math.ceil(_MARGIN_S * sfreq)
-        self._drawn = lru_cache(maxsize=HEARTS_KEPT)(self._draw)
         # Checks the pass bands now, not in the middle of an epoch.
         for band in self._bands:
             design(band, sfreq=sfreq)
@@ -168,10 +167,7 @@ class SyntheticStream:
 
     def heart(self, segment: int) -> Heart:
         """The heart whose `segment_windows` windows start at index `segment * segment_windows`."""
-        return self._drawn(segment)
-
-    def _draw(self, segment: int) -> Heart:
-        return draw_heart(self._population, (self._stream, segment), self._duration_s)
+        return _heart(self._population.name, self._stream, segment, self._duration_s)
 
     def _subject(self, segment: int) -> str:
         return f"{self._population.name}_{self.split}_{segment:08d}"
@@ -203,6 +199,11 @@ class SyntheticStream:
         filtered = fft.irfft(spectrum, padded)
         window: NDArray[np.float32] = filtered[:, self._margin : self._margin + self.window_samples]
         return window
+
+
+@lru_cache(maxsize=HEARTS_KEPT)
+def _heart(population: str, stream: int, segment: int, duration_s: float) -> Heart:
+    return draw_heart(population_named(population), (stream, segment), duration_s)
 
 
 @lru_cache(maxsize=16)

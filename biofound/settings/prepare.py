@@ -7,8 +7,13 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, field_validator
 
 from biofound.data.sources.populations import PopulationName
-from biofound.data.sources.registry import DEFAULT_CASE_SET, CaseSet, SourceName
-from biofound.data.sources.synthetic import MAX_MINUTES, MIN_MINUTES
+from biofound.data.sources.registry import (
+    DEFAULT_CASE_SET,
+    MAX_MINUTES,
+    MIN_MINUTES,
+    CaseSet,
+    SourceName,
+)
 from biofound.data.sources.wfdb import compile_subject_pattern
 from biofound.data.splits import FRACTIONS, Fractions, Mode, problem_of_fractions
 from biofound.errors import SettingsError

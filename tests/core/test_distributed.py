@@ -86,6 +86,12 @@ def test_two_processes_are_one_bit_for_bit_with_dropout_too(tmp_path):
     require_same(tmp_path / "two", tmp_path / "one")
 
 
+def test_two_processes_are_one_bit_for_bit_with_synthetic_windows_too(tmp_path):
+    run(tmp_path / "one", stream=1)
+    finish(start(tmp_path / "two", processes=2, stream=1))
+    require_same(tmp_path / "two", tmp_path / "one")
+
+
 def test_two_threads_are_one_bit_for_bit(alone, two_threads, tmp_path):
     trainer = run(tmp_path)
     assert isinstance(trainer._micro_batches, ThreadedMicroBatches)

@@ -26,6 +26,9 @@ CASE_SETS: tuple[CaseSet, ...] = get_args(CaseSet)
 
 DEFAULT_CASE_SET: CaseSet = "bis"
 
+MIN_MINUTES, MAX_MINUTES = 0.1, 1440
+"""Bounds of the length of a synthetic recording."""
+
 
 def open_source(*, name: str, **description: Any) -> Source:
     """Open a source by its name and the values its constructor takes.

@@ -21,6 +21,7 @@ from biofound.data.sources.heart_signals import render
 from biofound.data.sources.heart_truth import Truth, truth_of
 from biofound.data.sources.hearts import draw_heart
 from biofound.data.sources.populations import population_named
+from biofound.data.sources.registry import MAX_MINUTES, MIN_MINUTES
 from biofound.data.sources.rhythms import Beat
 from biofound.data.sources.synthetic_artefacts import (
     ACCELERATION,
@@ -43,9 +44,6 @@ from biofound.data.sources.synthetic_heart import (
     ppg_of,
 )
 from biofound.errors import DataError, SettingsError
-
-MIN_MINUTES, MAX_MINUTES = 0.1, 1440
-"""Bounds of a recording's length."""
 
 ACCELERATION_HZ = 100.0
 """The rate of the accelerometer channels, in Hz; PPG and ECG have the source's `sfreq`."""
