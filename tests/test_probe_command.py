@@ -19,7 +19,7 @@ from biofound.core.probe import ALPHAS
 from biofound.core.probe_features import count_beats
 from biofound.core.readout import READOUTS
 from biofound.core.readout_names import DEFAULT_READOUT
-from biofound.data.splits import UNKNOWN_SUBJECT
+from biofound.data.splits import UNKNOWN
 from biofound.data.windows import open_windows
 from biofound.settings import ProbeSettings
 from biofound.settings.base import choices_of
@@ -294,7 +294,7 @@ def test_recordings_of_unknown_patients_are_refused(small, labels, tmp_path) -> 
     index = json.loads((small.store / "val" / "index.json").read_text())
     shutil.copytree(small.store / "val", tmp_path / "val")
     windows = index["cases"][0]["windows"]
-    index["cases"][0]["subject_id"] = UNKNOWN_SUBJECT
+    index["cases"][0]["subject_id"] = UNKNOWN
     (tmp_path / "val" / "index.json").write_text(json.dumps(index))
     result = run("probe", "--data-dir", tmp_path, "--labels", labels, "--target", "HR")
     assert result.exit_code == 1 and f"{windows} do not say whose they are" in result.stderr
