@@ -280,7 +280,7 @@ def draw_figures(trainer: Trainer, val: Windows) -> None:
             channels=trainer.model.config.channels,
             units=trainer.data.units,
             sfreq=trainer.data.sfreq,
-            synthetic=trainer.data.synthetic,
+            synthetic=val.synthetic,
         )
 
 
