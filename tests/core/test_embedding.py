@@ -3,17 +3,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from biofound.core.checkpoint import load_checkpoint, save_checkpoint
 from biofound.core.embedding import ConvolutionalEmbedding
 from biofound.core.inflate import inflate
 from biofound.core.models import build_model
 
-from .conftest import DATA
+from .conftest import checkpoint_of
 
 
 @pytest.fixture
 def convolutional(config):
-    return build_model(replace(config, patch_embedding="convolutional", rhythm_head=True), seed=0).eval()
+    return build_model(
+        replace(config, patch_embedding="convolutional", rhythm_head=True, rate_head=True), seed=0
+    ).eval()
 
 
 def test_without_it_the_model_is_the_one_it_was(config):
@@ -92,18 +94,7 @@ def test_any_patch_size_will_do(patch_size):
 
 
 def test_inflation_is_exact_with_it_whatever_the_new_channels_hold(convolutional, x):
-    checkpoint = Checkpoint(
-        model=convolutional.config,
-        encoder=convolutional.encoder.state_dict(),
-        decoder=convolutional.decoder.state_dict(),
-        data=DATA,
-        settings={},
-        epoch=1,
-        step=1,
-        best_val_loss=1.0,
-        metrics={},
-    )
-    inflation = inflate(checkpoint, channels=("ACC_X", "PPG", "ACC_Y", "ECG"))
+    inflation = inflate(checkpoint_of(convolutional), channels=("ACC_X", "PPG", "ACC_Y", "ECG"))
     encoder = inflation.model.encoder
     noise = torch.randn(len(x), 2, 250)
 
@@ -119,17 +110,6 @@ def test_inflation_is_exact_with_it_whatever_the_new_channels_hold(convolutional
 
 
 def test_a_checkpoint_rebuilds_it(convolutional, x, tmp_path):
-    checkpoint = Checkpoint(
-        model=convolutional.config,
-        encoder=convolutional.encoder.state_dict(),
-        decoder=convolutional.decoder.state_dict(),
-        data=DATA,
-        settings={},
-        epoch=1,
-        step=1,
-        best_val_loss=1.0,
-        metrics={},
-    )
-    save_checkpoint(tmp_path / "model.pt", checkpoint)
+    save_checkpoint(tmp_path / "model.pt", checkpoint_of(convolutional))
     again = load_checkpoint(tmp_path / "model.pt").build()
     assert torch.equal(again.encoder(x), convolutional.encoder(x))

@@ -13,12 +13,16 @@ from biofound.core.global_term import (
     SUMMARIES,
     RhythmTargets,
     global_terms,
+    rate_target,
+    rate_term,
 )
+from biofound.core.history import EpochMetrics
 from biofound.core.models import build_model
 from biofound.core.trainer import Trainer
 from biofound.core.verify import probe_windows
 
 from .conftest import DATA, TRAINING, MemoryWindows
+from .small_run import mixed_windows
 
 SFREQ, SAMPLES = 125.0, 1250
 BANDS = [(0.5, 8.0), (0.5, 40.0)]
@@ -126,3 +130,34 @@ def test_the_trainer_learns_the_terms_and_leaves_them_out_at_weight_zero(config,
     plain, _ = trainer().validate()
     assert plain.loss == pytest.approx(plain.msm + 0.3 * plain.stft, rel=1e-6)
     assert plain.further == {}
+
+
+def test_the_rate_term_in_closed_form():
+    heart_rate = torch.tensor([60.0, float("nan"), 120.0])
+    right = rate_target(heart_rate)[None, :, None].expand(2, 3, 2)
+    assert rate_term(right, heart_rate).tolist() == [[0.0, 0.0], [2.0, 2.0]]  # NaN counts nothing
+    off = right + torch.tensor([0.5, 2.0])[:, None, None]
+    # Huber: 0.5 ** 2 / 2 from the latents, and 2 - 1 / 2 from the channel
+    total, count = rate_term(off, heart_rate)
+    assert (total / count).tolist() == pytest.approx([0.125 + 1.5] * 2, rel=1e-6)
+    ratio = rate_target(torch.tensor(120.0)) - rate_target(torch.tensor(60.0))
+    assert ratio.item() == pytest.approx(math.log(2) / 0.4)
+
+
+def test_the_trainer_learns_the_rate_of_synthetic_windows(config, tmp_path):
+    windows = mixed_windows(probe_windows(windows=6, channels=2, samples=250, sfreq=SFREQ, seed=0))
+    trainer = Trainer(
+        model=build_model(replace(config, rate_head=True), seed=0),
+        train=windows,
+        val=MemoryWindows(windows.read(np.arange(6))),
+        data=DATA,
+        config=replace(TRAINING, epochs=15, warmup_epochs=1, rate_weight=1.0),
+        settings={},
+        output_dir=tmp_path,
+        device=torch.device("cpu"),
+    )
+    epochs = [event for event in trainer.fit() if isinstance(event, EpochMetrics)]
+    rates = [epoch.train.further["rate"] for epoch in epochs]
+    assert rates[0] > 0
+    assert np.mean(rates[-5:]) < 0.8 * np.mean(rates[:5])
+    assert epochs[0].val.further["rate"] == 0.0  # of recordings no rate is known
