@@ -42,10 +42,10 @@ def draw_losses(path: Path, history: Mapping[str, Any]) -> None:
     for number, (channel, values) in enumerate(history["val_msm_by_channel"].items()):
         color = f"C{number}"
         msm.plot(epochs, values, label=channel, color=color, marker=marker)
-        for guess, style in (("constant_guess", "--"), ("copy_patch", ":")):
-            level = monitor[f"{guess}_msm"][channel][-1]
+        for baseline, style in (("constant_guess", "--"), ("copy_patch", ":")):
+            level = monitor[f"{baseline}_msm"][channel][-1]
             if level is not None:
-                label = f"{channel}, {guess.replace('_', ' ')}"
+                label = f"{channel}, {baseline.replace('_', ' ')}"
                 msm.axhline(level, color=color, linewidth=0.9, linestyle=style, label=label)
         variance.plot(epochs, monitor["variance_ratio"][channel], label=channel, color=color, marker=marker)
     for name in ("recall", "precision"):

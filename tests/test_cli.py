@@ -291,8 +291,8 @@ def test_wrong_values_are_told_together() -> None:
     assert result.exit_code == 2
     first, level, kind = result.stderr.splitlines()
     assert first.startswith("error: 2 ")
-    for line, facts in ((level, ("option --level: ", "0", "mV", "'-1'")), (kind, ("option --kind: ", "'c'"))):
-        assert [fact for fact in facts if fact not in line] == []
+    for line, words in ((level, ("option --level: ", "0", "mV", "'-1'")), (kind, ("option --kind: ", "'c'"))):
+        assert [word for word in words if word not in line] == []
 
 
 def test_unknown_option_and_command_come_with_a_suggestion() -> None:
@@ -402,7 +402,7 @@ def test_windows_builds_every_split_and_accounts_for_every_window(prepared: Path
 
 def test_windows_says_what_does_not_fit_and_leaves_nothing(prepared: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    for arguments, exit_code, fact in [
+    for arguments, exit_code, word in [
         (("--split-file", prepared, "--section", "finetune"), 1, "ACC_X, ACC_Y, ACC_Z"),
         (("--split-file", prepared, "--sfreq", 50), 2, "channel ECG: "),
         (("--split-file", prepared, "--windows-yaml", tmp_path / "no.yaml"), 2, f"{tmp_path / 'no.yaml'}: "),
@@ -410,7 +410,7 @@ def test_windows_says_what_does_not_fit_and_leaves_nothing(prepared: Path, tmp_p
     ]:
         result = run("windows", *arguments, "--outdir", store)
         assert result.exit_code == exit_code, result.stderr
-        assert fact in result.stderr
+        assert word in result.stderr
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.splitlines()) == 1
         assert not store.exists()

@@ -233,7 +233,7 @@ def test_read_outs_are_those_that_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "facts"),
+    ("arguments", "code", "words"),
     [
         (("--target", "SpO2"), 1, ("no label 'SpO2'", "HR, pace, same")),
         (("--target", "same"), 1, ("'one'", "two classes")),
@@ -252,24 +252,24 @@ def test_read_outs_are_those_that_can_be_asked_for() -> None:
         ((), 2, ("--target is required",)),
     ],
 )
-def test_what_cannot_be_probed_is_refused(small, labels, arguments, code: int, facts) -> None:
+def test_what_cannot_be_probed_is_refused(small, labels, arguments, code: int, words) -> None:
     given = ("--data-dir", small.store, *(() if "--labels" in arguments else ("--labels", labels)))
     result = run("probe", *given, *arguments)
     assert result.exit_code == code, result.output
-    assert all(fact in result.stderr for fact in facts), result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
     assert result.stdout == ""
 
 
 @pytest.mark.parametrize(
-    ("line", "fact"),
+    ("line", "word"),
     [("elsewhere,0,10,70", "case ids such as"), ("{case},5000,5010,70", "none of its")],
 )
-def test_labels_of_other_cases_and_other_times_are_refused(small, tmp_path, line: str, fact: str) -> None:
+def test_labels_of_other_cases_and_other_times_are_refused(small, tmp_path, line: str, word: str) -> None:
     case = open_windows(small.store, "train").info(np.arange(1)).case_id[0]
     path = tmp_path / "labels.csv"
     path.write_text(f"case_id,start_s,end_s,HR\n{line.format(case=case)}\n")
     result = run("probe", "--data-dir", small.store, "--labels", path, "--target", "HR")
-    assert result.exit_code == 1 and fact in result.stderr
+    assert result.exit_code == 1 and word in result.stderr
 
 
 def test_windows_must_be_of_the_kind_that_the_encoder_takes(small, checkpoint, labels, tmp_path) -> None:

@@ -51,11 +51,11 @@ def problems_of(call) -> list[str]:
 
 
 def assert_tells(problems: list[str], *expected: tuple[str, ...]) -> None:
-    """Each problem holds all facts (place, field, bound, value) of one of `expected`; none is left."""
+    """Each problem holds all words (place, field, bound, value) of one of `expected`; none is left."""
     assert len(problems) == len(expected), problems
-    for facts in expected:
-        matching = [problem for problem in problems if all(fact in problem for fact in facts)]
-        assert len(matching) == 1, (facts, problems)
+    for words in expected:
+        matching = [problem for problem in problems if all(word in problem for word in words)]
+        assert len(matching) == 1, (words, problems)
 
 
 # ---- Precedence and origin
@@ -199,7 +199,7 @@ def test_all_mistakes_of_all_places_are_told_at_once(config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "facts"),
+    ("text", "words"),
     [
         ("lr: [1\nseed: 2\n", (":2: ", "YAML")),
         ("- lr\n", (":1: ", "list")),
@@ -218,9 +218,9 @@ def test_all_mistakes_of_all_places_are_told_at_once(config) -> None:
         ("channels: [PPG, E CG]\n", (":1: channels.1: ", "'E CG'")),
     ],
 )
-def test_bad_files_are_told_with_their_line(config, text: str, facts: tuple[str, ...]) -> None:
+def test_bad_files_are_told_with_their_line(config, text: str, words: tuple[str, ...]) -> None:
     path = config(text)
-    assert_tells(problems_of(lambda: pretrain(config=path)), (str(path), *facts))
+    assert_tells(problems_of(lambda: pretrain(config=path)), (str(path), *words))
 
 
 def test_file_that_cannot_be_read_is_told_with_the_other_mistakes(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_models_refuse_conflicts_without_a_command_line_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "facts"),
+    ("options", "words"),
     [
         ({}, ("option --source", *SOURCES)),
         ({"source": "wfdb"}, ("option --source: ", "root")),
@@ -297,9 +297,9 @@ def test_models_refuse_conflicts_without_a_command_line_too() -> None:
     ],
 )
 def test_prepare_refuses_what_does_not_fit_the_source(
-    options: dict[str, object], facts: tuple[str, ...]
+    options: dict[str, object], words: tuple[str, ...]
 ) -> None:
-    assert_tells(problems_of(lambda: resolve(PrepareSettings, options=options, environ={})), facts)
+    assert_tells(problems_of(lambda: resolve(PrepareSettings, options=options, environ={})), words)
 
 
 def test_bounds_of_the_synthetic_cohort_are_those_of_its_source() -> None:

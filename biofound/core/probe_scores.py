@@ -273,11 +273,11 @@ def _classification(
     for start in range(0, len(weights), block):
         rows = slice(start, start + block)
         by_window = weights[rows][:, owner] * each  # (block, N)
-        for guess in probability:
-            found = [_ranking(guess[:, k], codes == k, by_window) for k in positives]
+        for probabilities in probability:
+            found = [_ranking(probabilities[:, k], codes == k, by_window) for k in positives]
             total["auroc"][rows] += np.mean([one[0] for one in found], axis=0) / repeats
             total["auprc"][rows] += np.mean([one[1] for one in found], axis=0) / repeats
-            hit = guess.argmax(-1) == codes
+            hit = probabilities.argmax(-1) == codes
             with np.errstate(invalid="ignore"):
                 recalls = [
                     by_window[:, hit & (codes == k)].sum(1) / by_window[:, codes == k].sum(1)

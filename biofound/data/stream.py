@@ -173,7 +173,7 @@ class SyntheticStream:
         return f"{self._population.name}_{self.split}_{segment:08d}"
 
     def _places(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None) -> list[tuple[Heart, int]]:
-        """Of each window its heart, and the sample of the heart's stretch at which it starts."""
+        """Of each window its heart, and the sample of the heart's segment at which it starts."""
         index = np.asarray(index, np.int64)
         if np.any(index < 0):
             raise IndexError(f"expected window indices of 0 or more, got {int(index.min())}")

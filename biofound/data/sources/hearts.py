@@ -1,6 +1,6 @@
 """Virtual hearts of a population: draw a subject's rhythm, beats, wave shapes and movements from a key.
 
-A heart is small (beat times and a few shapes); `heart_signals.py` renders any stretch of its signals at any
+A heart is small (beat times and a few shapes); `heart_signals.py` renders any segment of its signals at any
 rate. Beats come from integral pulse frequency modulation, then a rhythm changes the RR intervals. The ECG is
 a sum of Gaussian waves (McSharry et al. 2003, https://doi.org/10.1109/TBME.2003.808805), and the PPG a sum
 of pulses of three waves and a run-off, as measured pulses decompose.
@@ -110,7 +110,7 @@ class Movements:
 
 @dataclass(frozen=True, kw_only=True)
 class Heart:
-    """One virtual subject's stretch of `duration_s`, with all that is true of it; N beats, times in s.
+    """One virtual subject's segment of `duration_s`, with all that is true of it; N beats, times in s.
 
     Attributes:
         noise: (11,) for each `Noise` a number below 2**32 that says which noise it is.
@@ -126,7 +126,7 @@ class Heart:
         qrs, repolarisation: the QRS complex and the ST to U waves of ordinary beats in mV; the latter follow
             the root of RR.
         broad: the same two of ventricular and paced beats; None where there are none.
-        feet, pulse_sizes, pulse_scales: (N,) the PPG pulses: foot, height in NU, stretch in time.
+        feet, pulse_sizes, pulse_scales: (N,) the PPG pulses: foot, height in NU, scale in time.
         pulse, pulse_peak: one pulse from its foot, with height 1; s from foot to peak at scale 1.
         stiffness: 0 young to 1 stiff.
         perfusion: usual height of a pulse in NU.

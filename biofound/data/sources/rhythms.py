@@ -15,7 +15,7 @@ from biofound.data.sources.keyed_draws import Draw, Floats, Sines
 from biofound.data.sources.populations import Population, Range, Rhythm
 
 MARGIN_S = 6.0
-"""A heart beats this long before its stretch begins and after it ends, so that filters find whole waves."""
+"""A heart beats this long before its segment begins and after it ends, so that filters find whole waves."""
 
 _GRID_HZ = 4.0  # the rate is integrated in steps of this
 

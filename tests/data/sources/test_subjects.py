@@ -43,7 +43,7 @@ def test_the_line_of_an_error_is_the_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "facts"),
+    ("content", "words"),
     [
         ("", "take and subject.*none"),
         ("record,who\nr1,ann\n", "record and subject.*record, who"),
@@ -54,9 +54,9 @@ def test_the_line_of_an_error_is_the_files(tmp_path):
         ("record,subject\nr1,ann\nr1,bob\n", ":3: .*r1.*ann.*bob"),
     ],
 )
-def test_what_is_no_table_of_subjects_is_refused(tmp_path, content, facts):
+def test_what_is_no_table_of_subjects_is_refused(tmp_path, content, words):
     write(tmp_path / "subjects.csv", content)
-    with pytest.raises(DataError, match=rf"subjects\.csv.*{facts}"):
+    with pytest.raises(DataError, match=rf"subjects\.csv.*{words}"):
         find(tmp_path)
 
 

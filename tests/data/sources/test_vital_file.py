@@ -233,7 +233,7 @@ def test_units_are_converted_to_the_channels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wave", "facts"),
+    ("wave", "words"),
     [
         (Wave(name=PLETH, samples=wander(2), gain=0.0, fmt=6), "gain.* 0:"),
         (Wave(name=PLETH, samples=wander(2), sfreq=500.0, fmt=FLOAT), None),
@@ -244,12 +244,12 @@ def test_units_are_converted_to_the_channels(tmp_path):
 )
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_a_track_without_a_signal_is_refused(tmp_path, wave, facts):
+def test_a_track_without_a_signal_is_refused(tmp_path, wave, words):
     path = write_vital(tmp_path / "a.vital", [wave], packed=False)
-    if facts is None:
+    if words is None:
         assert np.isfinite(samples_of(path)).all()
         return
-    with pytest.raises(DataError, match=rf"case 7, channel PPG, track SNUADC/PLETH: .*{facts}"):
+    with pytest.raises(DataError, match=rf"case 7, channel PPG, track SNUADC/PLETH: .*{words}"):
         read(path, PPG)
 
 

@@ -269,11 +269,11 @@ def test_another_version_of_the_data_set_lies_apart_in_the_cache(server, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("settings", "facts"),
+    ("settings", "words"),
     [({"case_set": "biss"}, "bis, ppf.*biss"), ({"base_url": "ftp://x"}, "http.*ftp://x")],
 )
-def test_bad_settings_are_refused_at_once(tmp_path, settings, facts):
-    with pytest.raises(SettingsError, match=facts):
+def test_bad_settings_are_refused_at_once(tmp_path, settings, words):
+    with pytest.raises(SettingsError, match=words):
         VitalDBSource(cache_dir=tmp_path, **settings)
 
 

@@ -247,10 +247,10 @@ def test_a_pattern_without_a_group_is_refused(tmp_path, pattern):
 # What is not what it says
 
 
-def refused_everywhere(root, facts, channels=(PPG, ECG)):
-    """Both listing and reading refuse the record with the same facts in the message."""
+def refused_everywhere(root, words, channels=(PPG, ECG)):
+    """Both listing and reading refuse the record with the same words in the message."""
     for ask in (lambda s: s.cases(channels), lambda s: s.read("r1", channels)):
-        with pytest.raises(DataError, match=f"case {facts}"):
+        with pytest.raises(DataError, match=f"case {words}"):
             ask(WfdbSource(root=root))
 
 
