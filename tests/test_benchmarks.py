@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.benchmarks import bench_quality
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -23,3 +27,31 @@ def test_a_row_that_there_is_not_is_refused_by_name():
     done = bench("--only", "d,zz")
     assert done.returncode == 1
     assert "--only zz: the rows are a, a2, b, b2" in done.stderr
+
+
+def test_time_to_quality_says_which_recordings_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_quality, "RECORDS", {"train": tmp_path / "a", "probe": tmp_path / "b"})
+    rows = bench_quality.quality_rows(directory=tmp_path, precision="fp32", threads=1, minutes=1.0)
+    assert [row.value for row in rows] == [
+        f"no recordings in {tmp_path / 'a'}, {tmp_path / 'b'}: not measured"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("plain", "default", "value", "met"),
+    [
+        ((8.0, 3.0), (2.0, 2.9), "4.0 ×", True),
+        ((4.0, 3.0), (2.0, 2.9), "2.0 ×", False),
+        ((9.0, 3.1), (2.0, 2.9), "> 4.5 ×", True),
+        ((6.0, 3.1), (2.0, 2.9), "> 3.0 ×", None),  # more than that: the target may be met
+        ((6.0, 2.9), (9.0, 3.1), "the default recipe did not get there", False),
+    ],
+)
+def test_time_to_quality_is_a_lower_bound_where_the_plain_recipe_does_not_get_there(
+    plain, default, value, met
+):
+    def run(minutes, error):
+        return bench_quality.Run(minutes=(0.0, minutes), errors=(9.0, error), steps=25)
+
+    row = bench_quality.compare("", plain=run(*plain), default=run(*default))
+    assert (row.value, row.met) == (value, met)

@@ -15,6 +15,8 @@ _LAGS_S = tuple(0.24 + 0.04 * k for k in range(45))  # to 2 s
 _FREQUENCIES_HZ = tuple(0.5 + 0.1 * k for k in range(76))  # to 8 Hz
 _INTERVALS_S = tuple(0.3 * (2 / 0.3) ** (k / 63) for k in range(64))  # to 2 s: 200 to 30 beats a minute
 _SHARPNESS = 12.0
+CORRELATION_UNIT = 0.3
+"""What the autocorrelation is divided by in the summaries."""
 _POWER_FLOOR = 1e-4
 _FAST_BAND_HZ = 10.0
 _SMOOTHING_S = 0.1
@@ -60,7 +62,9 @@ class RhythmTargets(nn.Module):
             correlation = _autocorrelation(signal)
             cosine, sine = (signal @ self.get_buffer("basis")).chunk(2, dim=-1)
             power = (cosine.square() + sine.square() + _POWER_FLOOR).log()
-            summaries = torch.cat([_at(correlation, self.get_buffer("lags")) / 0.3, (power + 6.5) / 2], -1)
+            summaries = torch.cat(
+                [_at(correlation, self.get_buffer("lags")) / CORRELATION_UNIT, (power + 6.5) / 2], -1
+            )
             return summaries, self._likely_intervals(correlation)
 
     def _signal(self, target: Tensor) -> Tensor:

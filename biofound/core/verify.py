@@ -22,6 +22,7 @@ from torch import Tensor
 from biofound.checks import Check
 from biofound.core import checkpoint as checkpoints
 from biofound.core.checkpoint import Checkpoint, DataDescription, load_checkpoint, save_checkpoint
+from biofound.core.global_term import CORRELATION_UNIT
 from biofound.core.history import EpochMetrics, StepMetrics
 from biofound.core.inflate import inflate
 from biofound.core.losses import LossSums, PretrainingLoss, masked_squared_error, msm_loss, stft_loss
@@ -29,6 +30,10 @@ from biofound.core.masking import Stream, hidden_patches
 from biofound.core.models import PretrainingModel, build_model, normalise, parameter_count
 from biofound.core.optimizer import learning_rate, make_optimizer
 from biofound.core.trainer import TrainConfig, Trainer
+from biofound.data.channels import Channel, PassBand
+from biofound.data.mixture import MixedWindows, Part
+from biofound.data.sources.heart_signals import SIGNALS
+from biofound.data.stream import SyntheticStream, forget_hearts
 from biofound.data.windows import ArrayWindows
 
 ROUNDING = 1e-4
@@ -339,21 +344,24 @@ def validation(target: VerificationTarget) -> str:
 
 
 def masked_samples_are_hidden(target: VerificationTarget) -> str:
-    """Whatever is changed in hidden samples, the latents stay the same to the last bit."""
+    """Whatever is changed in hidden samples, latents and channels' features keep every bit."""
     model, x, mask = _frozen(target), target.x, target.mask()
     hidden = mask.repeat_interleave(model.config.patch_size, dim=1)[:, None, :].expand_as(x)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     variants = {"noise": noise, "times 1000": x * 1000, "zeros": torch.zeros_like(x), "1e30": x * 0 + 1e30}
     with torch.no_grad():
-        latents = model.encoder(x, mask)
+        plain = model.encoder.encode(x, mask=mask)
         for name, other in variants.items():
-            changed = model.encoder(torch.where(hidden, other, x), mask)
-            difference = (changed - latents).abs().max().item()
-            _require(
-                torch.equal(changed, latents), f"{name} in hidden samples moved latents by {difference:.1e}"
-            )
+            changed = model.encoder.encode(torch.where(hidden, other, x), mask=mask)
+            for part in ("latents", "by_channel"):
+                before, after = getattr(plain, part), getattr(changed, part)
+                moved = (after - before).abs().max().item()
+                _require(torch.equal(after, before), f"{name} in hidden samples moved {part} by {moved:.1e}")
     share = hidden.float().mean().item()
-    return f"bit-identical latents for {', '.join(variants)} in {share:.0%} of the samples"
+    return (
+        f"bit-identical latents for {', '.join(variants)} in {share:.0%} of the samples, "
+        f"{model.config.patch_embedding} patch embedding"
+    )
 
 
 def channels_are_told_apart(target: VerificationTarget) -> str:
@@ -447,6 +455,124 @@ def small_error_small_stft(target: VerificationTarget) -> str:
     large = stft_loss(stft(tone + noise, tone, loss_mask)).item()
     text = f"MSE 1e-4: {small:.3f}, MSE 1: {large:.3f}"
     _require(small < 0.3 and small < 0.2 * large, text)
+    return text
+
+
+def further_terms_closed_form(target: VerificationTarget) -> str:
+    """Global, rhythm and rate term: a known rhythm is found, right answers cost 0, known errors their cost.
+
+    Windows with a gap and windows of unknown heart rate count nothing.
+    """
+    text = _rhythm_of_a_tone(target)
+    model = _frozen(target)
+    config, terms = model.config, target.loss_terms()
+    windows = 4
+    x = probe_windows(
+        windows=windows,
+        channels=len(config.channels),
+        samples=config.context_length,
+        sfreq=target.data.sfreq,
+        seed=1,
+    )
+    x[0, :, 0] = np.nan
+    known = torch.arange(windows) > 0
+    with torch.no_grad():
+        out = model(torch.from_numpy(x), target.mask(windows))
+    summaries, intervals = terms.rhythm(out.target)
+    alike = torch.zeros_like(intervals)  # every interval is called equally likely
+    heart_rate = torch.tensor([math.nan, 40.0, 80.0, 160.0])
+    octaves = torch.tensor([0.0, -1.0, 0.0, 1.0])[:, None]  # from 80 beats a minute
+    log_rates = (octaves * math.log(2) / 0.4).expand(-1, len(config.channels))
+
+    def costs(error: float) -> dict[str, float]:
+        """The terms where both predictions are off by `error`, and by far more where nothing shall count."""
+        off = torch.where(known, error, 1e3)[:, None]
+        prediction = torch.cat([summaries + off[..., None], alike], dim=-1)
+        sums = terms(
+            out._replace(rhythm=torch.stack([prediction] * 2), rate=torch.stack([log_rates + off] * 2)),
+            heart_rate,
+        )
+        return {name: sums.further(name).item() for name in ("global", "rhythm", "rate")}
+
+    equal = 2 * math.log(intervals.shape[-1])
+    for error, wanted in (
+        (0.0, {"global": 0.0, "rhythm": equal, "rate": 0.0}),
+        (0.5, {"global": 2 * 0.5**2, "rhythm": equal, "rate": 2 * 0.5**2 / 2}),
+    ):
+        found = costs(error)
+        listed = ", ".join(f"{name} {found[name]:.4f} ({wanted[name]:.4f} expected)" for name in wanted)
+        text += f"; error {error:g}: {listed}"
+        right = all(math.isclose(found[name], wanted[name], rel_tol=1e-4, abs_tol=1e-6) for name in wanted)
+        _require(right, text)
+    return text
+
+
+def _rhythm_of_a_tone(target: VerificationTarget) -> str:
+    """A sinus has the autocorrelation cos(2 pi lag / interval), less by the part that does not overlap."""
+    sfreq, patch, interval = target.data.sfreq, target.model.config.patch_size, 0.8
+    seconds = max(10.0, target.model.config.context_length / sfreq)
+    samples = patch * math.ceil(seconds * sfreq / patch)
+    long = replace(target.model.config, context_length=samples)
+    rhythm = target.config.loss_terms(target.data, long).rhythm
+    fast = rhythm.get_buffer("fast")  # (C, 1); taken by the size of the slope, which peaks twice a cycle
+    hz = torch.where(fast, 0.5, 1.0) / interval
+    tone = torch.sin(2 * math.pi * hz * torch.arange(samples) / sfreq + 0.3)[None]
+    summaries, likely = rhythm(tone)
+    lags, intervals = (rhythm.get_buffer(name) / sfreq for name in ("lags", "intervals"))
+    wanted = torch.cos(2 * math.pi * lags / interval) * (1 - lags * sfreq / samples)
+    off = (summaries[0, :, : len(lags)] * CORRELATION_UNIT - wanted).abs().max().item()
+    found = intervals[likely[0].argmax(-1)]  # (C,)
+    wrong = (found / interval - 1).abs().max().item()
+    text = (
+        f"beats {interval:g} s apart: autocorrelation within {off:.3f}, likely interval "
+        f"{', '.join(f'{one:.2f}' for one in found.tolist())} s"
+    )
+    _require(off < 0.1 and wrong < 0.03, text)  # the slope's size has harmonics: 0.08
+    return text
+
+
+def synthetic_stream_repeats(target: VerificationTarget) -> str:
+    """Synthetic windows are the same bits alone, in a batch and drawn anew, and others in another epoch.
+
+    Their true heart rate is that of the heart's beats.
+    """
+    channels = [
+        Channel(
+            name=name,
+            tracks=(name,),
+            unit="",
+            band=PassBand(**target.data.filters[name]),
+            quality_threshold=0.0,
+        )
+        for name in target.model.config.channels
+        if name in SIGNALS
+    ]
+    if not channels:
+        return f"does not apply: a synthetic stream has {', '.join(SIGNALS)}"
+    stream = SyntheticStream(
+        population="icu", channels=channels, hours=0.1, seed=target.config.seed, sfreq=target.data.sfreq
+    )
+    windows = MixedWindows([Part(name="synthetic:icu", windows=stream)])
+    index, seconds = np.arange(0, len(windows), 5), stream.window_samples / stream.sfreq
+    crop = np.asarray(index * 0.37 % 1, np.float64)
+    batch = windows.read(index, crop)
+    for row in range(len(index)):
+        forget_hearts()
+        alone = windows.read(index[[row]], crop[[row]])
+        _require(np.array_equal(alone[0], batch[row]), f"window {index[row]} has other bits alone")
+    later = windows.read(index, crop, epoch=1)
+    _require(bool((later != batch).any((1, 2)).all()), "windows come again in the next epoch")
+    beats = []
+    for one in index.tolist():
+        segment, place = divmod(one, stream.segment_windows)
+        times = stream.heart(segment).times
+        ends = np.interp([place * seconds, (place + 1) * seconds], times, np.arange(len(times)))
+        beats.append(ends[1] - ends[0])
+    rates = windows.heart_rate(index)
+    off = float(np.abs(rates - 60 / seconds * np.array(beats)).max())
+    text = f"{len(index)} windows: same bits alone and drawn anew, others in the next epoch; "
+    text += f"heart rates {rates.min():.0f} to {rates.max():.0f} a minute are within {off:.1e} of the beats"
+    _require(off < 0.01, text)
     return text
 
 
@@ -551,6 +677,8 @@ CHECKS: dict[str, Callable[[VerificationTarget], str]] = {
     "STFT closed form": stft_closed_form,
     "STFT pass band": stft_pass_band,
     "small error, small STFT": small_error_small_stft,
+    "further terms closed form": further_terms_closed_form,
+    "synthetic stream repeats": synthetic_stream_repeats,
     "checkpoint round trip": checkpoint_round_trip,
     "inflation is exact": inflation_is_exact,
     "checkpoint is complete": checkpoint_is_complete,

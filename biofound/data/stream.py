@@ -206,6 +206,11 @@ def _heart(population: str, stream: int, segment: int, duration_s: float) -> Hea
     return draw_heart(population_named(population), (stream, segment), duration_s)
 
 
+def forget_hearts() -> None:
+    """Drop the hearts kept for their next windows; each is then drawn anew."""
+    _heart.cache_clear()
+
+
 @lru_cache(maxsize=16)
 def _responses(bands: tuple[PassBand, ...], length: int, sfreq: float) -> NDArray[np.float32]:
     """Gains (C, length // 2 + 1) of the pass bands' filters, run forward and backward."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.benchmarks.timing import cores
 
-KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "s", "w")
+KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "s", "w", "q")
 COLUMNS = ("", "what", "value", "quartiles", "measured", "target", "anonymous memory, MB")
 
 
@@ -26,6 +26,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--rounds", type=int, default=7, help="turns of each contender (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=10.0,
+        help="CPU minutes of a recipe in row q (default: %(default)s)",
     )
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     return parser.parse_args()
@@ -54,6 +60,7 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
     from tests.benchmarks.bench_gpu import gpu_rows
     from tests.benchmarks.bench_memory import memory_rows
     from tests.benchmarks.bench_processes import process_rows
+    from tests.benchmarks.bench_quality import quality_rows
     from tests.benchmarks.bench_stream import stream_rows
     from tests.benchmarks.bench_training import training_rows
     from tests.benchmarks.bench_windows import windows_rows
@@ -81,6 +88,13 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
         rows += stream_rows(rounds=given.rounds)
     if "w" in only:
         rows += windows_rows(directory=directory / "windows", rounds=min(given.rounds, 5))
+    if "q" in only:
+        rows += quality_rows(
+            directory=directory / "quality",
+            precision=precision,
+            threads=given.threads,
+            minutes=given.minutes,
+        )
     bf16 = "" if fastest == "bf16" else " (this processor does not multiply bf16)"
     return rows, f"{machine()}; {precision}{bf16}, {given.threads} thread(s), batch 128"
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from biofound.core import global_term, losses, models, trainer, verify
 from biofound.core import inflate as inflation
-from biofound.core import losses, models, trainer, verify
 from biofound.core.checkpoint import Checkpoint
+from biofound.core.embedding import ConvolutionalEmbedding
 from biofound.core.masking import Stream
 from biofound.core.models import build_model
+from biofound.data import stream
 
 
 @pytest.fixture
@@ -23,6 +25,12 @@ def with_checkpoint(target, make_trainer, windows, tmp_path):
     run = make_trainer(tmp_path, val=windows, epochs=1, model_seed=target.config.seed)
     list(run.fit())
     return replace(target, model=run.checkpoint().build(), checkpoint=run.checkpoint())
+
+
+@pytest.fixture(autouse=True)
+def no_odd_hearts_are_kept():
+    yield
+    stream.forget_hearts()
 
 
 def outcome(target, name):
@@ -74,6 +82,22 @@ def leak_masked_samples(monkeypatch):
     sound = models.normalise
     monkeypatch.setattr(
         models, "normalise", lambda x, *, visible, observed: sound(x, visible=observed, observed=observed)
+    )
+
+
+def leak_through_the_convolutions(monkeypatch):
+    """Only what the convolutions read is not blanked."""
+    normalised, whole = models.normalise, []
+
+    def remember(x, **kw):
+        scaled = normalised(x, **kw)
+        whole.append(scaled.values)
+        return scaled
+
+    sound = ConvolutionalEmbedding.forward
+    monkeypatch.setattr(models, "normalise", remember)
+    monkeypatch.setattr(
+        ConvolutionalEmbedding, "forward", lambda self, seen, visible: sound(self, whole[-1], visible)
     )
 
 
@@ -255,6 +279,84 @@ def stop_the_gradient(monkeypatch):
     monkeypatch.setattr(models.ReconstructionHead1D, "forward", lambda self, z: sound(self, z.detach()))
 
 
+def read_at_longer_lags(monkeypatch):
+    sound = global_term._at
+    monkeypatch.setattr(global_term, "_at", lambda values, place: sound(values, 1.1 * place))
+
+
+def half_the_interval(monkeypatch):
+    """The comb forgets that a beat's half is no beat."""
+
+    def likely(self, correlation):
+        interval = self.get_buffer("intervals")
+        return torch.softmax(12 * global_term._at(correlation, 2 * interval), dim=-1)
+
+    monkeypatch.setattr(global_term.RhythmTargets, "_likely_intervals", likely)
+
+
+def count_windows_with_gaps(monkeypatch):
+    sound = losses.global_terms
+    monkeypatch.setattr(
+        losses,
+        "global_terms",
+        lambda prediction, summaries, intervals, counts: sound(
+            prediction, summaries, intervals, torch.ones_like(counts)
+        ),
+    )
+
+
+def one_prediction_of_two(monkeypatch):
+    sound = losses.global_terms
+    monkeypatch.setattr(losses, "global_terms", lambda prediction, *others: sound(prediction[:1], *others))
+
+
+def swap_the_terms(monkeypatch):
+    sound = losses.global_terms
+    monkeypatch.setattr(losses, "global_terms", lambda *args: sound(*args).flip(1))
+
+
+def unknown_rates_are_80(monkeypatch):
+    sound = losses.rate_term
+    monkeypatch.setattr(
+        losses, "rate_term", lambda prediction, rate: sound(prediction, rate.nan_to_num(80.0))
+    )
+
+
+def rate_in_hz(monkeypatch):
+    monkeypatch.setattr(global_term, "rate_target", lambda heart_rate: heart_rate / 60)
+
+
+def hearts_from_nowhere(monkeypatch):
+    sound, random = stream.draw_heart, np.random.default_rng()
+    monkeypatch.setattr(
+        stream,
+        "draw_heart",
+        lambda population, key, *rest: sound(population, (random.integers(99), 0), *rest),
+    )
+
+
+def window_scaled_by_its_batch(monkeypatch):
+    sound = stream.SyntheticStream.read
+
+    def scaled(self, index, crop=None):
+        batch = sound(self, index, crop)
+        return batch / batch.std()
+
+    monkeypatch.setattr(stream.SyntheticStream, "read", scaled)
+
+
+def hearts_again_in_every_epoch(monkeypatch):
+    sound = stream.SyntheticStream.read
+    monkeypatch.setattr(
+        stream.SyntheticStream, "read", lambda self, index, crop=None: sound(self, index % len(self), crop)
+    )
+
+
+def twice_the_heart_rate(monkeypatch):
+    sound = stream.SyntheticStream.heart_rate
+    monkeypatch.setattr(stream.SyntheticStream, "heart_rate", lambda self, *args: 2 * sound(self, *args))
+
+
 def forget_a_tensor(monkeypatch):
     sound = verify.save_checkpoint
 
@@ -345,6 +447,17 @@ def wrong_length(monkeypatch):
         ("MSM closed form", count_visible_samples),
         ("STFT closed form", magnitude_instead_of_log_power),
         ("small error, small STFT", absolute_floor),
+        ("further terms closed form", read_at_longer_lags),
+        ("further terms closed form", half_the_interval),
+        ("further terms closed form", count_windows_with_gaps),
+        ("further terms closed form", one_prediction_of_two),
+        ("further terms closed form", swap_the_terms),
+        ("further terms closed form", unknown_rates_are_80),
+        ("further terms closed form", rate_in_hz),
+        ("synthetic stream repeats", hearts_from_nowhere),
+        ("synthetic stream repeats", window_scaled_by_its_batch),
+        ("synthetic stream repeats", hearts_again_in_every_epoch),
+        ("synthetic stream repeats", twice_the_heart_rate),
         ("checkpoint round trip", forget_a_tensor),
         ("inflation is exact", transfer_nothing),
         ("inflation is exact", let_new_channels_in),
@@ -355,6 +468,13 @@ def test_a_check_fails_when_its_property_is_broken(target, monkeypatch, name, da
     assert outcome(target, name).passed
     damage(monkeypatch)
     assert not outcome(target, name).passed
+
+
+def test_hidden_samples_that_only_the_convolutions_read_are_noticed(target, config, monkeypatch):
+    target = replace(target, model=build_model(replace(config, patch_embedding="convolutional"), seed=0))
+    assert outcome(target, "masked samples are hidden").passed
+    leak_through_the_convolutions(monkeypatch)
+    assert not outcome(target, "masked samples are hidden").passed
 
 
 def test_every_check_has_a_test_that_breaks_it():
