@@ -137,7 +137,7 @@ def encoder_shape(target: VerificationTarget) -> str:
 
 
 def decoder_shape(target: VerificationTarget) -> str:
-    """(B, P, D) -> (B, C, T), one linear map."""
+    """(B, P, D) -> (B, C, T), one linear map; what else the decoder holds are the heads of further terms."""
     config = target.model.config
     latents = torch.zeros(2, config.patches, config.d_model)
     with torch.no_grad():
@@ -145,12 +145,14 @@ def decoder_shape(target: VerificationTarget) -> str:
     count = parameter_count(target.model.decoder)
     text = f"{_shape(latents)} -> {_shape(out)}, {count:,} parameters"
     _require(out.shape == (2, len(config.channels), config.context_length), text)
-    _require(count == (config.d_model + 1) * len(config.channels) * config.patch_size, text)
+    samples = parameter_count(target.model.decoder.proj)
+    _require(samples == (config.d_model + 1) * len(config.channels) * config.patch_size, text)
+    _require(config.rhythm_head or config.rate_head or count == samples, text)
     return text
 
 
 def losses_are_finite(target: VerificationTarget) -> str:
-    """Both losses are finite and their gradient reaches every parameter."""
+    """All losses are finite and their gradient reaches every parameter."""
     model = copy.deepcopy(target.model).requires_grad_(True)
     loss, msm, stft = _loss(model, target)
     torch.autograd.backward(loss)
@@ -782,7 +784,8 @@ def _loss(
     model: PretrainingModel, target: VerificationTarget, mask: Tensor | None = None
 ) -> tuple[Tensor, float, float]:
     out = model(target.x, target.mask() if mask is None else mask)
-    sums: LossSums = target.loss_terms()(out)
+    heart_rates = torch.linspace(60.0, 120.0, len(out.values))  # any: the rate term needs some
+    sums: LossSums = target.loss_terms()(out, heart_rates)
     return sums.loss(target.config.loss_weights), msm_loss(sums.msm).item(), stft_loss(sums.stft).item()
 
 
