@@ -137,13 +137,14 @@ def encoder_shape(target: VerificationTarget) -> str:
 
 
 def decoder_shape(target: VerificationTarget) -> str:
-    """(B, P, D) -> (B, C, T), one linear map; what else the decoder holds are the heads of further terms."""
-    config = target.model.config
+    """(B, P, D) -> (B, C, T), one linear map, beside the heads of the further terms."""
+    config, decoder = target.model.config, target.model.decoder
     latents = torch.zeros(2, config.patches, config.d_model)
     with torch.no_grad():
-        out = target.model.decoder(latents)
-    count = parameter_count(target.model.decoder)
-    text = f"{_shape(latents)} -> {_shape(out)}, {count:,} parameters"
+        out = decoder(latents)
+    heads = sum(parameter_count(head) for head in (decoder.rhythm, decoder.rate) if head is not None)
+    count = parameter_count(decoder) - heads
+    text = f"{_shape(latents)} -> {_shape(out)}, {count:,} parameters, {heads:,} in heads of further terms"
     _require(out.shape == (2, len(config.channels), config.context_length), text)
     samples = parameter_count(target.model.decoder.proj)
     _require(samples == (config.d_model + 1) * len(config.channels) * config.patch_size, text)
@@ -154,7 +155,7 @@ def decoder_shape(target: VerificationTarget) -> str:
 def losses_are_finite(target: VerificationTarget) -> str:
     """All losses are finite and their gradient reaches every parameter."""
     model = copy.deepcopy(target.model).requires_grad_(True)
-    loss, msm, stft = _loss(model, target)
+    loss, msm, stft = _loss(model, target, heart_rate=70.0)
     torch.autograd.backward(loss)
     silent = [
         name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()
@@ -239,7 +240,7 @@ def one_training_step(target: VerificationTarget) -> str:
     model = copy.deepcopy(target.model).requires_grad_(True)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.0)
-    loss, _, _ = _loss(model, target)
+    loss, _, _ = _loss(model, target, heart_rate=70.0)
     torch.autograd.backward(loss)
     optimizer.step()
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
@@ -781,11 +782,16 @@ def _watch(target: VerificationTarget) -> dict[tuple[str, int], list[_Passed]]:
 
 
 def _loss(
-    model: PretrainingModel, target: VerificationTarget, mask: Tensor | None = None
+    model: PretrainingModel,
+    target: VerificationTarget,
+    mask: Tensor | None = None,
+    *,
+    heart_rate: float | None = None,
 ) -> tuple[Tensor, float, float]:
+    """The loss, its MSM and its STFT term; with a `heart_rate` that of windows of known rate."""
     out = model(target.x, target.mask() if mask is None else mask)
-    heart_rates = torch.linspace(60.0, 120.0, len(out.values))  # any: the rate term needs some
-    sums: LossSums = target.loss_terms()(out, heart_rates)
+    rates = None if heart_rate is None else torch.full((len(target.x),), heart_rate)
+    sums: LossSums = target.loss_terms()(out, rates)
     return sums.loss(target.config.loss_weights), msm_loss(sums.msm).item(), stft_loss(sums.stft).item()
 
 

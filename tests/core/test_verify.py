@@ -11,8 +11,9 @@ from biofound.core import inflate as inflation
 from biofound.core.checkpoint import Checkpoint
 from biofound.core.embedding import ConvolutionalEmbedding
 from biofound.core.masking import Stream
-from biofound.core.models import build_model
+from biofound.core.models import ModelConfig, build_model
 from biofound.data import stream
+from biofound.settings import PretrainSettings
 
 
 @pytest.fixture
@@ -68,12 +69,24 @@ def test_every_check_passes_on_a_checkpoint_and_on_what_is_inflated_from_it(with
     assert [c for c in verify.verify(target) if not c.passed] == []
 
 
-def test_the_default_configuration_passes(default_config, data, train_config):
+def test_the_default_recipe_passes(data):
+    recipe = PretrainSettings()
     target = verify.VerificationTarget(
-        model=build_model(default_config, seed=0),
+        model=build_model(recipe.fill(ModelConfig), seed=0),
         data=data,
-        config=replace(train_config, stft_windows=(64, 128, 256)),
+        config=recipe.fill(trainer.TrainConfig, precision="fp32"),
         windows=verify.probe_windows(windows=8, channels=2, samples=1250, sfreq=125.0, seed=0),
+    )
+    assert [c for c in verify.verify(target) if not c.passed] == []
+
+
+def test_every_check_passes_with_all_further_terms(target, config):
+    weights = {"global_weight": 0.3, "rhythm_weight": 0.1, "rate_weight": 0.1}
+    heads = {"patch_embedding": "convolutional", "rhythm_head": True, "rate_head": True}
+    target = replace(
+        target,
+        model=build_model(replace(config, **heads), seed=0),
+        config=replace(target.config, **weights),
     )
     assert [c for c in verify.verify(target) if not c.passed] == []
 
