@@ -25,7 +25,7 @@ class MonitorSums:
 
     For C channels and latents of width D the vector holds, by channel, the number of hidden samples and the
     sums of target, target squared, reconstruction, reconstruction squared and of the squared error of
-    copying the nearest visible patch (6 x C); R peaks that are hidden, found, and predicted (3); the number,
+    copying the nearest visible patch (6 x C); hidden R peaks: true, found, predicted, and right (4); the number,
     sum (D) and outer product (D x D) of the latents.
     """
 
@@ -36,7 +36,7 @@ class MonitorSums:
     @classmethod
     def zero(cls, *, channels: tuple[str, ...], width: int, device: torch.device) -> Self:
         """The sums of no windows."""
-        size = 6 * len(channels) + 3 + 1 + width + width * width
+        size = 6 * len(channels) + 4 + 1 + width + width * width
         return cls(torch.zeros(size, dtype=torch.float64, device=device), channels, width)
 
     def __add__(self, other: "MonitorSums") -> "MonitorSums":
@@ -53,17 +53,17 @@ class MonitorSums:
             Roy & Vetterli 2007: the exponential of the entropy of the covariance's eigenvalues, 1 to D).
         """
         c, d = len(self.channels), self.width
-        moments, peaks, rest = torch.split(self.vector.cpu(), [6 * c, 3, 1 + d + d * d])
+        moments, peaks, rest = torch.split(self.vector.cpu(), [6 * c, 4, 1 + d + d * d])
         count, target, target2, made, made2, copied = moments.view(6, c).unbind()
         variance = made2 / count - (made / count).square()
         wanted = target2 / count - (target / count).square()
-        hidden, found, predicted = peaks.tolist()
+        true, found, predicted, right = peaks.tolist()
         return {
             "variance_ratio": _by_channel(self.channels, variance / wanted),
             "constant_guess_msm": _by_channel(self.channels, target2 / count),
             "copy_patch_msm": _by_channel(self.channels, copied / count),
-            "r_peak_recall": found / hidden if hidden else None,
-            "r_peak_precision": found / predicted if predicted else None,
+            "r_peak_recall": found / true if true else None,
+            "r_peak_precision": right / predicted if predicted else None,
             "latent_rank": _effective_rank(rest, d),
         }
 
@@ -94,7 +94,7 @@ def monitor_sums(
     kept = loss_mask.double()
     moments = [kept, target * kept, target.square() * kept, values * kept, values.square() * kept]
     by_channel = torch.stack([*moments, (copied - target).square() * kept]).sum((1, 3))  # (6, C)
-    peaks = torch.zeros(3, dtype=torch.float64, device=values.device)
+    peaks = torch.zeros(4, dtype=torch.float64, device=values.device)
     ecg = next((row for row, name in enumerate(channels) if name.startswith("ECG")), None)
     if ecg is not None:
         composite = torch.where(loss_mask, values, target)[:, ecg]
@@ -152,13 +152,17 @@ def r_peaks(ecg: Tensor, *, sfreq: float, least: Tensor | None = None) -> tuple[
 
 
 def _r_peak_counts(composite: Tensor, target: Tensor, hidden: Tensor, *, sfreq: float) -> Tensor:
-    """R peaks in hidden samples: how many there are, are found within 50 ms, and are predicted."""
+    """R peaks in hidden samples: the true ones and those found, the predicted ones and those that are right."""
     true, least = r_peaks(target, sfreq=sfreq)
     predicted, _ = r_peaks(composite, sfreq=sfreq, least=least)
     reach = round(R_PEAK_TOLERANCE_SECONDS * sfreq)
-    near = F.max_pool1d(predicted.double()[:, None], 2 * reach + 1, 1, reach)[:, 0] > 0
-    true = true & hidden
-    return torch.stack([true.sum(), (true & near).sum(), (predicted & hidden).sum()]).double()
+
+    def near(peaks: Tensor) -> Tensor:
+        return F.max_pool1d(peaks.double()[:, None], 2 * reach + 1, 1, reach)[:, 0] > 0
+
+    hidden_true, hidden_predicted = true & hidden, predicted & hidden
+    found, right = hidden_true & near(hidden_predicted), hidden_predicted & near(true)
+    return torch.stack([each.sum() for each in (hidden_true, found, hidden_predicted, right)]).double()
 
 
 def _effective_rank(sums: Tensor, width: int) -> float | None:

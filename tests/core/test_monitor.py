@@ -103,3 +103,10 @@ def test_nothing_hidden_is_nothing_to_measure():
     found = sums(target, target, mask_of()).summary()
     assert found["variance_ratio"] == {"PPG": None, "ECG": None}
     assert found["r_peak_recall"] is None
+
+
+def test_precision_is_the_share_of_predicted_peaks_that_are_right():
+    target = two_channels(ecg_of([190, 440, 690, 940]))
+    values = two_channels(ecg_of([190, 440, 560, 700]))  # in hidden patches 1, 3, 4 and 5; one of 4 is wrong
+    found = sums(values, target, mask_of(1, 3, 4, 5, 7)).summary()
+    assert (found["r_peak_recall"], found["r_peak_precision"]) == (2 / 4, 2 / 4)
