@@ -25,7 +25,7 @@ class MonitorSums:
 
     For C channels and latents of width D the vector holds, by channel, the number of hidden samples and the
     sums of target, target squared, reconstruction, reconstruction squared and of the squared error of
-    copying the nearest visible patch (6 x C); hidden R peaks: true, found, predicted, and right (4); the number,
+    copying the nearest visible patch (6 x C); hidden R peaks: true, found, predicted, right (4); the number,
     sum (D) and outer product (D x D) of the latents.
     """
 
@@ -152,7 +152,7 @@ def r_peaks(ecg: Tensor, *, sfreq: float, least: Tensor | None = None) -> tuple[
 
 
 def _r_peak_counts(composite: Tensor, target: Tensor, hidden: Tensor, *, sfreq: float) -> Tensor:
-    """R peaks in hidden samples: the true ones and those found, the predicted ones and those that are right."""
+    """Hidden R peaks: how many are true, of these found, how many are predicted, of these right."""
     true, least = r_peaks(target, sfreq=sfreq)
     predicted, _ = r_peaks(composite, sfreq=sfreq, least=least)
     reach = round(R_PEAK_TOLERANCE_SECONDS * sfreq)
