@@ -19,6 +19,10 @@ from .small_run import finish, run, start
 
 ROOT = Path(__file__).parent.parent.parent
 
+ROUNDING = 1e-5
+"""How far losses of four processes and one may be apart in six steps: four sums are rounded in another order,
+and steps amplify it (1.1e-6 seen). Means of means instead of sums would be off by more than 1e-4."""
+
 
 def torchrun(processes, output, **said):
     """Run `small_run` on several processes; its standard error where it fails."""
@@ -117,8 +121,8 @@ def test_two_processes_of_torchrun_are_one_bit_for_bit(alone, tmp_path):
 @pytest.mark.slow
 def test_four_processes_give_the_losses_of_one(alone, tmp_path):
     torchrun(4, tmp_path)
-    assert step_losses(tmp_path) == pytest.approx(step_losses(alone), rel=1e-6)
-    assert validation_losses(tmp_path) == pytest.approx(validation_losses(alone), rel=1e-6)
+    assert step_losses(tmp_path) == pytest.approx(step_losses(alone), rel=ROUNDING)
+    assert validation_losses(tmp_path) == pytest.approx(validation_losses(alone), rel=ROUNDING)
 
 
 @pytest.mark.slow
@@ -126,4 +130,4 @@ def test_four_processes_give_the_losses_of_one(alone, tmp_path):
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, first, second):
     torchrun(first, tmp_path, stop_at=2)
     torchrun(second, tmp_path, resume=1)
-    assert step_losses(tmp_path) == pytest.approx(step_losses(alone), rel=1e-6)
+    assert step_losses(tmp_path) == pytest.approx(step_losses(alone), rel=ROUNDING)
