@@ -62,7 +62,7 @@ def draw_losses(path: Path, history: Mapping[str, Any]) -> None:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=7)
     figure.suptitle(f"pretraining on {'synthetic' if history['synthetic'] else 'recorded'} data", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_reconstructions(
@@ -100,7 +100,7 @@ def draw_reconstructions(
     axes[0][-1].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     kind = "synthetic" if synthetic else "recorded"
     figure.suptitle(f"validation windows ({kind}); shaded: hidden from the encoder", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_windows(
@@ -143,7 +143,7 @@ def draw_windows(
         )
     kind = "synthetic" if synthetic else "recorded"
     figure.suptitle(f"random windows of the store ({kind})", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _grid(rows: int, columns: int, *, height: float, sharex: bool = False) -> tuple[Any, Any]:
@@ -159,7 +159,8 @@ def _grid(rows: int, columns: int, *, height: float, sharex: bool = False) -> tu
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, atomically, and close it."""
     # Without the software's version and date, the same run gives the same bytes.
     write_atomically(
         path, lambda file: figure.savefig(file, format="png", dpi=110, metadata={"Software": None})

@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from biofound.core.probe_scores import Outcome, ProbeTask
-from biofound.files import write_atomically
+from biofound.figures import save_figure
 
 _COLUMNS = 3
 _UNITS = {"HR": "bpm", "PULSE": "bpm", "RESP": "breaths/min", "SpO2": "%"}
@@ -39,10 +36,7 @@ def draw_probe(path: Path, outcomes: Sequence[Outcome], task: ProbeTask) -> None
     for axis in axes:
         axis.set_ylim(-max(limits), max(limits))  # the same scale, so that rows can be compared by eye
     figure.suptitle(f"probe of {task.target}", fontsize=10)
-    write_atomically(
-        path, lambda file: figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
-    )
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def draw_subject_errors(axis: Any, outcomes: Sequence[Outcome], task: ProbeTask) -> None:

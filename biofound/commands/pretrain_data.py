@@ -27,6 +27,8 @@ from biofound.settings import (
     resolve_channels,
 )
 
+DATA_SEED: int = PrepareSettings.model_fields["seed"].default
+"""Seed of generated data: `--seed` is the training's, and the data stays the same."""
 EMBEDDED = "embedded_cohort"
 FAST_SUBJECTS = 40
 """Subjects of the embedded cohort under `--fast`: fewer than the synthetic source's default, for speed."""
@@ -52,14 +54,13 @@ def build_embedded_cohort(settings: PretrainSettings) -> None:
     )
     channels = resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels)
     windows = WindowsSettings()
-    seed = PrepareSettings.model_fields["seed"].default  # --seed is the training's: the data stays the same
-    source = SyntheticSource(seed=seed)
+    source = SyntheticSource(seed=DATA_SEED)
     if settings.fast:
-        source = SyntheticSource(seed=seed, subjects=FAST_SUBJECTS)
+        source = SyntheticSource(seed=DATA_SEED, subjects=FAST_SUBJECTS)
     splits = make_splits(
         source.cases(channels),
         mode="full",
-        seed=seed,
+        seed=DATA_SEED,
         source=source.describe(),
         dataset_version=source.version(),
         channels=[channel.name for channel in channels],
@@ -157,9 +158,7 @@ def _stream(
         population=population,
         channels=resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels),
         hours=hours,
-        seed=PrepareSettings.model_fields[
-            "seed"
-        ].default,  # --seed is the training's: the data stays the same
+        seed=DATA_SEED,
         split=split,
         sfreq=sfreq,
         window_seconds=settings.context_length / sfreq,
