@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from biofound.data.labels import (
     labels_from_csv,
     labels_from_numerics,
 )
+from biofound.data.mixture import MixedWindows, Part
 from biofound.data.sources.registry import open_source
 from biofound.data.sources.wfdb import WfdbSource
 from biofound.data.splits import UNKNOWN
@@ -42,14 +44,12 @@ class JoinedWindows:
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """A batch (B, C, T) of the windows `index` (B,)."""
-        rows, first = self.rows[index], 0
-        out = np.empty((len(rows), len(self.parts[0].channels), self.parts[0].window_samples), np.float32)
-        for part in self.parts:
-            mine = (rows >= first) & (rows < first + len(part))
-            if mine.any():
-                out[mine] = part.read(rows[mine] - first)
-            first += len(part)
-        return out
+        return self._all.read(self.rows[index])
+
+    @cached_property
+    def _all(self) -> MixedWindows:
+        """All windows of the sets, which have the same channels (`of_channels`)."""
+        return MixedWindows([Part(name=f"set {k}", windows=part) for k, part in enumerate(self.parts)])
 
     def of_channels(self, channels: Sequence[str]) -> "JoinedWindows":
         """The same windows with these channels, in this order."""
