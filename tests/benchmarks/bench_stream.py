@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from biofound.data.channels import Channel, PassBand
 from biofound.data.sources.populations import POPULATIONS
 from biofound.data.stream import SyntheticStream
+from biofound.settings import resolve_channels
 from tests.benchmarks.timing import Cost, Row, in_turns, median, seconds, timed
 
 BATCH = 128
@@ -31,17 +31,7 @@ def stream_rows(*, rounds: int) -> Iterator[Row]:
 
 def _turn(population: str) -> Callable[[], Cost]:
     """Seconds a window, each turn on subjects that were not drawn before."""
-    bands = {"PPG": 8.0, "ECG": 40.0}
-    channels = [
-        Channel(
-            name=name,
-            tracks=(name,),
-            unit="",
-            band=PassBand(low_hz=0.5, high_hz=high, order=4),
-            quality_threshold=0.0,
-        )
-        for name, high in bands.items()
-    ]
+    channels = resolve_channels(None, "pretrain").channels
     windows = SyntheticStream(population=population, channels=channels, hours=1000)
     random = np.random.default_rng(0)
 

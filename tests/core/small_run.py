@@ -22,10 +22,10 @@ from biofound.core.distributed import joined_group
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import LAST, Trainer
 from biofound.core.verify import probe_windows
-from biofound.data.channels import Channel, PassBand
 from biofound.data.mixture import MixedWindows, Part
 from biofound.data.stream import SyntheticStream
 from biofound.data.windows import ArrayWindows
+from biofound.settings import resolve_channels
 
 from .conftest import DATA, DEFAULT, SMALL, TRAINING, MemoryWindows
 
@@ -35,16 +35,7 @@ WAIT_SECONDS = 45.0
 
 def mixed_windows(windows: np.ndarray) -> MixedWindows:
     """Windows (N, 2, T) in memory, and as a second part 6 synthetic ones, new in every epoch."""
-    channels = [
-        Channel(
-            name=name,
-            tracks=(name,),
-            unit="",
-            band=PassBand(low_hz=0.5, high_hz=high, order=4),
-            quality_threshold=0.0,
-        )
-        for name, high in (("PPG", 8.0), ("ECG", 40.0))
-    ]
+    channels = resolve_channels(None, "pretrain").channels
     seconds = windows.shape[-1] / 125.0
     stream = SyntheticStream(
         population="icu", channels=channels, hours=6 * seconds / 3600, window_seconds=seconds

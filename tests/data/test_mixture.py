@@ -3,22 +3,13 @@
 import numpy as np
 import pytest
 
-from biofound.data.channels import Channel, PassBand
 from biofound.data.mixture import MixedWindows, Part, changes_by_epoch
 from biofound.data.stream import SyntheticStream
 from biofound.data.windows import ArrayWindows
 from biofound.errors import DataError
+from biofound.settings import resolve_channels
 
-CHANNELS = tuple(
-    Channel(
-        name=name,
-        tracks=(name,),
-        unit="",
-        band=PassBand(low_hz=0.5, high_hz=high, order=4),
-        quality_threshold=0.0,
-    )
-    for name, high in (("PPG", 8.0), ("ECG", 40.0))
-)
+CHANNELS = resolve_channels(None, "pretrain").channels
 
 
 def stream(**changes):
