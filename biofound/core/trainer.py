@@ -173,6 +173,7 @@ class Trainer:
         self.loss_terms = config.loss_terms(data, model.config).to(device)
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
+        self.warmup_steps = config.warmup_epochs * self.steps_per_epoch
         self.epoch = 0
         self.step = 0
         self.best_val_loss: float | None = None
@@ -247,7 +248,7 @@ class Trainer:
         lr = learning_rate(
             self.step,
             base=config.lr,
-            warmup_steps=config.warmup_epochs * self.steps_per_epoch,
+            warmup_steps=self.warmup_steps,
             total_steps=self.total_steps,
         )
         for parameters in self.optimizer.param_groups:

@@ -7,25 +7,20 @@ after `--minutes` of CPU time; probing does not count.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from biofound.commands.pretrain import train_config
-from biofound.commands.pretrain_data import describe_data
-from biofound.commands.probe_data import LabelledWindows, open_labelled
 from biofound.core.devices import keep_freed_memory
 from biofound.core.history import StepMetrics
-from biofound.core.models import Encoder, ModelConfig, build_model
-from biofound.core.probe import predict_from_features, subject_folds
-from biofound.core.probe_scores import ProbeTask, score
-from biofound.core.readout import embed_windows
+from biofound.core.models import Encoder
+from biofound.core.readout_names import DEFAULT_READOUT
 from biofound.core.trainer import Trainer
 from biofound.data.windows import open_windows
-from biofound.settings import PretrainSettings, ProbeSettings, resolve
+from biofound.settings import PretrainSettings, resolve
+from tests.benchmarks.recipes import HeartRateProbe, labelled_with_heart_rate, trainer_of
 from tests.benchmarks.timing import Row, in_new_process
 from tests.chain import done
 
@@ -117,19 +112,16 @@ def pretrain_and_probe(recipe: Path, directory: Path, precision: str, threads: i
     """Pretrain until the probe's error is small enough, or the CPU minutes or the steps are used up."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    probed = open_labelled(
-        ProbeSettings(data_dir=directory / "probe", labels="numerics", target="HR"), directory / "probe"
-    )
+    probe = HeartRateProbe(labelled_with_heart_rate(directory / "probe"), repeats=1, resamples=1, seed=SEED)
     trainer = make_trainer(recipe, directory, precision=precision)
-    probe = prober(probed)
     spent, steps = 0.0, 0
-    curve = [(0.0, probe(trainer.model.encoder))]
+    curve = [(0.0, error_of(probe, trainer.model.encoder))]
     before = time.process_time()
     for event in trainer.fit():
         if not isinstance(event, StepMetrics) or event.step % PROBE_EVERY:
             continue
         spent, steps = spent + time.process_time() - before, event.step
-        curve.append((spent / 60, probe(trainer.model.encoder)))
+        curve.append((spent / 60, error_of(probe, trainer.model.encoder)))
         if curve[-1][1] <= ERROR or spent >= 60 * minutes:
             break
         before = time.process_time()
@@ -145,31 +137,13 @@ def make_trainer(recipe: Path, directory: Path, *, precision: str) -> Trainer:
     options: dict[str, Any] = {"config": recipe, "steps": STEPS, "seed": SEED}
     settings = resolve(PretrainSettings, options=options, environ={}).settings
     train, val = (open_windows(directory / name, "train") for name in RECORDS)
-    config = train_config(settings, precision=cast(Any, precision), windows=len(train))
     output = directory / recipe.stem
     output.mkdir()
-    return Trainer(
-        model=build_model(settings.fill(ModelConfig), seed=SEED),
-        train=train,
-        val=val,
-        data=describe_data(train, val, settings),
-        config=replace(config, log_interval=PROBE_EVERY, checkpoint_minutes=0.0),
-        settings={},
-        output_dir=output,
-        device=torch.device("cpu"),
-    )
+    return trainer_of(settings, train, val, precision=precision, output_dir=output, log_interval=PROBE_EVERY)
 
 
-def prober(probed: LabelledWindows) -> Callable[[Encoder], float]:
-    """What gives the error of an encoder: mean over patients, in beats a minute."""
-    task = ProbeTask(target="HR", values=probed.values, subjects=probed.subjects)
-    folds = subject_folds(task.subjects, folds=5, repeats=1, seed=SEED)
-
-    def probe(encoder: Encoder) -> float:
-        features = embed_windows(encoder, probed.windows.of_channels(encoder.config.channels))
-        predictions = predict_from_features(features, task, folds, seed=SEED)
-        error = score("encoder", predictions, task, seed=SEED, resamples=1).row.scores["mae"].value
-        assert error is not None
-        return error
-
-    return probe
+def error_of(probe: HeartRateProbe, encoder: Encoder) -> float:
+    """The error of an encoder: mean over patients, in beats a minute."""
+    error = probe.of_encoder(encoder)[DEFAULT_READOUT].row.scores["mae"].value
+    assert error is not None
+    return error
