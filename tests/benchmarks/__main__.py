@@ -33,6 +33,11 @@ def arguments() -> argparse.Namespace:
         default=10.0,
         help="CPU minutes of a recipe in row q (default: %(default)s)",
     )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        help="row q goes on for its minutes and draws error over CPU minutes into this",
+    )
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     return parser.parse_args()
 
@@ -94,6 +99,7 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
             precision=precision,
             threads=given.threads,
             minutes=given.minutes,
+            picture=given.picture,
         )
     bf16 = "" if fastest == "bf16" else " (this processor does not multiply bf16)"
     return rows, f"{machine()}; {precision}{bf16}, {given.threads} thread(s), batch 128"
