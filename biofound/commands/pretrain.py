@@ -5,13 +5,13 @@
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from biofound.commands.pretrain_data import (
     summarize_data,
     wants_embedded_cohort,
 )
-from biofound.commands.pretrain_probe import open_probe, summarize_probe
 from biofound.commands.pretrain_resume import checkpoint_to_resume, differences
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.devices import keep_freed_memory, resolve_device, resolve_precision, return_freed_memory
@@ -50,6 +49,9 @@ from biofound.files import sweep_temporary_files, write_json
 from biofound.options import Invocation
 from biofound.settings import DEFAULT_STORE, PretrainSettings
 from biofound.settings.resolve import plain_values
+
+if TYPE_CHECKING:
+    from biofound.core.validation_probe import ValidationProbe
 
 CONFIG_NAME = "training_config.json"
 RUN_FILES = ("*.pt", "training_history.json", "metrics.jsonl", CONFIG_NAME, "*.png", "tensorboard")
@@ -89,8 +91,7 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
             if settings.tensorboard:
                 _require_tensorboard()
             train, val = open_training_windows(settings, data_dirs)
-            val_parts = parts_of(val, name=", ".join(data_dirs))
-            probe = open_probe(settings, val_parts)
+            probe, about_probe = _open_probe(settings, val, data_dirs)
             if settings.threads is not None:
                 torch.set_num_threads(settings.threads)
             if device.type == "cpu":
@@ -115,7 +116,7 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
             threads, processes = torch.get_num_threads(), group.size
             summary = {
                 **summarize_data(train, val, settings, data_dirs),
-                **({} if probe is None else summarize_probe(probe, val_parts)),
+                **about_probe,
                 "model": f"{parameter_count(model):,} parameters",
                 "device": f"{device} in {precision}, {f'{processes} processes of ' if processes > 1 else ''}"
                 f"{threads} thread{'s' if threads > 1 else ''}",
@@ -148,6 +149,19 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
         console.print_json(_result_json(trainer, baseline))
     else:
         _show_result(trainer, baseline)
+
+
+def _open_probe(
+    settings: PretrainSettings, val: Windows, data_dirs: Sequence[str]
+) -> tuple["ValidationProbe | None", dict[str, str]]:
+    """The probe that the settings ask for, and what the user is told about it."""
+    if settings.probe_labels is None:
+        return None, {}
+    from biofound.commands.pretrain_probe import open_probe, summarize_probe  # scikit-learn
+
+    parts = parts_of(val, name=", ".join(data_dirs))
+    probe = open_probe(settings, parts)
+    return probe, summarize_probe(probe, parts)
 
 
 def train_config(

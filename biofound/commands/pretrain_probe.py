@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +22,13 @@ SEED: int = ProbeSettings.model_fields["seed"].default
 """Of the folds: the same for every run, so that runs with other seeds can be compared."""
 
 
-def open_probe(settings: PretrainSettings, val: Sequence[Part]) -> ValidationProbe | None:
-    """The probe that the settings ask for, of the parts of the validation windows; None where they do not.
+def open_probe(settings: PretrainSettings, val: Sequence[Part]) -> ValidationProbe:
+    """The probe that the settings ask for, on the parts of the validation windows.
 
     Raises:
         SettingsError: when the labels asked for are not to be had from these windows.
         DataError: when labels cannot be used, or the windows that have one are of too few subjects.
     """
-    if settings.probe_labels is None:
-        return None
     windows = [part.windows for part in val]
     try:
         labels, subjects = _truth(settings, val) if settings.probe_labels == TRUTH else _read(settings, val)
@@ -50,8 +47,8 @@ def open_probe(settings: PretrainSettings, val: Sequence[Part]) -> ValidationPro
         raise DataError(f"--probe-labels {settings.probe_labels}: validation windows: {problem}") from problem
 
 
-def summarize_probe(probe: ValidationProbe, val: Sequence[Part]) -> dict[str, Any]:
-    """A row about the probe for the user."""
+def summarize_probe(probe: ValidationProbe, val: Sequence[Part]) -> dict[str, str]:
+    """Rows about the probe for the user."""
     labelled, windows = len(probe.windows), sum(len(part.windows) for part in val)
     return {
         "probe": f"{probe.task.target} of {probe.subjects} subjects, {labelled} validation windows, every "

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,11 +40,13 @@ from biofound.core.models import ModelConfig, PretrainingModel, Reconstruction
 from biofound.core.monitor import MonitorSums, monitor_sums
 from biofound.core.optimizer import flat_grad_buffer, learning_rate, make_optimizer
 from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batches
-from biofound.core.validation_probe import ValidationProbe
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
 from biofound.errors import CheckpointError, TrainingError
 from biofound.files import write_atomically, write_json
+
+if TYPE_CHECKING:  # scikit-learn is imported by runs with a probe alone
+    from biofound.core.validation_probe import ValidationProbe
 
 BEST, LAST = "best_model.pt", "last_model.pt"
 HISTORY, METRICS = "training_history.json", "metrics.jsonl"
@@ -152,7 +154,7 @@ class Trainer:
         device: torch.device,
         group: Group = ALONE,
         stop: Callable[[], bool] = lambda: False,
-        probe: ValidationProbe | None = None,
+        probe: "ValidationProbe | None" = None,
     ) -> None:
         """Set up the run; nothing is written before `fit`.
 
