@@ -47,7 +47,7 @@ def test_a_run_says_and_writes_its_probes_and_its_best_is_chosen_by_them(tmp_pat
     history = json.loads((output / "training_history.json").read_text())
     probe = history["val_probe"]
     for error, constant in zip(probe["error"], probe["constant_error"], strict=True):
-        assert f"probe of HR: error {error:.3g}, constant guess {constant:.3g}" in plain(said.stderr)
+        assert f"probe of HR: error {error:.3f}, constant guess {constant:.3f}" in plain(said.stderr)
     best = int(np.argmin(probe["error"])) + 1
     assert history["best_epoch"] == best == load_checkpoint(output / "best_model.pt").epoch
     result = json.loads(said.stdout)

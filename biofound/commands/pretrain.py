@@ -262,7 +262,7 @@ def _epoch_line(epoch: EpochMetrics, epochs: int) -> str:
 
 
 def _probe_line(probe: ProbeErrors) -> str:
-    return f"  probe of {probe.target}: error {probe.error:.3g}, constant guess {probe.constant_error:.3g}"
+    return f"  probe of {probe.target}: error {probe.error:.3f}, constant guess {probe.constant_error:.3f}"
 
 
 def _require_tensorboard() -> None:
