@@ -1,4 +1,4 @@
-"""Memory of a training run, beside a store of 0.1 GB and one of 4 GB.
+"""Memory of a training run, beside a store of 0.1 GB and one of 4 GB, and over the steps on a stream.
 
 Judged by anonymous memory: mapped pages of the store count as resident, but the system takes them back
 whenever it needs them.
@@ -10,16 +10,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from biofound.core.history import StepMetrics
+from biofound.data.mixture import MixedWindows, Part
 from biofound.data.store import StoreWindows
+from biofound.data.stream import HEARTS_KEPT, SyntheticStream
+from biofound.settings import resolve_channels
 from tests.benchmarks.bench_feeding import make_store
 from tests.benchmarks.ours import BATCH, our_trainer
-from tests.benchmarks.timing import GB, MB, MemoryWatch, Row, in_new_process
+from tests.benchmarks.timing import (
+    GB,
+    MB,
+    MemoryWatch,
+    Row,
+    anonymous_memory,
+    in_new_process,
+    median,
+)
 from tests.data.cohort import write_index
 
 WINDOWS_A_CASE = 600
 """About 100 minutes, 3 MB."""
 STEPS = 8
 BATCHES_READ = 300
+STREAM_STEPS, STREAM_WARM_UP, STREAM_INTERVAL = 150, 50, 5
+STREAM_HOURS = {"train": 10.0, "val": 0.1}
+"""29 steps an epoch, so that validation and checkpoints come within the measurement."""
 
 
 def memory_rows(*, directory: Path, precision: str, threads: int) -> list[Row]:
@@ -72,3 +87,55 @@ def peak_of_training(directory: Path, precision: str, threads: int) -> int:
         for _ in range(BATCHES_READ):
             store.read(random.integers(0, len(store), BATCH), random.random(BATCH))
     return watch.peak
+
+
+def stream_memory_rows(*, directory: Path, precision: str, threads: int) -> list[Row]:
+    """Rows sm: growth of anonymous memory over the steps, and the share of the time spent on waiting."""
+    memory, waiting = in_new_process(train_on_stream, directory, precision, threads)
+    third = len(memory) // 3
+    early, late = median(memory[:third]), median(memory[-third:])
+    wait = 100 * float(np.mean(waiting))
+    steps = f"from step {STREAM_WARM_UP} to {STREAM_STEPS} of training on synthetic:icu"
+    return [
+        Row(
+            key="sm",
+            what=f"anonymous memory gained {steps}",
+            value=f"{(late - early) / MB:+.1f} MB",
+            measured=f"{early / MB:.0f} MB, {late / MB:.0f} MB",
+            target="< 10 MB",
+            met=late - early < 10 * MB,
+            memory=f"{max(memory) / MB:.0f}",
+        ),
+        Row(
+            key="sm",
+            what=f"share of the time that training waits for windows {steps}",
+            value=f"{wait:.2f} %",
+            spread=f"{100 * min(waiting):.2f} to {100 * max(waiting):.2f} %",
+            target="< 1 %",
+            met=wait < 1,
+        ),
+    ]
+
+
+def train_on_stream(directory: Path, precision: str, threads: int) -> tuple[list[float], list[float]]:
+    """After each few steps: anonymous memory in bytes, and the share of these steps' time spent waiting."""
+    torch.set_num_threads(threads)
+    directory.mkdir(parents=True)
+    channels = resolve_channels(None, "pretrain").channels
+    parts = {
+        split: SyntheticStream(population="icu", channels=channels, hours=hours, split=split)
+        for split, hours in STREAM_HOURS.items()
+    }
+    for segment in range(10**6, 10**6 + HEARTS_KEPT):
+        parts["train"].heart(segment)  # the store of hearts is as full as it gets
+    windows = {split: MixedWindows([Part(name=split, windows=part)]) for split, part in parts.items()}
+    trainer = our_trainer(windows["train"], directory, precision=precision, steps=STREAM_INTERVAL)
+    trainer.val = windows["val"]
+    memory, waiting = [], []
+    for event in trainer.fit():
+        if isinstance(event, StepMetrics) and event.step > STREAM_WARM_UP:
+            memory.append(float(anonymous_memory()))
+            waiting.append(event.data_wait)
+            if event.step >= STREAM_STEPS:
+                break
+    return memory, waiting
