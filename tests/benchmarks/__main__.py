@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.benchmarks.timing import cores
 
-KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "s", "w", "q")
+KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "s", "sm", "w", "q")
 COLUMNS = ("", "what", "value", "quartiles", "measured", "target", "anonymous memory, MB")
 
 
@@ -63,7 +63,7 @@ def main() -> None:
 def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> tuple[list, str]:  # type: ignore[type-arg]
     from tests.benchmarks.bench_feeding import feeding_rows
     from tests.benchmarks.bench_gpu import gpu_rows
-    from tests.benchmarks.bench_memory import memory_rows
+    from tests.benchmarks.bench_memory import memory_rows, stream_memory_rows
     from tests.benchmarks.bench_processes import process_rows
     from tests.benchmarks.bench_quality import quality_rows
     from tests.benchmarks.bench_stream import stream_rows
@@ -91,6 +91,8 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
         rows += gpu_rows(directory=directory / "gpu")
     if "s" in only:
         rows += stream_rows(rounds=given.rounds)
+    if "sm" in only:
+        rows += stream_memory_rows(directory=directory / "stream", precision=precision, threads=given.threads)
     if "w" in only:
         rows += windows_rows(directory=directory / "windows", rounds=min(given.rounds, 5))
     if "q" in only:
