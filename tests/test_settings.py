@@ -1,5 +1,6 @@
 """Settings: which value counts and where it came from, and every mistake told at once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -347,6 +348,19 @@ def test_channel_table_keeps_the_order_of_the_file(config) -> None:
     assert [c.name for c in resolve_channels(path, "pretrain").channels] == ["ECG", "ACC_Z", "PPG"]
 
 
+def test_channel_that_gives_its_tracks_alone_keeps_the_other_defaults(config) -> None:
+    known = "pretrain:\n  ECG:\n  PPG: {tracks: Pleth}\n  ACC_X: {filter: {high_hz: 9}}\n"
+    path = config(f"{known}  PPG2:\n    tracks: [b]\n")
+    missing = [f"{path}:5: pretrain.PPG2.{name} " for name in ("unit", "filter", "quality_threshold")]
+    assert_tells(problems_of(lambda: resolve_channels(path, "pretrain")), *[(where,) for where in missing])
+    path.write_text(known)
+    ecg, ppg, acc = resolve_channels(path, "pretrain").channels
+    built_in = {channel.name: channel for channel in resolve_channels(None, "finetune").channels}
+    assert ecg == built_in["ECG"]
+    assert ppg == replace(built_in["PPG"], tracks=("Pleth",))
+    assert acc == replace(built_in["ACC_X"], band=replace(built_in["ACC_X"].band, high_hz=9.0))
+
+
 def test_section_that_a_channel_table_lacks_is_not_taken_from_the_built_in_one(config) -> None:
     path = config(f"pretrain:\n  ECG: {ROW}\n")
     assert_tells(problems_of(lambda: resolve_channels(path, "finetune")), (str(path), "finetune", "pretrain"))
@@ -356,6 +370,7 @@ def test_channels_by_name_stand_in_the_order_asked_for() -> None:
     table = resolve_channels(None, "finetune")
     assert [channel.name for channel in table.named(["ECG", "ACC_Z"])] == ["ECG", "ACC_Z"]
     assert_tells(problems_of(lambda: table.named(["ECG", "EDA"])), ("EDA", "--channels-yaml"))
+    assert_tells(problems_of(lambda: table.named(["ppg", "ECG"])), ("channel ppg: ", "did you mean PPG?"))
 
 
 def test_mistakes_in_the_channel_table_are_told_with_their_lines(config) -> None:
