@@ -227,12 +227,16 @@ class _OpenCase:
 class StoreWindows:
     """The windows of one split's store, memory-mapped case by case; never read as a whole.
 
+    Args:
+        directory: the store.
+        index: what to take for its index, where that is not on disk.
+
     Raises:
         DataError: when the index or a file it lists is missing or does not fit.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.index = directory, read_index(directory)
+    def __init__(self, directory: Path, index: StoreIndex | None = None) -> None:
+        self.directory, self.index = directory, index or read_index(directory)
         index = self.index
         self.channels, self.sfreq, self.window_samples = index.channels, index.sfreq, index.window_samples
         self.filters = {name: band.as_json() for name, band in index.filters.items()}
@@ -355,13 +359,12 @@ class WindowSample:
     start_s: float
 
 
-def random_windows(directory: Path, *, count: int, seed: int) -> list[WindowSample]:
+def random_windows(windows: StoreWindows, *, count: int, seed: int) -> list[WindowSample]:
     """Draw `count` different windows of the store of one split (all, if there are fewer), in its order.
 
     Raises:
-        DataError: when there is no store, or it cannot be read.
+        DataError: when a file of the store cannot be read.
     """
-    windows = StoreWindows(directory)
     draw = np.random.default_rng(seed).choice(len(windows), min(count, len(windows)), replace=False)
     index = np.sort(draw)
     info = windows.info(index)
