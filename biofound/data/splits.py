@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Self, cast, get_args
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from biofound.errors import DataError, SettingsError
 from biofound.files import JsonFile, StrictModel, read_json_as, write_json
@@ -27,6 +27,16 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 SourceDescription = dict[str, str | int | float | bool | None]
 """What `Source.describe` gives: plain values that open the source again."""
+
+
+def _with_name(source: SourceDescription) -> SourceDescription:
+    if not isinstance(source.get("name"), str):
+        raise ValueError("expected the name of the source under the key name")
+    return source
+
+
+NamedSource = Annotated[SourceDescription, AfterValidator(_with_name)]
+"""A source's description, as a file holds it."""
 
 Fractions = tuple[float, float, float]
 """The shares of the patients in train, val and test; they add up to 1."""
@@ -81,7 +91,7 @@ class Splits(JsonFile):
 
     kind: Literal["biofound-splits"] = "biofound-splits"
     format_version: Literal[1] = 1
-    source: SourceDescription
+    source: NamedSource
     dataset_version: str
     channels: tuple[str, ...]
     mode: Mode
