@@ -1,5 +1,6 @@
 """Settings: which value counts and where it came from, and every mistake told at once."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from biofound.data.sources.registry import SOURCES
 from biofound.data.sources.synthetic import MAX_MINUTES, MIN_MINUTES, SyntheticSource
 from biofound.errors import SettingsError
+from biofound.files import path_from_text
 from biofound.settings import (
     COMMANDS,
     ChannelsSettings,
@@ -330,6 +332,15 @@ def test_inflate_wants_as_many_names_as_channels() -> None:
 
 
 ROW = "{tracks: [a], unit: x, filter: {low_hz: 1, high_hz: 2, order: 3}, quality_threshold: 0.5}"
+
+
+def test_paths_that_are_not_utf8_are_given_and_written_as_uris() -> None:
+    odd = os.fsdecode(b"/data/caf\xe9")
+    options = {"data_dir": f"{odd},data/café", "output_dir": Path(odd)}
+    resolved = resolve(PretrainSettings, options=options, environ={})
+    assert resolved.settings.data_dir == ("file:///data/caf%E9", "data/café")
+    assert resolved.as_json()["output_dir"]["value"] == "file:///data/caf%E9"
+    assert path_from_text(resolved.settings.data_dir[0]) == resolved.settings.output_dir == Path(odd)
 
 
 def test_built_in_channels() -> None:

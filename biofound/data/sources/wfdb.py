@@ -332,7 +332,7 @@ def _frame_bytes(parsed: Any, file_name: str) -> tuple[Fraction | None, int]:
     return frame, parsed.byte_offset[signals[0]] or 0
 
 
-def _read_header(case_id: str, path: Path) -> _Header:
+def _read_header(case_id: str, path: Path, *, is_segment: bool = False) -> _Header:
     """Parse the header of the record at `path` (no suffix), and those of its segments."""
     wfdb = import_wfdb()
     file = path.with_name(f"{path.name}.hea")
@@ -347,7 +347,9 @@ def _read_header(case_id: str, path: Path) -> _Header:
         raise DataError(f"case {case_id}: {file.name} is not a WFDB header: {error}") from error
     # "~" stands for time without data; wfdb gives NaN there.
     listed = [name for name in getattr(parsed, "seg_name", None) or [] if name != "~"]
-    segments = tuple(_read_header(case_id, path.parent / name) for name in listed)
+    if listed and is_segment:
+        raise DataError(f"case {case_id}: {file.name} is a segment, and must not have segments of its own")
+    segments = tuple(_read_header(case_id, path.parent / name, is_segment=True) for name in listed)
     # The names of the signals of a multi-segment record are in its first segment (the layout).
     names = segments[0].names if segments else getattr(parsed, "sig_name", None) or ()
     if not parsed.fs:
@@ -492,10 +494,10 @@ def _signal(case_id: str, channel: Channel, track: _Track) -> Signal:
 
 
 def _listed_records(directory: Path) -> Iterator[Path]:
-    """The records that RECORDS in `directory` lists; an entry that ends in "/" has a RECORDS of its own.
+    """The records that RECORDS in `directory` lists.
 
-    A directory without one, as of a data set that is downloaded in part, stands for a record that is not
-    there.
+    An entry that ends in "/" stands for what the RECORDS there lists, else for every header below. One
+    without either, as in a data set that was downloaded in part, is given as a record that is not there.
     """
     listing = directory / "RECORDS"
     if not listing.is_file():
@@ -506,10 +508,8 @@ def _listed_records(directory: Path) -> Iterator[Path]:
         entry = directory / line
         if line.endswith("/") and entry.resolve() in (directory.resolve(), *directory.resolve().parents):
             raise DataError(f"{listing}: the entry {line} names the directory of this list; remove it")
-        if line.endswith("/") and (entry / "RECORDS").is_file():
-            yield from _listed_records(entry)
-        else:
-            yield entry
+        below = list(_listed_records(entry)) or list(_found_records(entry)) if line.endswith("/") else []
+        yield from below or [entry]
 
 
 def _found_records(directory: Path) -> Iterator[Path]:

@@ -163,6 +163,12 @@ def test_segments_of_different_rates_are_refused(tmp_path):
         WfdbSource(root=tmp_path).read("r1", [PPG])
 
 
+def test_a_record_that_is_its_own_segment_is_refused(tmp_path):
+    (tmp_path / "RECORDS").write_text("r1\n")
+    (tmp_path / "r1.hea").write_text("r1/1 2 125 500\nr1 500\n")
+    refused_everywhere(tmp_path, r"r1: r1\.hea is a segment")
+
+
 def test_a_short_segment_is_refused(tmp_path):
     write(tmp_path, "r1_1")
     (tmp_path / "r1.hea").write_text("r1/1 2 125 500\nr1_1 500\n")
@@ -411,11 +417,15 @@ def test_a_header_without_a_checksum_is_believed(tmp_path):
 def test_records_may_say_that_a_directory_is_below_this_one(tmp_path, entries):
     write(tmp_path, "r1")
     write(tmp_path / "p", "r2")
-    (tmp_path / "p" / "RECORDS").write_text("./r2\n")
     (tmp_path / "RECORDS").write_text(entries)
     (tmp_path / "subjects.csv").write_text("record,subject\n./r1,ann\np/r2,bob\n")
-    found = {case.case_id: case.subject_id for case in WfdbSource(root=tmp_path).cases([PPG])}
-    assert found == {"r1": "ann", "p__r2": "bob"}
+    for lists_its_own in (True, False):
+        if lists_its_own:
+            (tmp_path / "p" / "RECORDS").write_text("./r2\n")
+        else:
+            (tmp_path / "p" / "RECORDS").unlink()
+        found = {case.case_id: case.subject_id for case in WfdbSource(root=tmp_path).cases([PPG])}
+        assert found == {"r1": "ann", "p__r2": "bob"}
 
 
 @pytest.mark.parametrize("entry", ["./", "p/up/"])
