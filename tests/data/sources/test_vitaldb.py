@@ -336,8 +336,10 @@ def directory(tmp_path, content):
 
 
 def test_files_with_every_channel_are_cases_without_a_known_subject(directory):
-    cases = VitalFilesSource(root=directory).cases(CHANNELS)
+    found = VitalFilesSource(root=directory).survey(CHANNELS)
+    cases = found.usable()
     assert case_ids(cases) == ["b", "ward__a", "ward__c"]
+    assert found.left_out == {"only_ppg": ("ECG",)}
     assert {case.subject_id for case in cases} == {None}
     assert cases[0].duration_s == 8.0  # to the last number of the numeric track
 
@@ -384,6 +386,7 @@ def test_a_damaged_file_is_refused_by_name_when_listed_and_when_read(directory):
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(DataError, match=r"case ward__c: .*c\.vital"):
         opened.cases(CHANNELS)
+    assert case_ids(opened.survey(CHANNELS).usable(skip_failed=True)) == ["b", "ward__a"]
     with pytest.raises(DataError, match=r"case ward__c: .*c\.vital"):
         opened.read("ward__c", CHANNELS)
 
