@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from biofound.commands.pretrain_data import open_training_windows
@@ -523,6 +524,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)  # granite and transformers comment on their own defaults
     torch.set_num_threads(1)
+    threadpool_limits(1)  # the threads of numpy's and scipy's products wait by spinning
     keep_freed_memory()
     precision = resolve_precision(given.precision, torch.device("cpu"))
     place = Place(corpus=given.corpus, judged=given.judged, precision=precision)
