@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,31 @@ def test_a_directory_of_vital_files_gives_the_windows_that_vitaldb_gives(
         if name.endswith(".npz"):
             assert content == undisturbed[name]
     assert summary["train"]["dropped"]["gap"] == {"PPG": 8}
+
+
+def test_a_clock_that_drifts_and_packets_that_contradict_each_other_are_listed(tmp_path: Path) -> None:
+    root = tmp_path / "recordings"
+    wave = waves_of(0)[3]
+    assert wave.samples is not None
+    counts = np.full(len(wave.samples) // 50, 50)
+    packets = np.split(wave.samples[: counts.sum()], len(counts))
+    for name, true in (("drifts", 495.0), ("steady", 500.0)):
+        stored = [(50 * k / true, packet) for k, packet in enumerate(packets)]
+        if name == "steady":
+            stored.append((20.0, packets[7]))
+        ecg = Wave(name=ECG_II, packets=stored, gain=1e-3, offset=-5.0)
+        write_vital(root / f"{name}.vital", [ecg, replace(ecg, name=PLETH)], packed=False)
+    source = ("--source", "vital", "--root", root, "--record-is-subject", "--fractions", "1,0,0")
+    invoke("prepare", *source, "--output", tmp_path)
+    summary, _ = windows(tmp_path)
+    timing = summary["train"]["timing"]
+    assert timing["drifts"]["ECG"] == {
+        "samples": counts.sum(),
+        "header_sfreq": 500.0,
+        "sfreq": pytest.approx(495.0, rel=1e-6),
+        "bridged_samples": 0,
+        "overlapping_samples": 0,
+    }
+    assert timing["steady"]["PPG"]["overlapping_samples"] >= 40  # equal samples do not contradict each other
+    shown = run("windows", "--inspect", tmp_path / "store").stderr
+    assert "drifts" in shown and "495" in shown and "contradicting" in shown

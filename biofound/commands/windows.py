@@ -21,6 +21,7 @@ from biofound.options import Invocation, Terminated, ending_on_sigterm
 from biofound.settings import WindowsSettings, resolve_channels
 
 PICTURE_ROWS = 12
+TIMING_ROWS = 20
 
 
 def execute(invocation: Invocation[WindowsSettings]) -> None:
@@ -39,6 +40,7 @@ def execute(invocation: Invocation[WindowsSettings]) -> None:
         _show_stores(summaries)
         _show_dropped(summaries)
         _show_quality(summaries)
+        _show_timing(summaries)
         for summary in summaries:
             if summary.failed_cases:
                 failed = ", ".join(summary.failed_cases)
@@ -202,6 +204,30 @@ def _show_quality(summaries: Sequence[StoreSummary]) -> None:
     if rows:
         title = "quality quantiles of the kept windows (0 bad, 1 good)"
         console.table(title, ("split", "channel", *names), rows, numbers=names)
+
+
+def _show_timing(summaries: Sequence[StoreSummary]) -> None:
+    rows = [
+        (
+            summary.split,
+            case_id,
+            channel,
+            f"{values['header_sfreq']:g}",
+            f"{values['sfreq']:.6g}",
+            int(values["bridged_samples"]),
+            int(values["overlapping_samples"]),
+        )
+        for summary in summaries
+        for case_id, channels in summary.timing.items()
+        for channel, values in channels.items()
+    ]
+    if not rows:
+        return
+    columns = ("split", "case", "channel", "header Hz", "true Hz", "bridged", "contradicting")
+    title = "recordings whose clock drifts, or with many samples bridged or contradicting each other"
+    console.table(title, columns, rows[:TIMING_ROWS], numbers=columns[3:])
+    if len(rows) > TIMING_ROWS:
+        console.note(f"and {len(rows) - TIMING_ROWS} more: --inspect with --json lists all")
 
 
 def _draw_stores(path: Path, directories: Sequence[Path], *, seed: int) -> None:

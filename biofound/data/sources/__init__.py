@@ -17,7 +17,7 @@ class Case:
 
     `subject_id` is None where the source does not know who was recorded: the split then refuses, unless
     told to treat each record as a different subject. `tracks` are the raw names available.
-    `duration_s` is in seconds; None where the source knows it only after reading.
+    `duration_s` are seconds of signal; None where the source knows it only after reading.
     """
 
     case_id: str
@@ -27,12 +27,33 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListedTrack:
+    """A track of a recording as a source lists it.
+
+    `sfreq` is in Hz, None for single values and text. `duration_s` are seconds of signal, without gaps where
+    the source knows them; None where it knows it only after reading.
+    """
+
+    name: str
+    sfreq: float | None
+    unit: str
+    duration_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Signal:
-    """One channel at its native rate: `samples` (T,) float32 in physical units, NaN in gaps."""
+    """One channel at its native rate: `samples` (T,) float32 in physical units, NaN in gaps.
+
+    `sfreq` in Hz is the rate at which the samples were taken; `header_sfreq` the one that the recording's
+    header says, where that may be another. `overlapping_samples` contradict samples that were recorded for
+    the same time, and replaced them.
+    """
 
     samples: NDArray[np.float32]
     sfreq: float
     unit: str
+    header_sfreq: float | None = None
+    overlapping_samples: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,4 +112,13 @@ class SelectiveSource(Source, Protocol):
 
     def left_out(self, channels: Sequence[Channel]) -> Mapping[str, tuple[str, ...]]:
         """The recordings that are no cases, by id, each with the channels it lacks."""
+        ...
+
+
+@runtime_checkable
+class ListingSource(Source, Protocol):
+    """A source that lists the tracks of its recordings."""
+
+    def tracks(self) -> Mapping[str, tuple[ListedTrack, ...]]:
+        """The tracks of every recording by its id, whether it has the channels or not."""
         ...

@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 from urllib3 import Retry
 
 from biofound.data.channels import Channel
-from biofound.data.sources import Case, Recording
+from biofound.data.sources import Case, ListedTrack, Recording
 from biofound.data.sources.download import GZIP_MAGIC, fetch
 from biofound.data.sources.registry import CASE_SETS, DEFAULT_CASE_SET
 from biofound.data.sources.subjects import find_subjects
-from biofound.data.sources.vital_file import check_complete, contents, find_track, read_recording
+from biofound.data.sources.vital_file import check_complete, find_track, list_tracks, read_recording
 from biofound.errors import DataError, SettingsError
 from biofound.files import sha256_of, write_json
 
@@ -132,7 +132,7 @@ class VitalDBSource:
         chosen = case_ids_in(self.case_set)
         clinical, tracks = self._clinical, self._tracks
         inside = sorted(case_id for case_id in tracks if chosen is None or case_id in chosen)
-        found = [self._case(case_id) for case_id in inside if _has_all(channels, tracks[case_id], case_id)]
+        found = [self._case(case_id) for case_id in inside if not _absent(channels, tracks[case_id], case_id)]
         if not found:
             raise DataError(
                 f"VitalDB: no case is left. The clinical table has {len(clinical)} cases, the track list"
@@ -293,21 +293,46 @@ class VitalFilesSource:
         text = json.dumps([listing, self._subjects], sort_keys=True)
         return f"vital-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tracks, which workers do not need."""
+        return {key: value for key, value in self.__dict__.items() if key != "_tracks"}
+
     def cases(self, channels: Sequence[Channel]) -> list[Case]:
-        """The files that have every channel, sorted by case id.
+        """The files that have every channel, sorted by case id; as long as the shortest of the channels.
 
         Raises:
             DataError: a file is damaged, or none has every channel.
         """
-        listed = [self._case(case_id, path) for case_id, path in self._files.items()]
-        found = [case for case in listed if _has_all(channels, case.tracks, case.case_id)]
+        lacking = self.left_out(channels)
+        found = [
+            self._case(case_id, tracks, channels)
+            for case_id, tracks in self._tracks.items()
+            if case_id not in lacking
+        ]
         if not found:
-            names = sorted({name for case in listed for name in case.tracks})
+            names = sorted({track.name for tracks in self._tracks.values() for track in tracks})
             raise DataError(
-                f"{self.root}: none of {len(listed)} .vital files has every channel ({_tracks_of(channels)})."
-                f" Their tracks: {', '.join(names) or 'none'}. Name the tracks in the channels file."
+                f"{self.root}: none of {len(self._tracks)} .vital files has every channel"
+                f" ({_tracks_of(channels)}). Their tracks: {', '.join(names) or 'none'}. Name the tracks in"
+                " the channels file."
             )
         return found
+
+    def left_out(self, channels: Sequence[Channel]) -> dict[str, tuple[str, ...]]:
+        """The files that lack a channel, and so are no cases, by id, each with the channels it lacks."""
+        absent = {
+            case_id: _absent(channels, [track.name for track in tracks], case_id)
+            for case_id, tracks in self._tracks.items()
+        }
+        return {case_id: names for case_id, names in absent.items() if names}
+
+    def tracks(self) -> dict[str, tuple[ListedTrack, ...]]:
+        """The tracks of every file.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        return dict(self._tracks)
 
     def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
         """The samples of one file at their native rates, NaN in gaps, on one clock.
@@ -315,9 +340,7 @@ class VitalFilesSource:
         Raises:
             DataError: the file is damaged, or a channel is absent, all gaps or not at the header's rate.
         """
-        path = self._path(case_id)
-        check_complete(path, what=f"case {case_id}")
-        return read_recording(path, case_id=case_id, channels=channels, known={})
+        return read_recording(self._path(case_id), case_id=case_id, channels=channels, known={})
 
     def fingerprint(self, case_id: str) -> str:
         """SHA-256 of the file."""
@@ -342,16 +365,28 @@ class VitalFilesSource:
             raise DataError(f"case {case_id}: {self.root} has no such .vital file. Prepare the splits again.")
         return path
 
-    def _case(self, case_id: str, path: Path) -> Case:
-        subject = case_id if self.record_is_subject else self._subjects.get(case_id)
-        held = contents(path, what=f"case {case_id}")
-        return Case(case_id=case_id, subject_id=subject, tracks=held.tracks, duration_s=held.duration_s)
+    @cached_property
+    def _tracks(self) -> dict[str, tuple[ListedTrack, ...]]:
+        """Tracks by case id; every file is read for them."""
+        return {case_id: list_tracks(path, what=f"case {case_id}") for case_id, path in self._files.items()}
+
+    def _case(self, case_id: str, tracks: Sequence[ListedTrack], channels: Sequence[Channel]) -> Case:
+        seconds = {track.name: track.duration_s or 0.0 for track in tracks}
+        used = [find_track(channel.tracks, seconds, what=f"case {case_id}") for channel in channels]
+        return Case(
+            case_id=case_id,
+            subject_id=case_id if self.record_is_subject else self._subjects.get(case_id),
+            tracks=tuple(seconds),
+            duration_s=min((seconds[name] for name in used if name is not None), default=None),
+        )
 
 
-def _has_all(channels: Sequence[Channel], tracks: Sequence[str], case_id: str) -> bool:
-    return all(
-        find_track(channel.tracks, tracks, what=f"case {case_id}, channel {channel.name}") is not None
+def _absent(channels: Sequence[Channel], tracks: Sequence[str], case_id: str) -> tuple[str, ...]:
+    """Names of the channels for which a recording has no track."""
+    return tuple(
+        channel.name
         for channel in channels
+        if find_track(channel.tracks, tracks, what=f"case {case_id}, channel {channel.name}") is None
     )
 
 

@@ -339,7 +339,9 @@ def test_files_with_every_channel_are_cases_without_a_known_subject(directory):
     cases = VitalFilesSource(root=directory).cases(CHANNELS)
     assert case_ids(cases) == ["b", "ward__a", "ward__c"]
     assert {case.subject_id for case in cases} == {None}
-    assert cases[0].duration_s == 8.0  # to the last number of the numeric track
+    assert cases[0].duration_s == 5.6  # of signal in the PPG, which has a gap; its file spans eight
+    absent = VitalFilesSource(root=directory).left_out([*CHANNELS, replace(ECG, name="ACC_X", tracks=("X",))])
+    assert absent == dict.fromkeys(("b", "ward__a", "ward__c"), ("ACC_X",)) | {"only_ppg": ("ECG", "ACC_X")}
 
 
 def test_a_file_is_read_like_a_case_of_vitaldb(directory, server, tmp_path):
