@@ -1,12 +1,14 @@
 """`biofound prepare`: list the cases of a source and split them by patient."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, cast
 
 from biofound import console
-from biofound.data.sources import Case, SelectiveSource
+from biofound.data.sources import Case, FetchingSource, ListedTrack, ListingSource, SelectiveSource
 from biofound.data.sources.registry import open_source
-from biofound.data.sources.vitaldb import case_ids_in
+from biofound.data.sources.vitaldb import VitalDBSource, case_ids_in
+from biofound.data.sources.vitaldb_cost import BYTES_PER_SECOND, Cost
 from biofound.data.splits import SPLITS, Splits, make_splits, save_splits
 from biofound.errors import write_error_context
 from biofound.options import Invocation
@@ -15,12 +17,20 @@ from biofound.settings import PrepareSettings, resolve_channels
 _NAMED = 5
 """Cases named in one line."""
 
+_LISTED = 50
+"""Recordings whose tracks are shown."""
+
 
 def execute(invocation: Invocation[PrepareSettings]) -> None:
     """Write `splits_<mode>.json`, and show the cases, patients and hours of each split."""
     settings = invocation.settings
     channels = resolve_channels(settings.channels_yaml, settings.section).channels
     source = open_source(**settings.source_description())
+    if isinstance(source, FetchingSource):
+        source.on_retry = console.note
+    if settings.list_tracks:
+        list_tracks(cast(ListingSource, source), json=invocation.json)
+        return
     cases = source.cases(channels)
     splits = make_splits(
         cases,
@@ -38,6 +48,7 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
 
     left_out = source.left_out(channels) if isinstance(source, SelectiveSource) else {}
     counts = count_splits(splits, cases)
+    costs = source.costs(channels) if isinstance(source, VitalDBSource) else {}
     if splits.mode == "full" and splits.case_set is not None:
         _note_case_set(splits.case_set)
     if invocation.json:
@@ -48,12 +59,15 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
                 "splits": counts,
                 "fractions": list(splits.fractions),
                 "left_out": {case_id: list(absent) for case_id, absent in left_out.items()},
+                "costs": {name: asdict(cost) for name, cost in costs.items()},
             }
         )
     else:
         _show_splits(splits, counts)
         if left_out:
             _note_left_out(left_out)
+        if costs:
+            _show_costs(costs)
         if not any(splits.subjects(name) for name in SPLITS):
             console.note(
                 "nobody says who was recorded: these cases are for pretraining only, and serve neither as "
@@ -105,3 +119,66 @@ def _note_left_out(left_out: Mapping[str, Sequence[str]]) -> None:
     named = [f"{case_id} (no {', '.join(absent)})" for case_id, absent in left_out.items()]
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
     console.note(f"left out, as they lack a channel: {', '.join(named[:_NAMED])}{more}")
+
+
+def _show_costs(costs: Mapping[str, Cost]) -> None:
+    """Say what the sets of VitalDB's cases cost, before `windows` downloads them."""
+    rows = [
+        (
+            name,
+            f"{cost.cases:,}",
+            f"{cost.hours:,.0f}",
+            f"{cost.download_bytes / 1e9:,.1f}",
+            f"{cost.window_bytes / 1e9:,.1f}",
+            _minutes_or_hours(cost.download_seconds),
+            _minutes_or_hours(cost.build_seconds),
+        )
+        for name, cost in costs.items()
+    ]
+    columns = ("cases of", "cases", "hours", "download GB", "windows GB", "download time", "CPU time")
+    title = (
+        "cost of `biofound windows` with VitalDB, estimated from the track list: it downloads, here at "
+        f"{BYTES_PER_SECOND / 1e6:g} MB/s, and keeps the downloads"
+    )
+    console.table(title, columns, rows, numbers=columns[1:])
+
+
+def _minutes_or_hours(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def list_tracks(source: ListingSource, *, json: bool) -> None:
+    """Show the waves of a source: how many recordings have each, and which recording has which."""
+    listed = source.tracks()
+    if json:
+        tracks = {case_id: [asdict(track) for track in found] for case_id, found in listed.tracks.items()}
+        console.print_json({"tracks": tracks, "refused": dict(listed.refused)})
+        return
+    by_recording: list[tuple[str, str]] = []
+    having: dict[tuple[str, str, str], list[ListedTrack]] = {}
+    for case_id, found in listed.tracks.items():
+        waves = [track for track in found if track.sfreq is not None]
+        for wave in waves:
+            having.setdefault((wave.name, f"{wave.sfreq:g}", wave.unit), []).append(wave)
+        by_recording.append((case_id, "; ".join(_described(wave) for wave in waves) or "none"))
+    columns = ("track", "Hz", "unit", "recordings", "hours")
+    rows = [(*key, len(waves), _hours_of(waves)) for key, waves in sorted(having.items())]
+    title = "tracks that can be channels (--json lists single values and text, too)"
+    console.table(title, columns, rows, numbers=("Hz", *columns[3:]))
+    title = "recordings, with the rate and the hours of signal of each track"
+    console.table(title, ("recording", "tracks"), by_recording[:_LISTED])
+    if len(by_recording) > _LISTED:
+        console.note(f"and {len(by_recording) - _LISTED} more recordings, which --json lists")
+    for reason in listed.refused.values():
+        console.warning(reason)
+
+
+def _described(wave: ListedTrack) -> str:
+    hours = _hours_of([wave])
+    return f"{wave.name} {wave.sfreq:g} Hz" + (f" {hours} h" if hours else "")
+
+
+def _hours_of(waves: Sequence[ListedTrack]) -> str:
+    """Hours of signal, '' where they are not known."""
+    known = [wave.duration_s for wave in waves if wave.duration_s is not None]
+    return f"{sum(known) / 3600:.2f}" if len(known) == len(waves) else ""

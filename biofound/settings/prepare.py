@@ -38,6 +38,7 @@ _ONLY_FOR = {
     "subjects_csv": ("wfdb", "vital"),
     "subject_pattern": ("wfdb",),
     "record_is_subject": ("wfdb", "vital"),
+    "list_tracks": ("wfdb", "vitaldb", "vital"),
 }
 """Settings that only some sources have, and which."""
 
@@ -66,7 +67,7 @@ class PrepareSettings(Settings):
         None, "Whose hearts: rest (the default), icu or exercise (synthetic).", panel="Source"
     )
     subjects_csv: Path | None = setting(
-        None, "CSV with the columns record and subject (wfdb, vital).", panel="Source"
+        None, "CSV with the columns record (vital: file or record) and subject.", panel="Source"
     )
     subject_pattern: str | None = setting(
         None,
@@ -75,6 +76,12 @@ class PrepareSettings(Settings):
     )
     record_is_subject: bool = setting(
         False, "Treat each record as a different patient (wfdb, vital).", panel="Source"
+    )
+    list_tracks: bool = setting(
+        False,
+        "List the recordings with their tracks, rates and hours, to write channels.yaml from, and make no "
+        "splits (wfdb, vitaldb, vital).",
+        panel="Source",
     )
     channels_yaml: Path | None = setting(None, CHANNELS_YAML_HELP, panel="Source")
     section: Section = setting(

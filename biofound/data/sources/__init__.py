@@ -1,6 +1,6 @@
 """Sources of recordings: the protocol that each implements, whatever its file format."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
+from biofound.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,14 @@ class ListedTrack:
     sfreq: float | None
     unit: str
     duration_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackList:
+    """The tracks of a source's recordings by id; `refused` are those that cannot be read, with the reason."""
+
+    tracks: Mapping[str, tuple[ListedTrack, ...]]
+    refused: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +110,9 @@ class Source(Protocol):
 class FetchingSource(Source, Protocol):
     """A source whose recordings can be downloaded before they are read."""
 
+    on_retry: Callable[[str], None] | None
+    """Told, in words, when a download has failed and is tried again."""
+
     def fetch(self, case_id: str) -> Path:
         """Download one case unless it is in the cache; safe from several threads and processes at once."""
         ...
@@ -119,6 +131,17 @@ class SelectiveSource(Source, Protocol):
 class ListingSource(Source, Protocol):
     """A source that lists the tracks of its recordings."""
 
-    def tracks(self) -> Mapping[str, tuple[ListedTrack, ...]]:
-        """The tracks of every recording by its id, whether it has the channels or not."""
+    def tracks(self) -> TrackList:
+        """The tracks of every recording, whether it has the channels or not."""
         ...
+
+
+def list_recordings(case_ids: Iterable[str], look: Callable[[str], tuple[ListedTrack, ...]]) -> TrackList:
+    """List the tracks that `look` gives of each recording, also after one that cannot be read."""
+    tracks, refused = {}, {}
+    for case_id in sorted(case_ids):
+        try:
+            tracks[case_id] = look(case_id)
+        except DataError as error:
+            refused[case_id] = str(error)
+    return TrackList(tracks=tracks, refused=refused)
