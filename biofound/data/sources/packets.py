@@ -28,7 +28,9 @@ _INTERVALS_FOR_RATE = 3
 _AGREEING_WITHIN = 0.2
 _AGREEING_SHARE = 0.75
 
-_FEWEST_SEAMS = 3  # fewer are lost samples, not drift
+_FEWEST_SEAMS = 2  # fewer are lost samples, not drift
+_SEAM = 1e-2  # of a packet's length: larger steps beside it are gaps
+_RATE_ERROR = 1e-4  # of the median rate, at most, in most tracks
 _SEAMS_LEFT = 0.1  # of the seams by the header's rate; more are left where the drift is not steady
 _LATE_IN_A_ROW = 4
 _GIANT = 10  # in packets of the usual length
@@ -38,8 +40,9 @@ def find_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq: 
     """The true sampling rate of a track whose clock drifts steadily against its stamps, else `sfreq`.
 
     By the header's rate the packets of such a track seem to lose, or to repeat, a sample every now and then.
-    The rate is the median over pairs of packets, as far apart as half of the pairs have no gap between them.
-    It is used if it leaves at most a tenth of those seams.
+    The rate is the median over pairs of packets, as far apart as half of the pairs have no gap between them,
+    then refined by a straight line through each stretch without a gap. It is used if it leaves at most a
+    tenth of those seams.
 
     Args:
         starts: (K,) seconds, ascending.
@@ -50,7 +53,9 @@ def find_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq: 
     if seams < _FEWEST_SEAMS:
         return sfreq
     rate = _median_rate(starts, counts, sfreq)
-    return rate if _count_seams(starts, counts, rate) <= _SEAMS_LEFT * seams else sfreq
+    refined = _refined_rate(starts, counts, rate)
+    best = min((refined, rate), key=lambda one: _count_seams(starts, counts, one))
+    return best if _count_seams(starts, counts, best) <= _SEAMS_LEFT * seams else sfreq
 
 
 def correct_late_stamps(
@@ -82,7 +87,9 @@ def correct_late_stamps(
         if corrected[packet] - previous > slack:
             target = _lateness_after(late, counts, starts, packet, previous, slack)
             if target is not None:
-                corrected[packet] = target if target > previous + slack else previous
+                end = late[packet] - counts[packet]  # where it would be if the stamp is that of its end
+                behind = target <= previous + slack or abs(end - previous) < abs(end - target)
+                corrected[packet] = previous if behind else target
     usual = float(np.median(counts))
     if len(late) > 1 and counts[-1] >= _GIANT * usual:
         gap = corrected[-1] - corrected[-2]
@@ -169,15 +176,22 @@ def _slack(late: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
 
 
 def _count_seams(starts: NDArray[np.float64], counts: NDArray[np.int64], sfreq: float) -> int:
-    """Number of segments that start hardly later or earlier than the one before ends."""
+    """Number of segments that start hardly later or earlier than the one before ends.
+
+    A giant packet has room for more drift than others.
+    """
     starts = correct_late_stamps(starts, counts, sfreq=sfreq)
     steps = np.diff(align_packets(starts, counts, sfreq=sfreq, origin=float(starts[0]))) - counts[:-1]
     late = (starts - starts[0]) * sfreq - (np.cumsum(counts) - counts)
-    return int(np.count_nonzero((steps != 0) & (np.abs(steps) <= 2 * _slack(late, counts) + 1)))
+    most = np.maximum(2 * _slack(late, counts) + 1, _SEAM * np.maximum(counts[:-1], counts[1:]))
+    return int(np.count_nonzero((steps != 0) & (np.abs(steps) <= most)))
 
 
 def _median_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], sfreq: float) -> float:
-    """Median samples per second of pairs of packets, as far apart as half of the pairs agree."""
+    """Median samples per second of pairs of packets, as far apart as half of the pairs agree.
+
+    They must agree with the rate of nearer pairs, too: far ones may all have the same gap between them.
+    """
     before = np.cumsum(counts) - counts
     rate, distance, slack = sfreq, 1, SLACK_SAMPLES
     while distance < len(starts):
@@ -189,10 +203,27 @@ def _median_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], sfreq: 
         median = float(np.median(samples[later] / seconds[later]))
         if distance == 1:
             slack = _slack(starts * median - before, counts)
-        if np.mean(np.abs(samples - median * seconds) <= slack) < 0.5:
+        agreeing = np.abs(samples - median * seconds) <= slack
+        if distance > 1:
+            agreeing &= np.abs(samples - rate * seconds) <= 2 * slack
+        if np.mean(agreeing) < 0.5:
             break
         rate, distance = median, 2 * distance
     return rate
+
+
+def _refined_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], rate: float) -> float:
+    """The rate by the slope of the lateness, common to all stretches without a gap (least squares)."""
+    before = (np.cumsum(counts) - counts).astype(np.float64)
+    corrected = correct_late_stamps(starts, counts, sfreq=rate)
+    late = (corrected - corrected[0]) * rate - before
+    longer = np.maximum(counts[:-1], counts[1:])
+    gaps = np.abs(np.diff(late)) > _slack(late, counts) + _RATE_ERROR * longer
+    stretch = np.concatenate([[0], np.cumsum(gaps)])
+    sizes = np.bincount(stretch)
+    x = before - (np.bincount(stretch, before) / sizes)[stretch]
+    y = late - (np.bincount(stretch, late) / sizes)[stretch]
+    return rate / (1 + float(x @ y / (x @ x))) if x.any() else rate
 
 
 def _too_late(late: NDArray[np.float64], slack: float) -> list[int]:
