@@ -321,6 +321,7 @@ def test_a_clock_that_drifts_and_packets_that_contradict_each_other_are_listed(t
     summary, _ = windows(tmp_path)
     timing = summary["train"]["timing"]
     assert timing["drifts"]["ECG"] == {
+        "track": ECG_II,
         "samples": counts.sum(),
         "header_sfreq": 500.0,
         "sfreq": pytest.approx(495.0, rel=1e-6),
@@ -329,7 +330,7 @@ def test_a_clock_that_drifts_and_packets_that_contradict_each_other_are_listed(t
     }
     assert timing["steady"]["PPG"]["overlapping_samples"] >= 40  # equal samples do not contradict each other
     shown = run("windows", "--inspect", tmp_path / "store").stderr
-    assert "drifts" in shown and "495" in shown and "contradicting" in shown
+    assert "drifts" in shown and ECG_II in shown and "495" in shown and "contradicting" in shown
 
 
 def test_prepare_says_what_vitaldb_costs_before_a_case_is_downloaded(server: Server, tmp_path: Path) -> None:

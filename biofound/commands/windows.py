@@ -214,10 +214,11 @@ def _show_timing(summaries: Sequence[StoreSummary]) -> None:
             summary.split,
             case_id,
             channel,
+            values["track"],
             f"{values['header_sfreq']:g}",
             f"{values['sfreq']:.6g}",
-            int(values["bridged_samples"]),
-            int(values["overlapping_samples"]),
+            values["bridged_samples"],
+            values["overlapping_samples"],
         )
         for summary in summaries
         for case_id, channels in summary.timing.items()
@@ -225,9 +226,9 @@ def _show_timing(summaries: Sequence[StoreSummary]) -> None:
     ]
     if not rows:
         return
-    columns = ("split", "case", "channel", "header Hz", "true Hz", "bridged", "contradicting")
+    columns = ("split", "case", "channel", "track", "header Hz", "true Hz", "bridged", "contradicting")
     title = "recordings whose clock drifts, or with many samples bridged or contradicting each other"
-    console.table(title, columns, rows[:TIMING_ROWS], numbers=columns[3:])
+    console.table(title, columns, rows[:TIMING_ROWS], numbers=columns[4:])
     if len(rows) > TIMING_ROWS:
         console.note(f"and {len(rows) - TIMING_ROWS} more: --inspect with --json lists all")
 

@@ -133,6 +133,7 @@ def count_rejected(reasons: NDArray[np.uint8], channels: Sequence[str]) -> Count
 
 def _timing(signal: Signal, bridged_samples: int) -> Timing:
     return Timing(
+        track=signal.track,
         samples=len(signal.samples),
         header_sfreq=signal.sfreq if signal.header_sfreq is None else signal.header_sfreq,
         sfreq=signal.sfreq,

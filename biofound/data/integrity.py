@@ -62,7 +62,7 @@ class StoreSummary:
     quality: Mapping[str, tuple[float, ...]]
     dropped: Counts
     rejected: Counts
-    timing: Mapping[str, Mapping[str, Mapping[str, float]]]
+    timing: Mapping[str, Mapping[str, Mapping[str, str | float]]]
 
 
 def splits_in(data_dir: Path) -> list[SplitName]:
@@ -109,7 +109,7 @@ def _quantiles(
     return {name: tuple(values[:, column].tolist()) for column, name in enumerate(channels)}
 
 
-def _notable_timing(directory: Path, case: IndexedCase) -> dict[str, dict[str, float]]:
+def _notable_timing(directory: Path, case: IndexedCase) -> dict[str, dict[str, str | float]]:
     timing = read_sidecar((directory / case.file).with_suffix(".json")).timing
     return {channel: values.model_dump() for channel, values in timing.items() if values.is_notable}
 

@@ -68,6 +68,7 @@ class Timing(StrictModel):
     """What a channel's recording says about its own time, at its native rate.
 
     Attributes:
+        track: raw name of the track, or "" where the source does not say it.
         samples: number of samples, gaps included.
         header_sfreq: sampling rate in Hz by the recording's header.
         sfreq: the rate in Hz at which the samples were taken; another where the clock drifted steadily.
@@ -75,6 +76,7 @@ class Timing(StrictModel):
         overlapping_samples: samples that contradicted others recorded for the same time, and replaced them.
     """
 
+    track: str
     samples: int
     header_sfreq: float
     sfreq: float

@@ -55,7 +55,7 @@ class Signal:
 
     `sfreq` in Hz is the rate at which the samples were taken; `header_sfreq` the one that the recording's
     header says, where that may be another. `overlapping_samples` contradict samples that were recorded for
-    the same time, and replaced them.
+    the same time, and replaced them. `track` is the raw name, where the source says it.
     """
 
     samples: NDArray[np.float32]
@@ -63,6 +63,7 @@ class Signal:
     unit: str
     header_sfreq: float | None = None
     overlapping_samples: int = 0
+    track: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,6 +125,7 @@ def read_recording(
             unit=unit,
             header_sfreq=wave.track.sfreq,
             overlapping_samples=overlapping,
+            track=wave.track.name,
         )
     return Recording(case_id=case_id, signals=signals)
 
