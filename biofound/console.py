@@ -40,7 +40,8 @@ def error(text: str, *, every_rank: bool = True) -> None:
 def print_json(value: Any) -> None:
     """Print the result on standard output."""
     if _rank() == 0:
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        # ASCII, which every locale can print; paths that are not UTF-8 keep their bytes as escapes.
+        sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
         sys.stdout.flush()
 
 

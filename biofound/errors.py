@@ -1,8 +1,12 @@
 """The one exception family: what the core and data packages raise and the command line prints."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+_FEW = 8
+"""Names that can be listed in a message."""
 
 
 class BiofoundError(Exception):
@@ -53,3 +57,12 @@ def write_error_context(path: Path, *, option: str) -> Iterator[None]:
             f"{error.filename or path}: cannot be written ({error.strerror or error}); make it writable, or "
             f"choose another place with {option}"
         ) from error
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean X?`: the nearest known word, also in another case; else the choice, if it is small."""
+    by_folded = {name.casefold(): name for name in reversed(known)}
+    near = difflib.get_close_matches(word.casefold(), list(by_folded), n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {by_folded[near[0]]}?"
+    return f"; expected one of {', '.join(known)}" if len(known) <= _FEW else ""

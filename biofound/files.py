@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,6 +16,7 @@ from biofound.errors import DataError
 
 TEMPORARY_SUFFIX = ".partial"
 _PROBLEMS_SHOWN = 3
+_FILE_URI = "file://"
 
 
 class StrictModel(BaseModel):
@@ -84,7 +86,31 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, atomically; NaN and infinity are refused."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     text = json.dumps(plain, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    # Lone surrogates, which stand for bytes that are not UTF-8, become the escapes that JSON has for them.
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+def printable_name(name: str) -> str:
+    r"""A file's name in UTF-8; bytes that are not UTF-8 become escapes such as `\xe9`."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def path_to_text(path: str | Path) -> str:
+    """A path as UTF-8 text that `path_from_text` reads; a `file://` URI where its bytes are not UTF-8."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return Path(path).absolute().as_uri()
+
+
+def path_from_text(text: str | Path) -> Path:
+    """The path that `path_to_text` wrote, whatever the locale is."""
+    if not isinstance(text, str):
+        return text
+    is_uri = text.startswith(_FILE_URI)
+    # `errors`: what the system itself gave is not UTF-8 either
+    name = unquote_to_bytes(text.removeprefix(_FILE_URI)) if is_uri else text.encode(errors="surrogateescape")
+    return Path(os.fsdecode(name))
 
 
 def read_json_as(path: Path, model: type[File], *, hint: str) -> File:

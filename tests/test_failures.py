@@ -67,7 +67,7 @@ def test_all_mistakes_of_a_file_are_told_with_line_and_suggestion(tmp_path: Path
     ("command", "option", "text", "parts"),
     [
         ("windows", "--windows-yaml", "sfreq: 0\ndtyp: float16\n", ("windows.yaml:1", "dtype?")),
-        ("windows", "--channels-yaml", "pretrain:\n  PPG: {unit: NU}\n", (":2: pretrain.PPG.tracks ",)),
+        ("windows", "--channels-yaml", "pretrain:\n  EDA: {unit: uS}\n", (":2: pretrain.EDA.tracks ",)),
         ("prepare", "--channels-yaml", "pretrian: {}\n", (":1: pretrian: ", "pretrain?")),
         ("pretrain", "--config", "epochs: 3\nepochs: 4\n", (":2: epochs ", "line 1")),
     ],
@@ -113,9 +113,12 @@ def write_record(
     samples = len(next(iter(columns.values())))
     lines = [f"{name} {len(columns)} 125 {samples if promised is None else promised}"]
     units = {"PLETH": "NU", "II": "mV"}
-    lines += [f"{name}.dat 16 1000/{units.get(key, 'pm')} 16 0 0 0 0 {key}" for key in columns]
-    (directory / f"{name}.hea").write_text("\n".join(lines) + "\n")
     stored = np.stack([np.nan_to_num(1000 * x, nan=-32768).round() for x in columns.values()], axis=1)
+    lines += [
+        f"{name}.dat 16 1000/{units.get(key, 'pm')} 16 0 {samples[0]:.0f} {samples.sum() % 65536:.0f} 0 {key}"
+        for key, samples in zip(columns, stored.T, strict=True)
+    ]
+    (directory / f"{name}.hea").write_text("\n".join(lines) + "\n")
     stored.astype("<i2").tofile(directory / f"{name}.dat")
 
 
@@ -200,17 +203,64 @@ def test_prepare_refuses_records_that_are_not_what_they_say(records: Path, tmp_p
     BROKEN[kind][0](root, "r1")
     rule = ("--root", root, "--record-is-subject", "--mode", "full", "--output", "out")
     message = refused("prepare", "--source", "wfdb", *rule, exit_code=DATA, nothing_new_in=tmp_path)
-    says(message, f"1 record(s) of {root} ", "case r1", *BROKEN[kind][1])
+    says(message, "1 of 8 recordings ", "case r1", *BROKEN[kind][1])
 
 
-def test_prepare_says_which_records_lack_a_channel(records: Path, tmp_path: Path) -> None:
-    root = tmp_path / "root"
+def test_prepare_lists_what_it_leaves_out_and_why(records: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "root", tmp_path / "out"
     shutil.copytree(records, root)
     write_record(root, "r7", {"PLETH": NOISE, "RESP": NOISE})
     write_record(root, "r1n", {"HR": NOISE})  # the numerics companion of r1
-    result = prepare(root, tmp_path / "out")
+    (root / "r3.hea").write_text("\x00")
+    (root / "RECORDS").write_text("\n".join([*(f"r{number}" for number in range(8)), "r1n", "gone"]))
+    rule = ("--root", root, "--record-is-subject", "--mode", "full", "--output", out)
+    message = refused("prepare", "--source", "wfdb", *rule, exit_code=DATA, nothing_new_in=tmp_path)
+    says(message, "2 of 9 recordings ", "--skip-failed", "case r3: r3.hea", "case gone: ", "gone.hea")
+    result = run("prepare", "--source", "wfdb", *rule, "--skip-failed")
     assert result.exit_code == 0, result.stderr
-    assert "r7 (no ECG)\n" in result.stderr
+    says(result.stderr, "left out: 3 recordings", "no ECG", "gone.hea")
+    found = answer("prepare", "--source", "wfdb", *rule, "--skip-failed")
+    assert found["left_out"] == {"r7": ["ECG"]}
+    assert list(found["refused"]) == ["gone", "r3"]
+    assert sum(split["cases"] for split in found["splits"].values()) == 6
+
+
+def test_prepare_replaces_splits_of_other_settings_only_when_told(tmp_path: Path) -> None:
+    command = ("prepare", "--source", "synthetic", "--subjects", 12, "--mode", "full", "--output", tmp_path)
+    answer(*command)
+    answer(*command)  # the same again replaces nothing
+    for change, words in (
+        (("--section", "finetune"), "channels: "),
+        (("--seed", 7), "seed: 42, not 7"),
+        (("--minutes", 3), "source minutes: "),
+    ):
+        message = refused(*command, *change, exit_code=DATA, nothing_new_in=tmp_path)
+        says(message, tmp_path / "splits_full.json", words, "--output", "--overwrite")
+    answer(*command, "--section", "finetune", "--overwrite")
+    (tmp_path / "splits_full.json").write_text("mine")
+    refused(*command, exit_code=DATA, nothing_new_in=tmp_path)
+
+
+def test_windows_of_the_other_cases_are_shown_when_one_failed(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("biofound.commands.windows.PICTURE_ROWS", 2)  # drawing takes time
+    root, store, picture = tmp_path / "root", tmp_path / "store", tmp_path / "windows.png"
+    shutil.copytree(records, root)
+    splits = json.loads((root / "splits_full.json").read_text())
+    splits["source"]["root"] = str(root)
+    (root / "splits_full.json").write_text(json.dumps(splits))
+    name = record_of_train(root)
+    (root / f"{name}.dat").unlink()
+    command = ("windows", "--split-file", root / "splits_full.json", "--outdir", store, "--workers", 1)
+    result = run(*command, "--picture", picture, "--json")
+    assert result.exit_code == DATA
+    found = json.loads(result.stdout)
+    assert list(found) == ["train", "val", "test"]
+    assert (found["train"]["cases"], found["train"]["failed_cases"]) == (5, [name])
+    assert found["train"]["windows"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.parent.name for path in store.rglob("index.json")) == ["test", "val"]
 
 
 def test_unknown_subjects_and_missing_directories(records: Path, tmp_path: Path) -> None:
@@ -254,6 +304,8 @@ def test_options_that_the_store_does_not_suit(all_done: Chain, tmp_path: Path) -
     says(message, all_done.store, "1250 samples", "1000", "--context-length 1250")
     message = pretrain_refused(tmp_path, *store, "--channels", "PPG,ACC_X")
     says(message, all_done.store, "PPG, ECG", "ACC_X")
+    message = pretrain_refused(tmp_path, *store, "--channels", "ppg,ECG")
+    says(message, all_done.store, "did you mean PPG?")
 
 
 def test_cuda_without_cuda(all_done: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

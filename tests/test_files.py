@@ -1,13 +1,23 @@
 import errno
+import io
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
-from biofound import files
-from biofound.files import sha256_of, sweep_temporary_files, write_atomically, write_json
+from biofound import console, files
+from biofound.files import (
+    path_from_text,
+    path_to_text,
+    printable_name,
+    sha256_of,
+    sweep_temporary_files,
+    write_atomically,
+    write_json,
+)
 
 
 def write(path, content=b"new"):
@@ -76,6 +86,26 @@ def test_json_refuses_what_is_not_json_and_leaves_the_old_file(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text())["b"] == 1
+
+
+def test_paths_that_are_not_utf8_are_stored_and_found_again(tmp_path):
+    for name in (b"caf\xe9", "café".encode(), b"100%"):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        text = path_to_text(path)
+        assert path_from_text(text.encode().decode()) == path == path_from_text(str(path))
+        assert printable_name(path.name).encode()
+    assert path_to_text(Path("data/café")) == "data/café"
+    surrogate = os.fsdecode(b"caf\xe9")
+    write_json(tmp_path / "a.json", {"said": surrogate, "name": "café"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"said": surrogate, "name": "café"}
+
+
+def test_json_is_printed_in_every_locale(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    said = {"path": "café", "bytes": os.fsdecode(b"caf\xe9")}
+    console.print_json(said)
+    assert json.loads(stream.buffer.getvalue()) == said
 
 
 def test_leftovers_of_killed_runs_are_swept_and_nothing_else(tmp_path):

@@ -25,15 +25,15 @@ windows = partial(run, "windows")
 
 def test_random_windows_are_windows_of_the_store_each_once_and_in_order(store: Path) -> None:
     stored = StoreWindows(store / "train")
-    everything = random_windows(store / "train", count=10_000, seed=3)
+    everything = random_windows(stored, count=10_000, seed=3)
     assert len(everything) == len(stored)
     for number, window in enumerate(everything):
         np.testing.assert_array_equal(window.samples, stored.read(np.array([number]))[0])
         assert window.case_id == stored.info(np.array([number])).case_id[0] and window.split == "train"
     assert len({(window.case_id, window.start_s) for window in everything}) == len(stored)
-    some = [(w.case_id, w.start_s) for w in random_windows(store / "train", count=5, seed=3)]
-    assert some == [(w.case_id, w.start_s) for w in random_windows(store / "train", count=5, seed=3)]
-    assert some != [(w.case_id, w.start_s) for w in random_windows(store / "train", count=5, seed=4)]
+    some = [(w.case_id, w.start_s) for w in random_windows(stored, count=5, seed=3)]
+    assert some == [(w.case_id, w.start_s) for w in random_windows(stored, count=5, seed=3)]
+    assert some != [(w.case_id, w.start_s) for w in random_windows(stored, count=5, seed=4)]
 
 
 def test_a_picture_is_written_and_said_and_the_store_stays_whole(

@@ -1,5 +1,7 @@
 """Settings: which value counts and where it came from, and every mistake told at once."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from pydantic import ValidationError
 from biofound.data.sources.registry import SOURCES
 from biofound.data.sources.synthetic import MAX_MINUTES, MIN_MINUTES, SyntheticSource
 from biofound.errors import SettingsError
+from biofound.files import path_from_text
 from biofound.settings import (
     COMMANDS,
     ChannelsSettings,
@@ -331,6 +334,15 @@ def test_inflate_wants_as_many_names_as_channels() -> None:
 ROW = "{tracks: [a], unit: x, filter: {low_hz: 1, high_hz: 2, order: 3}, quality_threshold: 0.5}"
 
 
+def test_paths_that_are_not_utf8_are_given_and_written_as_uris() -> None:
+    odd = os.fsdecode(b"/data/caf\xe9")
+    options = {"data_dir": f"{odd},data/café", "output_dir": Path(odd)}
+    resolved = resolve(PretrainSettings, options=options, environ={})
+    assert resolved.settings.data_dir == ("file:///data/caf%E9", "data/café")
+    assert resolved.as_json()["output_dir"]["value"] == "file:///data/caf%E9"
+    assert path_from_text(resolved.settings.data_dir[0]) == resolved.settings.output_dir == Path(odd)
+
+
 def test_built_in_channels() -> None:
     channels = {channel.name: channel for channel in resolve_channels(None, "finetune").channels}
     assert list(channels) == ["ACC_X", "ACC_Y", "ACC_Z", "PPG", "ECG"]
@@ -347,6 +359,19 @@ def test_channel_table_keeps_the_order_of_the_file(config) -> None:
     assert [c.name for c in resolve_channels(path, "pretrain").channels] == ["ECG", "ACC_Z", "PPG"]
 
 
+def test_channel_that_gives_its_tracks_alone_keeps_the_other_defaults(config) -> None:
+    known = "pretrain:\n  ECG:\n  PPG: {tracks: Pleth}\n  ACC_X: {filter: {high_hz: 9}}\n"
+    path = config(f"{known}  PPG2:\n    tracks: [b]\n")
+    missing = [f"{path}:5: pretrain.PPG2.{name} " for name in ("unit", "filter", "quality_threshold")]
+    assert_tells(problems_of(lambda: resolve_channels(path, "pretrain")), *[(where,) for where in missing])
+    path.write_text(known)
+    ecg, ppg, acc = resolve_channels(path, "pretrain").channels
+    built_in = {channel.name: channel for channel in resolve_channels(None, "finetune").channels}
+    assert ecg == built_in["ECG"]
+    assert ppg == replace(built_in["PPG"], tracks=("Pleth",))
+    assert acc == replace(built_in["ACC_X"], band=replace(built_in["ACC_X"].band, high_hz=9.0))
+
+
 def test_section_that_a_channel_table_lacks_is_not_taken_from_the_built_in_one(config) -> None:
     path = config(f"pretrain:\n  ECG: {ROW}\n")
     assert_tells(problems_of(lambda: resolve_channels(path, "finetune")), (str(path), "finetune", "pretrain"))
@@ -356,6 +381,7 @@ def test_channels_by_name_stand_in_the_order_asked_for() -> None:
     table = resolve_channels(None, "finetune")
     assert [channel.name for channel in table.named(["ECG", "ACC_Z"])] == ["ECG", "ACC_Z"]
     assert_tells(problems_of(lambda: table.named(["ECG", "EDA"])), ("EDA", "--channels-yaml"))
+    assert_tells(problems_of(lambda: table.named(["ppg", "ECG"])), ("channel ppg: ", "did you mean PPG?"))
 
 
 def test_mistakes_in_the_channel_table_are_told_with_their_lines(config) -> None:

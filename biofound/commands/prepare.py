@@ -2,23 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 from biofound import console
-from biofound.data.sources import Case, FetchingSource, ListedTrack, ListingSource, SelectiveSource
+from biofound.data.sources import SHOWN, Case, FetchingSource, ListedTrack, ListingSource, Survey
 from biofound.data.sources.registry import open_source
 from biofound.data.sources.vitaldb import VitalDBSource, case_ids_in
 from biofound.data.sources.vitaldb_cost import BYTES_PER_SECOND, Cost
-from biofound.data.splits import SPLITS, Splits, make_splits, save_splits
-from biofound.errors import write_error_context
+from biofound.data.splits import SPLITS, Splits, load_splits, make_splits, save_splits
+from biofound.errors import DataError, write_error_context
+from biofound.files import path_to_text
 from biofound.options import Invocation
 from biofound.settings import PrepareSettings, resolve_channels
-
-_NAMED = 5
-"""Cases named in one line."""
-
-_LISTED = 50
-"""Recordings whose tracks are shown."""
 
 
 def execute(invocation: Invocation[PrepareSettings]) -> None:
@@ -31,7 +27,8 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
     if settings.list_tracks:
         list_tracks(cast(ListingSource, source), json=invocation.json)
         return
-    cases = source.cases(channels)
+    found = source.survey(channels)
+    cases = found.usable(skip_failed=settings.skip_failed)
     splits = make_splits(
         cases,
         mode=settings.mode,
@@ -43,10 +40,11 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
         fractions=settings.fractions,
     )
     path = settings.output / f"splits_{settings.mode}.json"
+    if not settings.overwrite:
+        _refuse_other_splits(path, splits)
     with write_error_context(path, option="--output"):
         save_splits(path, splits)
 
-    left_out = source.left_out(channels) if isinstance(source, SelectiveSource) else {}
     counts = count_splits(splits, cases)
     costs = source.costs(channels) if isinstance(source, VitalDBSource) else {}
     if splits.mode == "full" and splits.case_set is not None:
@@ -54,18 +52,22 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
     if invocation.json:
         console.print_json(
             {
-                "split_file": str(path),
+                "split_file": path_to_text(path),
                 "source": dict(splits.source),
                 "splits": counts,
                 "fractions": list(splits.fractions),
-                "left_out": {case_id: list(absent) for case_id, absent in left_out.items()},
+                "moved": splits.moved(),
+                "left_out": {case_id: list(absent) for case_id, absent in found.left_out.items()},
+                "refused": dict(found.refused),
                 "costs": {name: asdict(cost) for name, cost in costs.items()},
             }
         )
     else:
         _show_splits(splits, counts)
-        if left_out:
-            _note_left_out(left_out)
+        _show_left_out(found)
+        if moved := splits.moved():
+            named = ", ".join(f"{subject} to {name}" for subject, name in moved.items())
+            console.note(f"so few patients that a split had nobody; moved, until others are added: {named}")
         if costs:
             _show_costs(costs)
         if not any(splits.subjects(name) for name in SPLITS):
@@ -74,6 +76,21 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
                 "validation nor for a probe"
             )
         console.note(f"written: {path}")
+
+
+def _refuse_other_splits(path: Path, splits: Splits) -> None:
+    """Refuse to replace splits that another command made: of other recordings, channels, or settings."""
+    if not path.exists():
+        return
+    try:
+        differences = load_splits(path).differences(splits)
+    except DataError as problem:
+        differences = [str(problem)]
+    if differences:
+        raise DataError(
+            f"{path}: is there, of another source or other settings ({'; '.join(differences)}); choose "
+            "another directory with --output, or replace it with --overwrite"
+        )
 
 
 def count_splits(splits: Splits, cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
@@ -114,11 +131,15 @@ def _note_case_set(case_set: str) -> None:
         )
 
 
-def _note_left_out(left_out: Mapping[str, Sequence[str]]) -> None:
-    """Name the recordings that are no cases, with the channels they lack."""
-    named = [f"{case_id} (no {', '.join(absent)})" for case_id, absent in left_out.items()]
-    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    console.note(f"left out, as they lack a channel: {', '.join(named[:_NAMED])}{more}")
+def _show_left_out(found: Survey) -> None:
+    """List the recordings that are no cases, each with the reason."""
+    rows = [(case_id, f"no {', '.join(absent)}") for case_id, absent in found.left_out.items()]
+    rows += [(case_id, reason.removeprefix(f"case {case_id}: ")) for case_id, reason in found.refused.items()]
+    if rows:
+        shown = rows[:SHOWN]
+        console.table(f"left out: {len(rows)} recordings", ("recording", "reason"), shown)
+    if len(rows) > SHOWN:
+        console.note(f"and {len(rows) - SHOWN} more, which --json lists")
 
 
 def _show_costs(costs: Mapping[str, Cost]) -> None:
@@ -166,9 +187,9 @@ def list_tracks(source: ListingSource, *, json: bool) -> None:
     title = "tracks that can be channels (--json lists single values and text, too)"
     console.table(title, columns, rows, numbers=("Hz", *columns[3:]))
     title = "recordings, with the rate and the hours of signal of each track"
-    console.table(title, ("recording", "tracks"), by_recording[:_LISTED])
-    if len(by_recording) > _LISTED:
-        console.note(f"and {len(by_recording) - _LISTED} more recordings, which --json lists")
+    console.table(title, ("recording", "tracks"), by_recording[:SHOWN])
+    if len(by_recording) > SHOWN:
+        console.note(f"and {len(by_recording) - SHOWN} more recordings, which --json lists")
     for reason in listed.refused.values():
         console.warning(reason)
 

@@ -18,6 +18,7 @@ from biofound.data.splits import make_splits, save_splits
 from biofound.data.stream import SyntheticStream
 from biofound.data.windows import StoreWindows, Windows, open_windows, select_channels
 from biofound.errors import DataError, write_error_context
+from biofound.files import path_from_text, path_to_text
 from biofound.options import ending_on_sigterm
 from biofound.settings import (
     DEFAULT_STORE,
@@ -79,6 +80,7 @@ def build_embedded_cohort(settings: PretrainSettings) -> None:
             max_gap_seconds=windows.max_gap_seconds,
             dtype=windows.dtype,
             outdir=directory,
+            overwrite=True,  # what was generated can be generated again
         )
         with ending_on_sigterm():
             show_build_progress(split, results, total=len(entries))
@@ -91,7 +93,7 @@ def open_training_windows(settings: PretrainSettings, data_dirs: Sequence[str]) 
         DataError: when they do not agree, hold no signal, or share patients, or one kind is missing.
     """
     streams = settings.streams()
-    stores = [_open_store(settings, Path(name)) for name in data_dirs if name not in streams]
+    stores = [_open_store(settings, path_from_text(name)) for name in data_dirs if name not in streams]
     train = [part for found in stores if (part := found.get("train"))]
     val = [part for found in stores if (part := found.get("val"))]
     recorded = sum(len(part.windows) for part in train)
@@ -144,7 +146,7 @@ def _open_store(settings: PretrainSettings, directory: Path) -> dict[str, Part]:
             )
     try:
         return {
-            split: Part(name=str(directory), windows=select_channels(windows, settings.channels))
+            split: Part(name=path_to_text(directory), windows=select_channels(windows, settings.channels))
             for split, windows in found.items()
         }
     except DataError as problem:

@@ -7,35 +7,51 @@ from pathlib import Path
 from typing import Any
 
 from biofound import console
-from biofound.data.build import CaseResult, build_windows
+from biofound.data.build import CaseResult, FailedCasesError, build_windows
 from biofound.data.channels import Channel
 from biofound.data.conditioning import design
 from biofound.data.integrity import QUANTILES, StoreSummary, inspect_store, splits_in
 from biofound.data.sources import FetchingSource, Source
 from biofound.data.sources.registry import open_source
 from biofound.data.splits import SPLITS, SplitName, Splits, load_splits, wanted_splits
-from biofound.data.store import INDEX_NAME, random_windows, read_index
+from biofound.data.store import INDEX_NAME, StoreIndex, StoreWindows, random_windows
 from biofound.errors import DataError, SettingsError
 from biofound.figures import draw_windows
+from biofound.files import path_to_text
 from biofound.options import Invocation, Terminated, ending_on_sigterm
 from biofound.settings import WindowsSettings, resolve_channels
 
 PICTURE_ROWS = 12
 TIMING_ROWS = 20
 
+Store = tuple[Path, StoreIndex | None]
+"""The directory of a split's store, and its index where that is not on disk, as some cases failed."""
+
 
 def execute(invocation: Invocation[WindowsSettings]) -> None:
     """Build the stores asked for (with `inspect` none), and show what they hold."""
     settings = invocation.settings
+    failures: list[str] = []
     if settings.inspect is None:
-        directories = _build_stores(settings)
+        stores, failures = _build_stores(settings)
     elif (settings.inspect / INDEX_NAME).is_file():
-        directories = [settings.inspect]
+        stores = [(settings.inspect, None)]
     else:
-        directories = [settings.inspect / name for name in splits_in(settings.inspect)]
-    summaries = [inspect_store(directory) for directory in directories]
+        stores = [(settings.inspect / name, None) for name in splits_in(settings.inspect)]
+    if stores:
+        _show(invocation, stores)
+    if failures:
+        raise DataError("\n".join(failures))
+
+
+def _show(invocation: Invocation[WindowsSettings], stores: Sequence[Store]) -> None:
+    """Print what the stores hold, and draw the picture that was asked for."""
+    settings = invocation.settings
+    summaries = [inspect_store(directory, index) for directory, index in stores]
     if invocation.json:
-        console.print_json({s.split: {**asdict(s), "directory": str(s.directory)} for s in summaries})
+        console.print_json(
+            {s.split: {**asdict(s), "directory": path_to_text(s.directory)} for s in summaries}
+        )
     else:
         _show_stores(summaries)
         _show_dropped(summaries)
@@ -46,7 +62,7 @@ def execute(invocation: Invocation[WindowsSettings]) -> None:
                 failed = ", ".join(summary.failed_cases)
                 console.warning(f"{summary.split}: left out, as they failed: {failed}")
     if settings.picture is not None:
-        _draw_stores(settings.picture, directories, seed=settings.picture_seed)
+        _draw_stores(settings.picture, stores, seed=settings.picture_seed)
         console.note(f"written: {settings.picture}")
 
 
@@ -54,16 +70,18 @@ def execute(invocation: Invocation[WindowsSettings]) -> None:
 # Building
 
 
-def _build_stores(settings: WindowsSettings) -> list[Path]:
-    """Build the store of each split asked for; its directories. One that fails does not stop the next."""
+def _build_stores(settings: WindowsSettings) -> tuple[list[Store], list[str]]:
+    """Build the store of each split asked for; one that fails does not stop the next.
+
+    Returns:
+        the stores, also of splits some of whose cases failed; and a message for each split that failed.
+    """
     splits = load_splits(settings.split_file)
     channels = resolve_channels(settings.channels_yaml, settings.section).channels
     _refuse_unfit_channels(settings, splits, channels)
     source = _open_source_of(splits, settings)
-    chosen = _chosen_splits(splits, settings)
-    failures = []
-    for split in chosen:
-        results = build_windows(
+    builds = {  # all are checked before the first begins
+        split: build_windows(
             source=source,
             entries=splits.of(split),
             split=split,
@@ -76,20 +94,30 @@ def _build_stores(settings: WindowsSettings) -> list[Path]:
             workers=settings.workers,
             scheduler=settings.scheduler,
             skip_failed=settings.skip_failed,
+            overwrite=settings.overwrite,
         )
+        for split in _chosen_splits(splits, settings)
+    }
+    stores: list[Store] = []
+    failures = []
+    for split, results in builds.items():
+        directory = settings.outdir / split
         try:
             with ending_on_sigterm(), closing(results):
                 show_build_progress(
                     split, results, total=len(splits.of(split)), skip_failed=settings.skip_failed
                 )
+            stores.append((directory, None))
+        except FailedCasesError as failure:
+            failures.append(str(failure))
+            if failure.index.totals.windows:
+                stores.append((directory, failure.index))
         except DataError as failure:
             failures.append(str(failure))
         except (KeyboardInterrupt, Terminated):
             console.note("finished cases are kept: rerun the same command to resume")
             raise
-    if failures:
-        raise DataError("\n".join(failures))
-    return [settings.outdir / split for split in chosen]
+    return stores, failures
 
 
 def _chosen_splits(splits: Splits, settings: WindowsSettings) -> tuple[SplitName, ...]:
@@ -233,22 +261,19 @@ def _show_timing(summaries: Sequence[StoreSummary]) -> None:
         console.note(f"and {len(rows) - TIMING_ROWS} more: --inspect with --json lists all")
 
 
-def _draw_stores(path: Path, directories: Sequence[Path], *, seed: int) -> None:
-    """Draw random windows into the PNG `path`, as many of each split's store in `directories`."""
-    indices = [read_index(directory) for directory in directories]
-    first = indices[0]
-    if any((index.channels, index.sfreq) != (first.channels, first.sfreq) for index in indices):
+def _draw_stores(path: Path, stores: Sequence[Store], *, seed: int) -> None:
+    """Draw random windows into the PNG `path`, as many of each split's store."""
+    opened = [StoreWindows(directory, index) for directory, index in stores]
+    first = opened[0]
+    if any((windows.channels, windows.sfreq) != (first.channels, first.sfreq) for windows in opened):
         raise DataError(
-            f"{directories[0].parent}: its splits differ in channels or rate; build them alike, or draw one "
+            f"{first.directory.parent}: its splits differ in channels or rate; build them alike, or draw one "
             "with --inspect"
         )
-    each = max(1, PICTURE_ROWS // len(directories))
-    windows = [
-        window for directory in directories for window in random_windows(directory, count=each, seed=seed)
-    ]
+    each = max(1, PICTURE_ROWS // len(opened))
     draw_windows(
         path,
-        windows,
+        [sample for windows in opened for sample in random_windows(windows, count=each, seed=seed)],
         channels=first.channels,
         units=first.units,
         sfreq=first.sfreq,

@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,17 +24,18 @@ from biofound.data.npz import member_names, write_npz
 from biofound.data.pool import WorkerLostError, run_pool
 from biofound.data.prefetch import prefetch_cases
 from biofound.data.sources import Source
-from biofound.data.splits import SplitCase, SplitName
+from biofound.data.splits import SplitCase, SplitName, recordings_of
 from biofound.data.store import (
     INDEX_NAME,
     MEMBERS,
     CaseHeader,
     Sidecar,
     StoreHeader,
+    StoreIndex,
     file_stem,
     make_index,
+    read_index,
     read_sidecar,
-    sum_counts,
     total,
 )
 from biofound.errors import DataError, SettingsError
@@ -64,6 +65,21 @@ class CaseResult:
     def hours(self) -> float:
         """The hours of signal kept."""
         return self.sidecar.hours if self.sidecar else 0.0
+
+
+class FailedCasesError(DataError):
+    """Cases of a split failed, and must not be left out; `index` is that of the windows of the others.
+
+    The index is not on disk: the store is not whole.
+    """
+
+    def __init__(self, failed: Sequence[CaseResult], index: StoreIndex, *, cases: int) -> None:
+        lines = "\n".join(f"  {result.error}" for result in failed)
+        super().__init__(
+            f"split {index.split}: {len(failed)} of {cases} cases failed; the others are done and will not "
+            f"be built again. Correct these, or leave them out with --skip-failed:\n{lines}"
+        )
+        self.index = index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +157,7 @@ def build_windows(
     workers: int | None = None,
     scheduler: str | None = None,
     skip_failed: bool = False,
+    overwrite: bool = False,
 ) -> Generator[CaseResult, None, None]:
     """Build the store `outdir/split`, or what is missing or out of date of it.
 
@@ -160,10 +177,13 @@ def build_windows(
         workers: number of processes; 1 works in this process, None is one a core.
         scheduler: address of a Dask scheduler to work on instead, such as `tcp://host:8786`.
         skip_failed: leave out the cases that fail; else they end the run, after all others are done.
+        overwrite: replace windows that are there of other cases or with other settings.
 
     Raises:
         SettingsError: at once, for settings that cannot work.
-        DataError: at the end, when cases failed or no window was kept.
+        DataError: at once, for windows of other cases or settings in the directory; at the end, when no
+            window was kept.
+        FailedCasesError: at the end, when cases failed.
     """
     if dtype not in get_args(DType):
         raise SettingsError(f"dtype: expected {' or '.join(get_args(DType))}, got {dtype!r}")
@@ -178,6 +198,8 @@ def build_windows(
         dtype=dtype,
     )
     _refuse_bad_entries(entries, split)
+    if not overwrite:
+        _refuse_other_windows(outdir / split, {entry.case_id for entry in entries}, config, source)
     return _build(source, entries, split, config, outdir / split, workers, scheduler, skip_failed)
 
 
@@ -187,6 +209,55 @@ def _refuse_bad_entries(entries: Sequence[SplitCase], split: str) -> None:
     repeated = [case_id for case_id, n in Counter(entry.case_id for entry in entries).items() if n > 1]
     if repeated:
         raise DataError(f"split {split}: cases listed more than once: {', '.join(repeated)}")
+
+
+def _refuse_other_windows(directory: Path, case_ids: set[str], config: BuildConfig, source: Source) -> None:
+    """Refuse to replace or remove windows of other recordings, other cases, or other settings."""
+    now = config.header()
+    others: dict[str, int] = {}
+    for header, ids in _windows_in(directory):
+        for difference in _differences(header, now, source):
+            others[difference] = others.get(difference, 0) + len(ids)
+        if departed := len(ids - case_ids):
+            others["cases"] = others.get("cases", 0) + departed
+    if others:
+        counts = ", ".join(f"{name} ({number} cases)" for name, number in others.items())
+        raise DataError(
+            f"{directory}: holds windows of another build, which differs in {counts}; choose another "
+            "--outdir, or replace them with --overwrite"
+        )
+
+
+def _windows_in(directory: Path) -> Iterator[tuple[StoreIndex | Sidecar, set[str]]]:
+    """How the windows in a store were made, and of which cases; of an unfinished store case by case."""
+    try:
+        index = read_index(directory)
+    except DataError:
+        for path in _files(directory, "*.json"):
+            with suppress(DataError):
+                sidecar = read_sidecar(path)
+                yield sidecar, {sidecar.case_id}
+    else:
+        yield index, {case.case_id for case in index.cases}
+
+
+def _files(directory: Path, pattern: str) -> list[Path]:
+    """The regular files among those of a pattern: reading a pipe would wait for ever."""
+    return sorted(path for path in directory.glob(pattern) if path.is_file())
+
+
+def _differences(before: StoreIndex | Sidecar, now: StoreHeader, source: Source) -> Iterator[str]:
+    """The settings in which earlier windows differ, except for the version of biofound."""
+    names = set(StoreHeader.model_fields) - {"biofound_version", "settings_sha256"}
+    differing = sorted(name for name in names if getattr(before, name) != getattr(now, name))
+    same_version = before.biofound_version == now.biofound_version
+    if not differing and same_version and before.settings_sha256 != now.settings_sha256:
+        differing = ["tracks of the channels"]
+    if isinstance(before, StoreIndex):
+        same_source = recordings_of(before.source) == recordings_of(source.describe())
+    else:
+        same_source = before.source == source.name
+    yield from differing if same_source else [*differing, "source"]
 
 
 def _build(
@@ -224,18 +295,22 @@ def _build(
                 results.append(result)
                 yield result
         results.sort(key=lambda result: result.case_id)
-        _refuse_failures(results, split, skip_failed)
-        for result in results:
-            if result.status == "failed":
-                _remove_case(directory, file_stem(result.case_id))
+        failed = [result for result in results if result.status == "failed"]
         index = make_index(
             [result.sidecar for result in results if result.sidecar],
             header=config.header(),
             split=split,
             source=source.describe(),
             dataset_version=source.version(),
-            failed_cases=[result.case_id for result in results if result.status == "failed"],
+            failed_cases=[result.case_id for result in failed],
         )
+        if failed and not skip_failed:
+            raise FailedCasesError(failed, index, cases=len(results))
+        if index.totals.windows == 0:
+            reasons = _listed_reasons(index)
+            raise DataError(f"split {split}: none of {index.totals.candidates} windows was kept; {reasons}")
+        for result in failed:
+            _remove_case(directory, file_stem(result.case_id))
         try:
             write_json(directory / INDEX_NAME, index)
         except OSError as error:
@@ -377,10 +452,10 @@ def _lost(task: _Task, error: WorkerLostError) -> CaseResult:
 
 def _remove_departed(directory: Path, stems: set[str]) -> None:
     """Remove the files of cases that have left the split; files that are not a store's stay."""
-    for path in sorted(directory.glob("*.json")):
+    for path in _files(directory, "*.json"):
         if path.name != INDEX_NAME and path.stem not in stems and _is_sidecar(path):
             _remove_case(directory, path.stem)
-    for path in sorted(directory.glob("*.npz")):
+    for path in _files(directory, "*.npz"):
         if path.stem not in stems and _is_case(path):
             _remove_case(directory, path.stem)
 
@@ -388,7 +463,7 @@ def _remove_departed(directory: Path, stems: set[str]) -> None:
 def _is_sidecar(path: Path) -> bool:
     try:
         return bool(json.loads(path.read_bytes()).get("kind") == SIDECAR_KIND)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -406,23 +481,8 @@ def _remove_case(directory: Path, stem: str) -> None:
             path.unlink()
 
 
-def _refuse_failures(results: Sequence[CaseResult], split: str, skip_failed: bool) -> None:
-    failed = [result for result in results if result.status == "failed"]
-    if failed and not skip_failed:
-        lines = "\n".join(f"  {result.error}" for result in failed)
-        raise DataError(
-            f"split {split}: {len(failed)} of {len(results)} cases failed; the others are done and will not "
-            f"be built again. Correct these, or leave them out with --skip-failed:\n{lines}"
-        )
-    if not any(result.windows for result in results):
-        sidecars = [result.sidecar for result in results if result.sidecar]
-        candidates = sum(sidecar.candidates for sidecar in sidecars)
-        reasons = _listed_reasons(sidecars)
-        raise DataError(f"split {split}: none of {candidates} windows was kept; {reasons}")
-
-
-def _listed_reasons(sidecars: Sequence[Sidecar]) -> str:
-    dropped = sum_counts(sidecar.dropped for sidecar in sidecars)
+def _listed_reasons(index: StoreIndex) -> str:
+    dropped = index.dropped
     if not dropped:
         return "the recordings are shorter than one window, or every case failed"
     reasons = [

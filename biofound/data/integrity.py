@@ -81,13 +81,17 @@ def splits_in(data_dir: Path) -> list[SplitName]:
     return found
 
 
-def inspect_store(directory: Path) -> StoreSummary:
+def inspect_store(directory: Path, index: StoreIndex | None = None) -> StoreSummary:
     """Summarise the store of one split, such as `data/windows/train`.
+
+    Args:
+        directory: the store.
+        index: what to take for its index, where that is not on disk.
 
     Raises:
         DataError: when there is no store, or it cannot be read.
     """
-    index = StoreWindows(directory).index
+    index = StoreWindows(directory, index).index
     quality = [_map_case(directory, case)["quality"] for case in index.cases if case.windows]
     same = ("split", "synthetic", "channels", "sfreq", "failed_cases", "dropped", "rejected")
     return StoreSummary(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from biofound.data.npz import find_members, map_members, member_names
+from biofound.data.npz import find_members, map_members, member_names, unpack_members
 from biofound.data.segments import Segments, WindowInfo, checked_index, find_segments, gather
 from biofound.errors import DataError
 from biofound.files import sha256_of
@@ -168,13 +168,7 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     compressed = member_names(path)
     plain = [name for name, is_compressed in compressed.items() if not is_compressed]
     mapped = map_members(path, find_members(path, plain))
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return mapped | {name: archive[name] for name in compressed.keys() - mapped.keys()}
-    except ValueError as error:
-        raise DataError(
-            f"{path}: {error}; save text as an array of strings, not of Python objects"
-        ) from error
+    return mapped | unpack_members(path, compressed.keys() - mapped.keys())
 
 
 def _channel_names(arrays: dict[str, NDArray[Any]]) -> tuple[str, ...]:

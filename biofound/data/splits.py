@@ -1,18 +1,20 @@
 """Train, validation and test splits by patient, and their JSON file.
 
 A patient's split depends on (seed, patient) alone, through a hash, so that cases that are added move nobody;
-both modes share the thresholds, so a test patient of `fasttrack` is no training patient of `full`.
+both modes share the thresholds, so a test patient of `fasttrack` is no training patient of `full`. The
+exception is a cohort so small that the hash gives a split nobody: it then gets the patient whose hash is
+nearest, who may move when patients are added (`Splits.moved`).
 """
 
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Self, cast, get_args
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from biofound.errors import DataError, SettingsError
 from biofound.files import JsonFile, StrictModel, read_json_as, write_json
@@ -26,6 +28,16 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 SourceDescription = dict[str, str | int | float | bool | None]
 """What `Source.describe` gives: plain values that open the source again."""
 
+
+def _with_name(source: SourceDescription) -> SourceDescription:
+    if not isinstance(source.get("name"), str):
+        raise ValueError("expected the name of the source under the key name")
+    return source
+
+
+NamedSource = Annotated[SourceDescription, AfterValidator(_with_name)]
+"""A source's description, as a file holds it."""
+
 Fractions = tuple[float, float, float]
 """The shares of the patients in train, val and test; they add up to 1."""
 FRACTIONS: Fractions = (0.8, 0.1, 0.1)
@@ -34,7 +46,6 @@ UNKNOWN = ""
 """The subject of a recording of which nobody says who was recorded."""
 
 _FASTTRACK_CASES: dict[SplitName, int] = {"train": 50, "val": 10, "test": 10}
-_SEEDS_TRIED = 1000
 _SHOWN = 5
 
 
@@ -80,7 +91,7 @@ class Splits(JsonFile):
 
     kind: Literal["biofound-splits"] = "biofound-splits"
     format_version: Literal[1] = 1
-    source: SourceDescription
+    source: NamedSource
     dataset_version: str
     channels: tuple[str, ...]
     mode: Mode
@@ -97,6 +108,27 @@ class Splits(JsonFile):
         """The patients of one split, sorted; empty where they are unknown."""
         return tuple(sorted({case.subject_id for case in self.of(split)} - {UNKNOWN}))
 
+    def moved(self) -> dict[str, SplitName]:
+        """The patients who are not in the split of their hash, as that left a split without anybody."""
+        return {
+            subject: name
+            for name in SPLITS
+            for subject in self.subjects(name)
+            if split_of(subject, seed=self.seed, fractions=self.fractions) != name
+        }
+
+    def differences(self, other: "Splits") -> list[str]:
+        """In what two files differ that were not made by the same command, in words; the cases may differ.
+
+        Splits that are made again after recordings were added or mended do not differ.
+        """
+        settings = ("channels", "mode", "case_set", "seed", "fractions")
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in settings}
+        ours, theirs = recordings_of(self.source), recordings_of(other.source)
+        for name in {**ours, **theirs}:
+            pairs[f"source {name}"] = ours.get(name), theirs.get(name)
+        return [f"{name}: {before}, not {now}" for name, (before, now) in pairs.items() if before != now]
+
 
 def make_splits(
     cases: Sequence["Case"],
@@ -112,7 +144,8 @@ def make_splits(
     """Divide cases by patient: about 80/10/10 %, or 50/10/10 cases of the same division with `fasttrack`.
 
     `fasttrack` takes whole patients in the order of a second hash, leaving out whom there is no room for;
-    where there are fewer cases it takes all.
+    where there are fewer cases it takes all. Every split of a share above 0 has somebody, if there are as
+    many patients as such splits.
 
     Args:
         cases: what `Source.cases` listed for `channels`.
@@ -126,8 +159,8 @@ def make_splits(
             (1, 0, 0) takes cases whose patients are unknown.
 
     Raises:
-        DataError: when there are no cases, a case is listed twice, a case's subject is unknown, or a split
-            of a share above 0 comes out empty.
+        DataError: when there are no cases, a case is listed twice, a case's subject is unknown, or there
+            are fewer patients than splits of a share above 0.
         SettingsError: when the mode is unknown, or the shares do not add up to 1.
     """
     if mode not in get_args(Mode):
@@ -136,7 +169,6 @@ def make_splits(
         raise SettingsError(f"fractions: {problem}")
     _refuse_unusable(cases, channels, fractions)
     by_split = _divide(cases, seed, fractions)
-    _refuse_empty(by_split, cases, seed, fractions)
     if mode == "fasttrack":
         by_split = {name: _take(by_split[name], _FASTTRACK_CASES[name], seed) for name in SPLITS}
     return Splits(
@@ -151,6 +183,12 @@ def make_splits(
     )
 
 
+def recordings_of(source: SourceDescription) -> SourceDescription:
+    """Which recordings a source has, and whose: not how they are downloaded, chosen, and checked."""
+    others = ("cache_dir", "base_url", "case_set", "ignore_checksums")
+    return {key: value for key, value in source.items() if value and key not in others}
+
+
 def problem_of_fractions(fractions: Fractions) -> str | None:
     """What is wrong with shares of train, val and test, in words; None when they can be used."""
     if len(fractions) == len(SPLITS) and min(fractions) >= 0 and math.isclose(sum(fractions), 1):
@@ -162,7 +200,7 @@ def problem_of_fractions(fractions: Fractions) -> str | None:
 
 
 def split_of(subject_id: str, *, seed: int, fractions: Fractions = FRACTIONS) -> SplitName:
-    """The split a patient belongs to, in every data set and mode."""
+    """The split of a patient's hash: theirs in every data set and mode that leaves no split empty."""
     fraction = _fraction(f"{seed}:{subject_id}")
     train, val, test = fractions
     if fraction < train or val == test == 0:
@@ -186,17 +224,43 @@ def load_splits(path: Path) -> Splits:
         DataError: when the file is missing or no whole splits file of this format version, or has a patient
             or case in two splits.
     """
+    if path.is_dir():
+        held = ", ".join(str(file) for file in sorted(path.glob("splits_*.json"))) or "no splits_<mode>.json"
+        raise DataError(f"{path}: expected a file of splits, got a directory, which holds {held}")
     return read_json_as(path, Splits, hint="write the splits again with `biofound prepare`")
 
 
 def _divide(
     cases: Sequence["Case"], seed: int, fractions: Fractions
 ) -> dict[SplitName, tuple[SplitCase, ...]]:
+    subjects = sorted({case.subject_id or UNKNOWN for case in cases})
+    home = {subject: split_of(subject, seed=seed, fractions=fractions) for subject in subjects}
+    _fill_empty_splits(home, seed, fractions)
     by_split: dict[SplitName, list[SplitCase]] = {name: [] for name in SPLITS}
     for case in sorted(cases, key=lambda case: case.case_id):
         entry = SplitCase(case_id=case.case_id, subject_id=case.subject_id or UNKNOWN)
-        by_split[split_of(entry.subject_id, seed=seed, fractions=fractions)].append(entry)
+        by_split[home[entry.subject_id]].append(entry)
     return {name: tuple(members) for name, members in by_split.items()}
+
+
+def _fill_empty_splits(home: dict[str, SplitName], seed: int, fractions: Fractions) -> None:
+    """Give each split without anybody the patient whose hash is nearest to it, from a split of several."""
+    wanted = wanted_splits(fractions)
+    if len(home) < len(wanted):
+        raise DataError(
+            f"expected at least {len(wanted)} patients for the splits {', '.join(wanted)}, got {len(home)}; "
+            "--fractions 1,0,0 takes them all for training, --fractions 0,0,1 for a test"
+        )
+    for name in wanted:
+        if name in home.values():
+            continue
+        start = sum(fractions[: SPLITS.index(name)])
+        middle = start + fractions[SPLITS.index(name)] / 2
+        sizes = Counter(home.values())
+        spare = (subject for subject, split in home.items() if sizes[split] > 1)
+        # outside of an interval, the nearer to its middle the nearer to it
+        nearest = min(spare, key=lambda subject: abs(_fraction(f"{seed}:{subject}") - middle))
+        home[nearest] = name
 
 
 def _take(cases: tuple[SplitCase, ...], room: int, seed: int) -> tuple[SplitCase, ...]:
@@ -235,37 +299,9 @@ def _refuse_unusable(cases: Sequence["Case"], channels: Sequence[str], fractions
         )
 
 
-def _refuse_empty(
-    by_split: Mapping[SplitName, tuple[SplitCase, ...]],
-    cases: Sequence["Case"],
-    seed: int,
-    fractions: Fractions,
-) -> None:
-    wanted = wanted_splits(fractions)
-    if all(by_split[name] for name in wanted):
-        return
-    subjects = {cast(str, case.subject_id) for case in cases}
-    counts = ", ".join(f"{name} {len(by_split[name])}" for name in SPLITS)
-    raise DataError(
-        f"seed {seed} leaves a split without cases ({counts}) of {len(cases)} cases of {len(subjects)} "
-        f"patients; {_advice(subjects, fractions)}"
-    )
-
-
 def wanted_splits(fractions: Fractions) -> tuple[SplitName, ...]:
     """The splits of a share above 0."""
     return tuple(name for name, share in zip(SPLITS, fractions, strict=True) if share > 0)
-
-
-def _advice(subjects: set[str], fractions: Fractions) -> str:
-    wanted = wanted_splits(fractions)
-    number = {2: "two", 3: "three"}[len(wanted)]
-    if len(subjects) < len(wanted):
-        return f"{number} splits need at least {len(wanted)} patients"
-    for seed in range(_SEEDS_TRIED):
-        if {split_of(subject, seed=seed, fractions=fractions) for subject in subjects} == set(wanted):
-            return f"another seed gives {number}: --seed {seed}"
-    return "try another seed"
 
 
 def _some(names: Sequence[str]) -> str:

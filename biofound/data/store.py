@@ -12,17 +12,17 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from biofound.data.channels import DType, PassBand
 from biofound.data.npz import Member, find_members, map_members
 from biofound.data.segments import Segments, WindowInfo, checked_index, find_segments, gather
-from biofound.data.splits import UNKNOWN, SourceDescription, SplitName
+from biofound.data.splits import UNKNOWN, NamedSource, SourceDescription, SplitName
 from biofound.errors import DataError
 from biofound.files import JsonFile, StrictModel, read_json_as
 
@@ -34,7 +34,10 @@ MAPS_OPEN = 256
 NOTABLE_BRIDGED = 1e-3
 """Share of a channel's samples that are bridged, above which a summary names the recording."""
 
-Counts = dict[str, dict[str, int]]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A number of windows, cases or bytes: one that a float64 holds exactly."""
+
+Counts = dict[str, dict[str, Count]]
 """Windows by reason and channel, or by channel and reason."""
 
 
@@ -47,13 +50,15 @@ class StoreHeader(StrictModel):
     units: dict[str, str]
     filters: dict[str, PassBand]
     quality_thresholds: dict[str, float]
-    sfreq: float
-    window_samples: int
+    sfreq: Annotated[float, Field(gt=0)]
+    window_samples: Annotated[int, Field(ge=2, le=2**31)]
     max_gap_seconds: float
     dtype: DType
 
     @model_validator(mode="after")
     def _describe_every_channel(self) -> Self:
+        if not self.channels or len(set(self.channels)) < len(self.channels):
+            raise ValueError(f"channels must be different names, got {', '.join(self.channels) or 'none'}")
         for key in ("units", "filters", "quality_thresholds"):
             if getattr(self, key).keys() != set(self.channels):
                 raise ValueError(f"{key} must have the keys {', '.join(self.channels)}")
@@ -114,9 +119,9 @@ class Sidecar(CaseHeader):
 
     file: str
     npz_sha256: str
-    npz_bytes: int
-    candidates: int
-    windows: int
+    npz_bytes: Count
+    candidates: Count
+    windows: Count
     hours: float
     dropped: Counts
     rejected: Counts
@@ -129,17 +134,17 @@ class IndexedCase(StrictModel):
     case_id: str
     subject_id: str
     file: str
-    windows: int
+    windows: Count
     sha256: str
 
 
 class Totals(StrictModel):
     """Sums over a store's cases; cases without any kept window count too, unknown subjects do not."""
 
-    cases: int
-    subjects: int
-    candidates: int
-    windows: int
+    cases: Count
+    subjects: Count
+    candidates: Count
+    windows: Count
     hours: float
 
 
@@ -150,7 +155,7 @@ class StoreIndex(StoreHeader, JsonFile):
     format_version: Literal[2] = 2
     split: SplitName
     synthetic: bool
-    source: SourceDescription
+    source: NamedSource
     dataset_version: str
     cases: tuple[IndexedCase, ...]
     failed_cases: tuple[str, ...]
@@ -261,12 +266,16 @@ class _OpenCase:
 class StoreWindows:
     """The windows of one split's store, memory-mapped case by case; never read as a whole.
 
+    Args:
+        directory: the store.
+        index: what to take for its index, where that is not on disk.
+
     Raises:
         DataError: when the index or a file it lists is missing or does not fit.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.index = directory, read_index(directory)
+    def __init__(self, directory: Path, index: StoreIndex | None = None) -> None:
+        self.directory, self.index = directory, index or read_index(directory)
         index = self.index
         self.channels, self.sfreq, self.window_samples = index.channels, index.sfreq, index.window_samples
         self.filters = {name: band.as_json() for name, band in index.filters.items()}
@@ -389,13 +398,12 @@ class WindowSample:
     start_s: float
 
 
-def random_windows(directory: Path, *, count: int, seed: int) -> list[WindowSample]:
+def random_windows(windows: StoreWindows, *, count: int, seed: int) -> list[WindowSample]:
     """Draw `count` different windows of the store of one split (all, if there are fewer), in its order.
 
     Raises:
-        DataError: when there is no store, or it cannot be read.
+        DataError: when a file of the store cannot be read.
     """
-    windows = StoreWindows(directory)
     draw = np.random.default_rng(seed).choice(len(windows), min(count, len(windows)), replace=False)
     index = np.sort(draw)
     info = windows.info(index)

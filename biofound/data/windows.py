@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from biofound.data.npz_windows import ARRAY_KEYS, ArrayWindows, npz_file, open_npz_windows
 from biofound.data.segments import Segments, WindowInfo
 from biofound.data.store import INDEX_NAME, StoreWindows
-from biofound.errors import DataError
+from biofound.errors import DataError, did_you_mean
 
 __all__ = [
     "ArrayWindows",
@@ -132,7 +132,7 @@ def select_channels(windows: Windows, channels: Sequence[str]) -> Windows:
     if absent:
         raise DataError(
             f"these windows hold {', '.join(windows.channels)}, but not {', '.join(absent)}; "
-            "ask for other channels, or build windows with them"
+            f"ask for other channels, or build windows with them{did_you_mean(absent[0], windows.channels)}"
         )
     return _SelectedChannels(windows, tuple(channels))
 

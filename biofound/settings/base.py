@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
+from biofound.files import path_to_text
+
 T = TypeVar("T")
 
 VITALDB_URL = "BIOFOUND_VITALDB_URL"
@@ -134,6 +136,12 @@ REQUIRED = PydanticUndefined
 def split_commas(value: Any) -> Any:
     """Split the text of an option or a variable: `PPG, ECG` -> ["PPG", "ECG"]; other values stay."""
     return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+def split_path_list(value: Any) -> Any:
+    """Split a list of paths like `split_commas`, each as text in UTF-8 (`path_to_text`)."""
+    words = split_commas(value)
+    return [path_to_text(word) if isinstance(word, str) else word for word in words] if words else words
 
 
 def png_file(path: Path | None) -> Path | None:

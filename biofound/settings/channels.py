@@ -1,9 +1,9 @@
 """Settings of `channels.yaml`: the channels that windows hold, with their tracks, filters and thresholds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from biofound.data.channels import CHANNEL_NAME, FINETUNE_CHANNELS, PRETRAIN_CHANNELS, Channel, PassBand
 from biofound.settings.base import REQUIRED, Conflict, Settings, setting, split_commas
@@ -86,6 +86,18 @@ _BUILT_IN = {
 """Every channel of the built-in sections; `biofound/data/channels.py` says which section has which."""
 
 
+def _filled(given: Any, built_in: Any) -> Any:
+    """A mapping, or nothing, with the built-in value of every key that it does not give."""
+    if not isinstance(built_in, Mapping):
+        return given
+    if given is None:
+        return built_in
+    if not isinstance(given, Mapping):
+        return given
+    filled = {key: _filled(value, built_in.get(key)) for key, value in given.items()}
+    return {**built_in, **filled}
+
+
 class ChannelsSettings(Settings):
     """The channel tables of `channels.yaml`, in the order in which windows hold the channels."""
 
@@ -101,6 +113,13 @@ class ChannelsSettings(Settings):
         min_length=1,
         validate_default=True,
     )
+
+    @field_validator("pretrain", "finetune", mode="before")
+    @classmethod
+    def _fill_in_built_in_channels(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        return {name: _filled(given, _BUILT_IN.get(name)) for name, given in table.items()}
 
     def section(self, name: Section) -> list[Channel]:
         """The channels of one section, in file order."""

@@ -39,6 +39,7 @@ _ONLY_FOR = {
     "subject_pattern": ("wfdb",),
     "record_is_subject": ("wfdb", "vital"),
     "list_tracks": ("wfdb", "vitaldb", "vital"),
+    "ignore_checksums": ("wfdb",),
 }
 """Settings that only some sources have, and which."""
 
@@ -83,6 +84,15 @@ class PrepareSettings(Settings):
         "splits (wfdb, vitaldb, vital).",
         panel="Source",
     )
+    ignore_checksums: bool = setting(
+        False,
+        "Read samples also where the header's checksum contradicts them, for data sets whose headers are "
+        "known to be wrong (wfdb).",
+        panel="Source",
+    )
+    skip_failed: bool = setting(
+        False, "Leave out recordings that cannot be used, and list them, instead of failing.", panel="Source"
+    )
     channels_yaml: Path | None = setting(None, CHANNELS_YAML_HELP, panel="Source")
     section: Section = setting(
         "pretrain", "Section of the channel table: cases must have all its channels.", panel="Source"
@@ -106,6 +116,9 @@ class PrepareSettings(Settings):
         panel="Split",
     )
     output: Path = setting(Path("data"), "Directory for splits_<mode>.json.", panel="Output")
+    overwrite: bool = setting(
+        False, "Replace splits that were made of another source or with other settings.", panel="Output"
+    )
 
     @field_validator("subject_pattern")
     @classmethod
@@ -166,5 +179,6 @@ class PrepareSettings(Settings):
                 "subjects_csv": self.subjects_csv,
                 "subject_pattern": self.subject_pattern,
                 "record_is_subject": self.record_is_subject or None,
+                "ignore_checksums": self.ignore_checksums or None,
             }
         return {"name": self.source, **{name: value for name, value in given.items() if value is not None}}

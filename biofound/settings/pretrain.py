@@ -11,7 +11,7 @@ from biofound.core.masking import MaskType, hidden_patches
 from biofound.core.sampler import Shuffle
 from biofound.data.channels import PRETRAIN_CHANNELS
 from biofound.data.sources.populations import PopulationName
-from biofound.settings.base import Conflict, Derived, Settings, setting, split_commas
+from biofound.settings.base import Conflict, Derived, Settings, setting, split_commas, split_path_list
 from biofound.settings.channels import CHANNELS_YAML_HELP, ChannelNames
 from biofound.settings.windows import DEFAULT_STORE
 
@@ -42,7 +42,7 @@ class PretrainSettings(Settings):
         panel="Data",
         in_file=False,
     )
-    data_dir: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = setting(
+    data_dir: Annotated[tuple[str, ...], BeforeValidator(split_path_list)] = setting(
         (),
         "Window store, directory of train_windows.npz and val_windows.npz, or "
         "synthetic:<population>[:<weight>] for windows generated as training goes, weight (1 by default) "

@@ -1,6 +1,5 @@
 """Resolve settings by precedence, option > environment > YAML > default, with the origin of each."""
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from biofound.data.channels import Channel
-from biofound.errors import SettingsError
+from biofound.errors import SettingsError, did_you_mean
+from biofound.files import path_to_text
 from biofound.settings.base import Conflict, Settings, expectation, extra_of, kind_of
 from biofound.settings.channels import ChannelsSettings, Section
 from biofound.settings.yaml_source import YamlSource, read_yaml
@@ -23,9 +23,6 @@ DEFAULT = "default"
 
 PRESET = "fast"
 """The field that changes the defaults of others (`Settings.preset`)."""
-
-_FEW = 8
-"""Names that can be listed in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +64,8 @@ class ResolvedChannels:
         unknown = [name for name in names if name not in known]
         if unknown:
             raise SettingsError(
-                f"channel {', '.join(unknown)}: not in {self.origin}, which has {', '.join(known)}; correct "
-                "the name, or describe the channel in a table of your own (--channels-yaml)"
+                f"channel {', '.join(unknown)}: not in {self.origin}; a channel of another name can be "
+                f"described in a table of your own (--channels-yaml){did_you_mean(unknown[0], list(known))}"
             )
         return [known[name] for name in names]
 
@@ -169,7 +166,7 @@ def plain_values(settings: Settings) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """A settings value as plain JSON."""
     if isinstance(value, Path):
-        return str(value)
+        return path_to_text(value)
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -329,14 +326,6 @@ def _conflict_message(given: _Given, key: tuple[str | int, ...], conflict: Confl
 def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """`; did you mean X?` for the nearest known word; where none is near the whole choice, if it is small."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; expected one of {', '.join(known)}" if len(known) <= _FEW else ""
 
 
 def _listing(problems: list[str]) -> str:

@@ -46,6 +46,12 @@ class WindowsSettings(Settings):
         panel="Output",
         in_file=False,
     )
+    overwrite: bool = setting(
+        False,
+        "Replace windows that were built of other recordings or with other settings.",
+        panel="Output",
+        in_file=False,
+    )
     inspect: Path | None = setting(
         None, "Summarise this window store, and build nothing.", panel="Output", in_file=False
     )

@@ -52,6 +52,7 @@ def building(
         "max_gap_seconds": 1.0,
         "dtype": "float16",
         "workers": 1,
+        "overwrite": True,
     }
     entries = entries_of(source) if entries is None else entries
     return build_windows(source=source, entries=entries, outdir=outdir, **{**settings, **changes})

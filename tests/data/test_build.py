@@ -3,13 +3,15 @@
 import json
 import multiprocessing
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from biofound.data.integrity import check_store
+from biofound.data.build import FailedCasesError
+from biofound.data.integrity import check_store, inspect_store
 from biofound.data.splits import SplitCase
 from biofound.data.store import total
 from biofound.data.windows import open_windows
@@ -133,6 +135,42 @@ def test_a_changed_setting_builds_every_case_again_into_what_a_new_store_holds(t
     assert bytes_of(tmp_path / "old") == bytes_of(tmp_path / "new")
 
 
+SHORT = {"source": cohort(subjects=2, minutes=0.5)}
+
+
+@pytest.fixture(scope="module")
+def short_store(tmp_path_factory):
+    outdir = tmp_path_factory.mktemp("short")
+    build(outdir, **SHORT)
+    return outdir
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"dtype": "float32"}, r"dtype \(2 cases\)"),
+        ({"channels": (ECG, PPG)}, "channels"),
+        ({"channels": (PPG, replace(ECG, tracks=("II", "ECG")))}, "tracks of the channels"),
+        ({"entries": entries_of(cohort(subjects=1))}, r"cases \(1 cases\)"),
+        ({"source": cohort(subjects=2, minutes=0.5, seed=2)}, "source"),
+    ],
+)
+def test_windows_of_another_build_are_replaced_only_when_told(short_store, tmp_path, change, named, whole):
+    outdir = tmp_path / "store"
+    shutil.copytree(short_store, outdir)
+    if not whole:  # as a killed build leaves it
+        (outdir / "train" / "index.json").unlink()
+    if whole or named != "source":  # which other cohort it was only the index says
+        before = bytes_of(outdir)
+        with pytest.raises(DataError, match=rf"train: .*{named}.*--outdir.*--overwrite"):
+            building(outdir, **{**SHORT, **change}, overwrite=False)
+        assert bytes_of(outdir) == before
+    building(outdir, **{**SHORT, **change}, overwrite=True).close()
+    more = entries_of(cohort(subjects=3))
+    building(outdir, **SHORT, entries=more, overwrite=False).close()  # cases that are added replace nothing
+
+
 def test_a_changed_source_or_subject_builds_the_case_again(tmp_path):
     build(tmp_path)
     assert set(statuses(build(tmp_path, source=cohort(seed=2))).values()) == {"built"}
@@ -146,13 +184,14 @@ def test_a_changed_source_or_subject_builds_the_case_again(tmp_path):
 def test_a_case_that_left_the_split_leaves_the_store_and_others_files_stay(tmp_path):
     build(tmp_path / "old")
     (tmp_path / "old" / "train" / "notes.json").write_text('{"mine": true}')
+    (tmp_path / "old" / "train" / "deep.json").write_text("[" * 100_000)
     np.savez(tmp_path / "old" / "train" / "mine.npz", x=np.zeros(3))
     (tmp_path / "old" / "train" / "syn0005_1.json").unlink()  # as if killed between npz and sidecar
     entries = entries_of(cohort())[:2]
     build(tmp_path / "old", entries=entries)
     build(tmp_path / "new", entries=entries)
     left = bytes_of(tmp_path / "old")
-    assert left.pop("train/notes.json") and left.pop("train/mine.npz")
+    assert left.pop("train/notes.json") and left.pop("train/mine.npz") and left.pop("train/deep.json")
     assert left == bytes_of(tmp_path / "new")
 
 
@@ -189,9 +228,11 @@ def test_a_build_that_is_stopped_early_goes_on_where_it_stopped(tmp_path, undist
 @pytest.mark.parametrize("workers", [1, 2])
 def test_failed_cases_end_the_run_after_all_others_are_done(tmp_path, workers):
     source = like_cohort(FailingSource)
-    with pytest.raises(DataError, match=r"1 of 5 (.|\n)*--skip-failed(.|\n)*syn0002_1"):
+    with pytest.raises(FailedCasesError, match=r"1 of 5 (.|\n)*--skip-failed(.|\n)*syn0002_1") as failure:
         build(tmp_path, source=source, workers=workers)
     assert not (tmp_path / "train" / "index.json").exists()
+    summary = inspect_store(tmp_path / "train", failure.value.index)
+    assert (summary.cases, summary.failed_cases) == (4, ("syn0002_1",)) and summary.windows > 0
     found = statuses(build(tmp_path, source=source, skip_failed=True))
     assert found.pop("syn0002_1") == "failed"
     assert set(found.values()) == {"unchanged"}

@@ -1,12 +1,15 @@
 """Uncompressed npz files: the same bytes every time, and members mapped at their offset."""
 
 import io
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from biofound.data.npz import find_members, map_members, member_names, write_npz
+from biofound.data import npz
+from biofound.data.npz import find_members, map_members, member_names, unpack_members, write_npz
 from biofound.errors import DataError
 
 ARRAYS = {
@@ -119,3 +122,83 @@ def test_a_file_that_shrank_after_its_members_were_found_is_an_error(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DataError, match=f"{path}: .* 300 bytes"):
         map_members(path, members)
+
+
+# What no array can be
+
+
+def write_raw(path: Path, header: str, *, compression: int) -> Path:
+    """An npz of one array `x`, 64 zero bytes under a header of one's own."""
+    text = header.encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(64)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x.npy", content)
+    return path
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+@pytest.mark.parametrize(
+    ("shape", "descr"),
+    [
+        ((2**62, 8), "<f4"),
+        ((2**61, 2, 2), "<f4"),
+        ((2**70,), "<f4"),
+        ((-16,), "<f4"),
+        ((0, 2**62, 2**62), "<f4"),
+        ((1,) * 40 + (16,), "<f4"),
+        ((10**15,), "<U0"),
+        ((17,), "<f4"),
+    ],
+)
+def test_a_shape_that_the_file_cannot_hold_is_refused(tmp_path, shape, descr, compression):
+    path = tmp_path / "a.npz"
+    header = repr({"descr": descr, "fortran_order": False, "shape": shape})
+    write_raw(path, header, compression=compression)
+    read = find_members if compression == zipfile.ZIP_STORED else unpack_members
+    with pytest.raises(DataError, match=r"a\.npz: .*'x(\.npy)?'"):
+        read(path, ["x"])
+
+
+@pytest.mark.parametrize("header", ["(" * 9000, "-" * 9000 + "1", "{'descr': '<f4'}", "[1]", ""])
+def test_a_header_that_is_none_is_refused(tmp_path, header):
+    path = write_raw(tmp_path / "a.npz", header, compression=zipfile.ZIP_STORED)
+    with pytest.raises(DataError, match="damaged header"):
+        find_members(path, ["x"])
+
+
+def test_compressed_arrays_equal_what_numpy_reads(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, **ARRAYS, fortran=np.asfortranarray(np.arange(12.0).reshape(3, 4)))
+    unpacked = unpack_members(path, member_names(path))
+    with np.load(path) as archive:
+        assert unpacked.keys() == set(archive.files)
+        for name, array in unpacked.items():
+            assert array.dtype == archive[name].dtype
+            np.testing.assert_array_equal(array, archive[name])
+
+
+def test_what_unpacks_to_far_more_than_signals_do_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "MOST_UNPACKED_BYTES", 10_000)
+    noise = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    np.savez_compressed(tmp_path / "a.npz", signal=noise, bomb=np.zeros(1_000_000))
+    np.testing.assert_array_equal(unpack_members(tmp_path / "a.npz", ["signal"])["signal"], noise)
+    with pytest.raises(DataError, match=r"a\.npz: 'bomb\.npy' unpacks from .* to 8,000,128 bytes"):
+        unpack_members(tmp_path / "a.npz", ["bomb"])
+
+
+def test_damage_to_a_compressed_array_is_a_data_error(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=np.random.default_rng(0).integers(0, 50, 300))
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(0, len(whole), 9):
+        (tmp_path / "b.npz").write_bytes(
+            whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :]
+        )
+        try:
+            read = unpack_members(tmp_path / "b.npz", ["x"])["x"]
+        except DataError:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(read, np.random.default_rng(0).integers(0, 50, 300))
+    assert refused > 30

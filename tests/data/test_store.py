@@ -126,11 +126,35 @@ def test_a_directory_without_windows_is_an_error_that_says_what_was_looked_for(t
         (b'{"kind": "biofound-splits"}', "kind: expected 'biofound-windows', got 'biofound-splits'"),
         (b'{"kind": "biofound-windows", "format_version": 99}', "format_version: expected 2, got 99"),
         (b'{"kind": "biofound-windows", "format_version": 2, "channels": ["PPG"]}', "units: missing"),
+        (b"[" * 10**6, "recursion"),
+        (b'{"format_version": ' + b"9" * 5000 + b"}", "number"),
     ],
+    ids=range(7),
 )
 def test_an_index_that_is_none_is_an_error(copied, content, complaint):
     (copied / "train" / "index.json").write_bytes(content)
     with pytest.raises(DataError, match=rf"index\.json: .*{complaint}.*`biofound windows`"):
+        open_windows(copied, "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"window_samples": 10**30}, "window_samples: expected less than"),
+        ({"sfreq": 0.0}, "sfreq: expected greater than 0"),
+        ({"channels": ["PPG", "PPG"]}, "different names"),
+        ({"source": {}}, "source: expected the name"),
+        (
+            {"cases": [{"case_id": "a", "subject_id": "b", "file": "c", "windows": -1, "sha256": ""}]},
+            "windows: ",
+        ),
+        ({"dropped": {"flat": {"PPG": 10**30}}}, r"dropped\.flat\.PPG: expected less than"),
+    ],
+)
+def test_an_index_of_numbers_that_cannot_be_is_an_error(copied, change, complaint):
+    path = copied / "train" / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError, match=rf"index\.json: .*{complaint}"):
         open_windows(copied, "train")
 
 

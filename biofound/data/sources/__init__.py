@@ -3,13 +3,18 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
 from biofound.errors import DataError
+
+_Seen = TypeVar("_Seen")
+
+SHOWN = 50
+"""Recordings listed in one message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,68 @@ class Recording:
     signals: Mapping[str, Signal]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """All recordings of a source by id: `cases`, sorted, and those that are none.
+
+    `left_out` are the recordings that lack channels, each with the names of these; `refused` those that
+    cannot be used, each with the reason.
+    """
+
+    cases: list[Case]
+    left_out: Mapping[str, tuple[str, ...]]
+    refused: Mapping[str, str]
+
+    def usable(self, *, skip_failed: bool = False) -> list[Case]:
+        """The cases, if no recording was refused; with `skip_failed` whatever was refused.
+
+        Raises:
+            DataError: when recordings were refused and must not be skipped, or nothing else is there.
+        """
+        if self.refused and not (skip_failed and self.cases):
+            number = len(self.cases) + len(self.left_out) + len(self.refused)
+            reasons = list(self.refused.values())
+            shown = "\n".join(f"  {reason}" for reason in reasons[:SHOWN])
+            more = f"\n  and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+            advice = "correct these" if skip_failed else "correct these, or leave them out with --skip-failed"
+            raise DataError(f"{len(reasons)} of {number} recordings cannot be used; {advice}:\n{shown}{more}")
+        return self.cases
+
+
+def survey_recordings(
+    case_ids: Iterable[str], look: Callable[[str], Case | tuple[str, ...] | None]
+) -> Survey:
+    """Look at every recording, also after one that cannot be used.
+
+    Args:
+        case_ids: the ids of the recordings.
+        look: gives a recording's case, or the names of the channels that it lacks, or None for what is no
+            recording of its own; raises `DataError` or `OSError` for one that cannot be used.
+    """
+    seen: dict[str, Case | tuple[str, ...] | None] = {}
+    refused = _look_at_all(case_ids, look, seen)
+    return Survey(
+        cases=[found for found in seen.values() if isinstance(found, Case)],
+        left_out={case_id: found for case_id, found in seen.items() if isinstance(found, tuple)},
+        refused=refused,
+    )
+
+
+def _look_at_all(
+    case_ids: Iterable[str], look: Callable[[str], _Seen], seen: dict[str, _Seen]
+) -> dict[str, str]:
+    """Put into `seen` what `look` gives of each recording; returns why it gives nothing of the others."""
+    refused: dict[str, str] = {}
+    for case_id in sorted(case_ids):
+        try:
+            seen[case_id] = look(case_id)
+        except DataError as error:
+            refused[case_id] = str(error)
+        except OSError as error:
+            refused[case_id] = f"case {case_id}: {error.filename} cannot be read ({error.strerror})"
+    return refused
+
+
 class Source(Protocol):
     """A source of recordings. All methods raise `DataError` with the case and channel named.
 
@@ -94,9 +161,13 @@ class Source(Protocol):
         """The data set's version, which changes when the recordings change."""
         ...
 
-    def cases(self, channels: Sequence[Channel]) -> list[Case]:
-        """The cases that have all `channels`, sorted by case id."""
+    def survey(self, channels: Sequence[Channel]) -> Survey:
+        """All recordings: cases that have all `channels`, those that lack one, and those refused."""
         ...
+
+    def cases(self, channels: Sequence[Channel]) -> list[Case]:
+        """The cases that have all `channels`, sorted by case id; refused recordings are an error."""
+        return self.survey(channels).usable()
 
     def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
         """The samples of one case. A channel that is missing, or NaN throughout, is an error."""
@@ -120,15 +191,6 @@ class FetchingSource(Source, Protocol):
 
 
 @runtime_checkable
-class SelectiveSource(Source, Protocol):
-    """A source that lists the recordings that lack a channel."""
-
-    def left_out(self, channels: Sequence[Channel]) -> Mapping[str, tuple[str, ...]]:
-        """The recordings that are no cases, by id, each with the channels it lacks."""
-        ...
-
-
-@runtime_checkable
 class ListingSource(Source, Protocol):
     """A source that lists the tracks of its recordings."""
 
@@ -139,10 +201,5 @@ class ListingSource(Source, Protocol):
 
 def list_recordings(case_ids: Iterable[str], look: Callable[[str], tuple[ListedTrack, ...]]) -> TrackList:
     """List the tracks that `look` gives of each recording, also after one that cannot be read."""
-    tracks, refused = {}, {}
-    for case_id in sorted(case_ids):
-        try:
-            tracks[case_id] = look(case_id)
-        except DataError as error:
-            refused[case_id] = str(error)
-    return TrackList(tracks=tracks, refused=refused)
+    tracks: dict[str, tuple[ListedTrack, ...]] = {}
+    return TrackList(tracks=tracks, refused=_look_at_all(case_ids, look, tracks))

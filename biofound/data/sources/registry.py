@@ -1,13 +1,12 @@
 """Open a source by its name; and the names that settings offer, without the imports of the sources."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Literal, cast, get_args
 
 from biofound.data.sources import Source
-from biofound.errors import SettingsError
+from biofound.errors import SettingsError, did_you_mean
 
 _CLASSES = {
     "synthetic": "biofound.data.sources.synthetic:SyntheticSource",
@@ -42,21 +41,16 @@ def open_source(*, name: str, **description: Any) -> Source:
         DataError: when the recordings are not there.
     """
     if name not in _CLASSES:
-        raise SettingsError(f"source {name!r} is unknown; {_suggestion(name, SOURCES)}")
+        raise SettingsError(f"source {name!r} is unknown{did_you_mean(name, SOURCES)}")
     module, _, attribute = _CLASSES[name].partition(":")
     make = cast(Callable[..., Source], getattr(import_module(module), attribute))
     accepted = inspect.signature(make).parameters
     for key in description:
         if key not in accepted:
-            raise SettingsError(f"source {name} has no setting {key!r}; {_suggestion(key, tuple(accepted))}")
+            raise SettingsError(f"source {name} has no setting {key!r}{did_you_mean(key, tuple(accepted))}")
     missing = [
         key for key, p in accepted.items() if p.default is inspect.Parameter.empty and key not in description
     ]
     if missing:
         raise SettingsError(f"source {name} needs {', '.join(missing)}")
     return make(**description)
-
-
-def _suggestion(got: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(got), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"

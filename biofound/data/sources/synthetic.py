@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
-from biofound.data.sources import Case, Recording, Signal
+from biofound.data.sources import Case, Recording, Signal, Source, Survey, survey_recordings
 from biofound.data.sources.heart_signals import render
 from biofound.data.sources.heart_truth import Truth, truth_of
 from biofound.data.sources.hearts import draw_heart
@@ -55,7 +55,7 @@ _GENERATOR = 1  # to be raised by whoever changes what the same seed gives
 _CASE_ID = re.compile(r"syn(\d{4,})_(\d+)")
 
 
-class SyntheticSource:
+class SyntheticSource(Source):
     """A synthetic cohort: `subjects` subjects with `cases_per_subject` recordings of `minutes` each.
 
     Args:
@@ -119,21 +119,26 @@ class SyntheticSource:
         """The generator's version and a digest of everything that shapes the cohort."""
         return f"{_GENERATOR}-{_digest(self.describe())[:12]}"
 
-    def cases(self, channels: Sequence[Channel]) -> list[Case]:
-        """All cases, sorted by id; empty when a channel is none of PPG, ECG, ACC_X, ACC_Y, ACC_Z."""
-        if any(_track_of(channel) is None for channel in channels):
-            return []
-        found = [
-            Case(
-                case_id=f"syn{subject:04d}_{case}",
-                subject_id=f"syn{subject:04d}",
-                tracks=tuple(UNITS),
-                duration_s=self._samples(self.sfreq) / self.sfreq,
-            )
+    def survey(self, channels: Sequence[Channel]) -> Survey:
+        """Every case, or none when a channel is none of PPG, ECG, ACC_X, ACC_Y, ACC_Z."""
+        absent = tuple(channel.name for channel in channels if _track_of(channel) is None)
+        subjects = {
+            f"syn{subject:04d}_{case}": f"syn{subject:04d}"
             for subject in range(1, self.subjects + 1)
             for case in range(1, self.cases_per_subject + 1)
-        ]
-        return sorted(found, key=lambda case: case.case_id)
+        }
+        return survey_recordings(
+            subjects,
+            lambda case_id: (
+                absent
+                or Case(
+                    case_id=case_id,
+                    subject_id=subjects[case_id],
+                    tracks=tuple(UNITS),
+                    duration_s=self._samples(self.sfreq) / self.sfreq,
+                )
+            ),
+        )
 
     def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
         """Generate one case: float32, NaN in gaps. A channel does not depend on the others asked for.

@@ -21,7 +21,16 @@ from urllib.parse import urlsplit
 from urllib3 import Retry
 
 from biofound.data.channels import Channel
-from biofound.data.sources import Case, ListedTrack, Recording, TrackList, list_recordings
+from biofound.data.sources import (
+    Case,
+    ListedTrack,
+    Recording,
+    Source,
+    Survey,
+    TrackList,
+    list_recordings,
+    survey_recordings,
+)
 from biofound.data.sources.download import GZIP_MAGIC, fetch
 from biofound.data.sources.registry import CASE_SETS, DEFAULT_CASE_SET
 from biofound.data.sources.subjects import find_subjects
@@ -34,7 +43,7 @@ from biofound.data.sources.vital_file import (
 )
 from biofound.data.sources.vitaldb_cost import Cost, estimate_cost
 from biofound.errors import DataError, SettingsError
-from biofound.files import sha256_of, write_json
+from biofound.files import path_from_text, path_to_text, printable_name, sha256_of, write_json
 
 BASE_URL = "https://api.vitaldb.net"
 """Address of the open data set's API."""
@@ -66,7 +75,7 @@ def case_ids_in(case_set: str) -> frozenset[str] | None:
     return frozenset(map(str, getattr(vitaldb, f"caseids_{case_set}")))
 
 
-class VitalDBSource:
+class VitalDBSource(Source):
     """The VitalDB open data set, downloaded case by case into a cache.
 
     Whole `.vital` files are taken rather than the API's per-track CSV: one file holds both tracks on one
@@ -106,7 +115,7 @@ class VitalDBSource:
             raise SettingsError(f"case set: expected one of {', '.join(CASE_SETS)}; got {case_set}.")
         if urlsplit(base_url).scheme not in ("http", "https"):
             raise SettingsError(f"VitalDB's address: expected http(s)://..., got {base_url!r}.")
-        self.cache_dir = Path(cache_dir).expanduser().absolute()
+        self.cache_dir = path_from_text(cache_dir).expanduser().absolute()
         self.case_set = case_set
         self.base_url = base_url.rstrip("/")
         self.dataset_version = dataset_version
@@ -130,7 +139,7 @@ class VitalDBSource:
         """Plain JSON that opens this source again; without the settings of its downloads."""
         return {
             "name": self.name,
-            "cache_dir": str(self.cache_dir),
+            "cache_dir": path_to_text(self.cache_dir),
             "case_set": self.case_set,
             "base_url": self.base_url,
             "dataset_version": self.dataset_version,
@@ -143,8 +152,8 @@ class VitalDBSource:
             digest.update(_text_of(self._table(table), table))
         return f"{self.dataset_version}-{digest.hexdigest()[:16]}"
 
-    def cases(self, channels: Sequence[Channel]) -> list[Case]:
-        """The cases of the case set whose track list has every channel, sorted by case id (as text).
+    def survey(self, channels: Sequence[Channel]) -> Survey:
+        """The cases of the case set, by the channels in their track lists.
 
         The subject is the clinical table's `subjectid`; None for a case that the table does not have.
 
@@ -153,11 +162,12 @@ class VitalDBSource:
         """
         chosen = case_ids_in(self.case_set)
         clinical, tracks = self._clinical, self._tracks
-        inside = sorted(case_id for case_id in tracks if chosen is None or case_id in chosen)
-        found = [
-            self._case(case_id) for case_id in inside if not _lacking(channels, tracks[case_id], case_id)
-        ]
-        if not found:
+        inside = [case_id for case_id in tracks if chosen is None or case_id in chosen]
+        found = survey_recordings(
+            inside,
+            lambda case_id: _lacking(channels, tracks[case_id], case_id) or self._case(case_id),
+        )
+        if not found.cases and not found.refused:
             raise DataError(
                 f"VitalDB: no case is left. The clinical table has {len(clinical)} cases, the track list"
                 f" {len(tracks)}, case set {self.case_set} {len(inside)} of them, and none of those has every"
@@ -324,7 +334,7 @@ class VitalDBSource:
         )
 
 
-class VitalFilesSource:
+class VitalFilesSource(Source):
     """A directory of `.vital` files from any hospital, searched with its subdirectories.
 
     A case is a file; its id is the path without `.vital`, `/` written as `__`. Its subject comes from
@@ -347,10 +357,12 @@ class VitalFilesSource:
     def __init__(
         self, *, root: str | Path, subjects_csv: str | Path | None = None, record_is_subject: bool = False
     ) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = path_from_text(root).expanduser().absolute()
         if not self.root.is_dir():
             raise DataError(f"vital source: expected a directory of .vital files at {self.root}, found none")
-        self._given_csv = None if subjects_csv is None else Path(subjects_csv).expanduser().absolute()
+        self._given_csv = (
+            None if subjects_csv is None else path_from_text(subjects_csv).expanduser().absolute()
+        )
         self.record_is_subject = record_is_subject
         subjects = find_subjects(
             self.root,
@@ -367,8 +379,8 @@ class VitalFilesSource:
         """Plain JSON that opens this source again."""
         return {
             "name": self.name,
-            "root": str(self.root),
-            "subjects_csv": None if self._given_csv is None else str(self._given_csv),
+            "root": path_to_text(self.root),
+            "subjects_csv": None if self._given_csv is None else path_to_text(self._given_csv),
             "record_is_subject": self.record_is_subject,
         }
 
@@ -382,15 +394,21 @@ class VitalFilesSource:
         """Without the tracks, which workers do not need."""
         return {**self.__dict__, "_listed": {}}
 
-    def cases(self, channels: Sequence[Channel]) -> list[Case]:
-        """The files that have every channel, sorted by case id; as long as the shortest of the channels.
+    def survey(self, channels: Sequence[Channel]) -> Survey:
+        """All files by the channels that they have; a damaged one is refused.
+
+        A case is as long as its shortest channel.
 
         Raises:
-            DataError: a file is damaged, or none has every channel.
+            DataError: none has every channel.
         """
-        lacking = self.left_out(channels)
-        found = [self._case(case_id, channels) for case_id in self._files if case_id not in lacking]
-        if not found:
+
+        def look(case_id: str) -> Case | tuple[str, ...]:
+            names = [track.name for track in self._tracks(case_id)]
+            return _lacking(channels, names, case_id) or self._case(case_id, channels)
+
+        found = survey_recordings(self._files, look)
+        if not found.cases and not found.refused:
             names = sorted({track.name for tracks in self._listed.values() for track in tracks})
             raise DataError(
                 f"{self.root}: none of {len(self._files)} .vital files has every channel"
@@ -398,14 +416,6 @@ class VitalFilesSource:
                 " the channels file; `biofound prepare --list-tracks` says which file has which."
             )
         return found
-
-    def left_out(self, channels: Sequence[Channel]) -> dict[str, tuple[str, ...]]:
-        """The files that lack a channel, and so are no cases, by id, each with the channels it lacks."""
-        absent = {
-            case_id: _lacking(channels, [track.name for track in self._tracks(case_id)], case_id)
-            for case_id in self._files
-        }
-        return {case_id: names for case_id, names in absent.items() if names}
 
     def tracks(self) -> TrackList:
         """The tracks of every file, with the seconds of signal in its waves."""
@@ -427,8 +437,8 @@ class VitalFilesSource:
     def _files(self) -> dict[str, Path]:
         """File by case id, sorted."""
         files: dict[str, Path] = {}
-        for path in sorted(self.root.rglob("*.vital")):
-            case_id = "__".join(path.relative_to(self.root).with_suffix("").parts)
+        for path in sorted(path for path in self.root.rglob("*.vital") if path.is_file()):
+            case_id = printable_name("__".join(path.relative_to(self.root).with_suffix("").parts))
             if case_id in files:
                 raise DataError(f"{path} and {files[case_id]} would both be case {case_id}. Rename one.")
             files[case_id] = path
@@ -460,7 +470,7 @@ class VitalFilesSource:
 
 
 def _lacking(channels: Sequence[Channel], tracks: Sequence[str], case_id: str) -> tuple[str, ...]:
-    """Names of the channels for which a recording has no track."""
+    """The channels none of whose tracks are there."""
     return tuple(
         channel.name
         for channel in channels

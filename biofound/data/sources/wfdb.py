@@ -2,28 +2,40 @@
 
 The format is described at https://physionet.org/physiotools/wag/header-5.htm; the bytes are decoded by the
 `wfdb` package, which is imported only when a record is opened. Checked here is what that package accepts
-silently: a header that promises more samples than its file has, or with signals and samples transposed.
+silently: a header that promises more samples than its file has, or with signals and samples transposed, and
+samples whose sum is not the header's checksum.
 """
 
 import hashlib
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
-from biofound.data.sources import Case, ListedTrack, Recording, Signal, TrackList, list_recordings
+from biofound.data.sources import (
+    Case,
+    ListedTrack,
+    Recording,
+    Signal,
+    Source,
+    Survey,
+    TrackList,
+    list_recordings,
+    survey_recordings,
+)
 from biofound.data.sources.subjects import find_subjects
 from biofound.data.sources.units import conversion
 from biofound.errors import DataError, SettingsError
-from biofound.files import sha256_of
+from biofound.files import path_from_text, path_to_text, printable_name, sha256_of
 
 SUBJECT_PATTERN = r"mimic2wdb/matched/(s\d+)"
 """Finds the patient in BIDMC's headers: the directory of the MIMIC-II record that each is taken from."""
@@ -41,10 +53,8 @@ _BYTES_PER_SAMPLE = {
     "311": Fraction(4, 3),
 }  # the FLAC formats 508, 516 and 524 have no fixed size: their samples are counted after decoding
 
-_SHOWN = 10  # problems listed in one message
 
-
-class WfdbSource:
+class WfdbSource(Source):
     """A directory of WFDB records.
 
     The records are those of the `RECORDS` file (which may name directories with a `RECORDS` of their own),
@@ -61,6 +71,8 @@ class WfdbSource:
         subjects_csv: a CSV with the columns `record` (as in RECORDS) and `subject`.
         subject_pattern: a regular expression whose first group is the subject.
         record_is_subject: treat each record as a different subject.
+        ignore_checksums: read samples also where the header's checksum contradicts them, for data sets
+            whose headers are known to be wrong.
 
     Raises:
         DataError: when the directory or the CSV cannot be read.
@@ -77,32 +89,37 @@ class WfdbSource:
         subjects_csv: str | Path | None = None,
         subject_pattern: str | None = None,
         record_is_subject: bool = False,
+        ignore_checksums: bool = False,
     ) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = path_from_text(root).expanduser().absolute()
         if not self.root.is_dir():
             raise DataError(f"wfdb source: expected a directory of records at {self.root}, found none")
-        self._given_csv = None if subjects_csv is None else Path(subjects_csv).expanduser().absolute()
+        self._given_csv = (
+            None if subjects_csv is None else path_from_text(subjects_csv).expanduser().absolute()
+        )
         self.subject_pattern = subject_pattern
         self._pattern = compile_subject_pattern(
             SUBJECT_PATTERN if subject_pattern is None else subject_pattern
         )
-        self.record_is_subject = record_is_subject
+        self.record_is_subject, self.ignore_checksums = record_is_subject, ignore_checksums
         self._subjects = find_subjects(
             self.root if subject_pattern is None else None,
             self._given_csv,
             record_is_subject=record_is_subject,
             source=self.name,
             columns=("record",),
+            key_of=lambda name: PurePosixPath(name).as_posix(),  # without "./"
         )
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """Plain JSON that opens this directory with the same rule for subjects."""
         return {
             "name": self.name,
-            "root": str(self.root),
-            "subjects_csv": None if self._given_csv is None else str(self._given_csv),
+            "root": path_to_text(self.root),
+            "subjects_csv": None if self._given_csv is None else path_to_text(self._given_csv),
             "subject_pattern": self.subject_pattern,
             "record_is_subject": self.record_is_subject,
+            "ignore_checksums": self.ignore_checksums,
         }
 
     def version(self) -> str:
@@ -114,41 +131,25 @@ class WfdbSource:
             digest.update(header.read_bytes() if header.is_file() else b"")
         return f"wfdb-{digest.hexdigest()[:16]}"
 
-    def cases(self, channels: Sequence[Channel]) -> list[Case]:
-        """The records that have all `channels`, sorted by case id.
+    def survey(self, channels: Sequence[Channel]) -> Survey:
+        """All records by the channels that they have.
 
-        Raises:
-            DataError: when headers cannot be read, or contradict themselves or their files (file missing or
-                short, one sample, signals and samples transposed); all records in one message.
+        Refused are those whose header is missing, cannot be read, or contradicts itself or its files (file
+        missing or short, one sample, signals and samples transposed). Companions of other records
+        (`<record>n`), which hold numbers by the second, are not listed.
         """
-        found, problems = [], []
-        for case_id, path in self._records.items():
-            try:
-                header = _read_header(case_id, path)
-                if all(header.index_of(channel) is not None for channel in channels):
-                    header.check()
-                    found.append(self._case(case_id, path, header))
-            except DataError as error:
-                problems.append(str(error))
-        if problems:
-            raise DataError(_listed(problems, self.root))
-        return sorted(found, key=lambda case: case.case_id)
 
-    def left_out(self, channels: Sequence[Channel]) -> dict[str, tuple[str, ...]]:
-        """The records that lack a channel, and so are no cases, by id, each with the channels it lacks.
-
-        Companions of other records (`<record>n`), which hold numbers by the second, are not listed.
-
-        Raises:
-            DataError: when a header cannot be read.
-        """
-        lacking = {}
-        for case_id, path in self._records.items():
+        def look(case_id: str) -> Case | tuple[str, ...] | None:
+            path = self._records[case_id]
             header = _read_header(case_id, path)
             absent = tuple(channel.name for channel in channels if header.index_of(channel) is None)
-            if absent and case_id.removesuffix("n") not in self._records.keys() - {case_id}:
-                lacking[case_id] = absent
-        return lacking
+            if absent:
+                is_companion = case_id.endswith("n") and case_id.removesuffix("n") in self._records
+                return None if is_companion else absent
+            header.check()
+            return self._case(case_id, path, header)
+
+        return survey_recordings(self._records, look)
 
     def tracks(self) -> TrackList:
         """The signals of every record, as its header has them."""
@@ -163,13 +164,13 @@ class WfdbSource:
 
         Raises:
             DataError: when the record or a channel is missing or NaN throughout, the header contradicts
-                the files, or a unit cannot be converted.
+                the files or (unless `ignore_checksums`) their samples, or a unit cannot be converted.
         """
         path = self.record_path(case_id)
         header = _read_header(case_id, path)
         indices = [_found(header, channel) for channel in channels]
         header.check()
-        tracks = _read_tracks(header, sorted(set(indices)))
+        tracks = _read_tracks(header, sorted(set(indices)), ignore_checksums=self.ignore_checksums)
         signals = {
             channel.name: _signal(case_id, channel, tracks[index])
             for channel, index in zip(channels, indices, strict=True)
@@ -183,7 +184,7 @@ class WfdbSource:
         for path in header.files():
             if not path.is_file():
                 raise DataError(f"case {case_id}: {path.name} is missing from {path.parent}")
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            digest.update(os.fsencode(path.name) + f"\0{path.stat().st_size}\0".encode())
             digest.update(bytes.fromhex(sha256_of(path)))
         return digest.hexdigest()
 
@@ -195,7 +196,7 @@ class WfdbSource:
             raise DataError(f"wfdb source: {self.root} has neither a RECORDS file nor headers (*.hea)")
         records: dict[str, Path] = {}
         for path in paths:
-            case_id = "__".join(path.relative_to(self.root).parts)
+            case_id = printable_name("__".join(path.relative_to(self.root).parts))
             if records.setdefault(case_id, path) != path:
                 raise DataError(f"wfdb source: {path} and {records[case_id]} would both be case {case_id}")
         return records
@@ -225,7 +226,7 @@ class WfdbSource:
         if self.record_is_subject:
             return case_id
         if self._subjects is not None:
-            return self._subjects.get(path.relative_to(self.root).as_posix())
+            return self._subjects.get(printable_name(path.relative_to(self.root).as_posix()))
         comments = [*_comments_of(path.with_name(f"{path.name}n.hea")), *header.comments]
         found = (self._pattern.search(comment) for comment in comments)
         return next((match[1] for match in found if match and match[1]), None)
@@ -364,19 +365,24 @@ def _frame_bytes(parsed: Any, file_name: str) -> tuple[Fraction | None, int]:
     return frame, parsed.byte_offset[signals[0]] or 0
 
 
-def _read_header(case_id: str, path: Path) -> _Header:
+def _read_header(case_id: str, path: Path, *, is_segment: bool = False) -> _Header:
     """Parse the header of the record at `path` (no suffix), and those of its segments."""
     wfdb = import_wfdb()
     file = path.with_name(f"{path.name}.hea")
     if not file.is_file():
-        raise DataError(f"case {case_id}: expected the header {file.name} in {file.parent}, found none")
+        raise DataError(
+            f"case {case_id}: expected the header {file.name} in {file.parent}, found none; download it, or "
+            "take the record out of RECORDS"
+        )
     try:
         parsed = wfdb.rdheader(str(path))
     except Exception as error:  # the parser lets out whatever its regular expressions trip over
         raise DataError(f"case {case_id}: {file.name} is not a WFDB header: {error}") from error
     # "~" stands for time without data; wfdb gives NaN there.
     listed = [name for name in getattr(parsed, "seg_name", None) or [] if name != "~"]
-    segments = tuple(_read_header(case_id, path.parent / name) for name in listed)
+    if listed and is_segment:
+        raise DataError(f"case {case_id}: {file.name} is a segment, and must not have segments of its own")
+    segments = tuple(_read_header(case_id, path.parent / name, is_segment=True) for name in listed)
     # The names of the signals of a multi-segment record are in its first segment (the layout).
     names = segments[0].names if segments else getattr(parsed, "sig_name", None) or ()
     if not parsed.fs:
@@ -409,33 +415,39 @@ def _length_of(case_id: str, parsed: Any, path: Path) -> int:
     return int((file.stat().st_size - offset) / frame)
 
 
-def _read_tracks(header: _Header, indices: list[int]) -> dict[int, _Track]:
+def _read_tracks(header: _Header, indices: list[int], *, ignore_checksums: bool) -> dict[int, _Track]:
     """Decode the signals at `indices`, each at its own rate."""
     if header.segments:
-        return {index: _read_joined(header, index) for index in indices}
+        return {index: _read_joined(header, index, ignore_checksums=ignore_checksums) for index in indices}
     wfdb = import_wfdb()
     try:
-        record = wfdb.rdrecord(str(header.path), channels=indices, smooth_frames=False)
+        record = wfdb.rdrecord(str(header.path), channels=indices, smooth_frames=False, physical=False)
+        physical = record.dac(expanded=True)
     except Exception as error:  # as above: the decoder has no exception family of its own
         raise DataError(f"case {header.case_id}: {header.path.name} cannot be decoded: {error}") from error
     tracks = {}
     for column, index in enumerate(indices):
         per_frame = int(header.parsed.samps_per_frame[index])
-        samples = record.e_p_signal[column]
+        samples = physical[column]
         _check_length(header, index, len(samples), header.samples * per_frame)
+        if not ignore_checksums:
+            _check_sum(header, index, record.e_d_signal[column])
         tracks[index] = _Track(
             samples=samples, sfreq=header.frame_rate * per_frame, unit=record.units[column] or ""
         )
     return tracks
 
 
-def _read_joined(header: _Header, index: int) -> _Track:
+def _read_joined(header: _Header, index: int, *, ignore_checksums: bool) -> _Track:
     """Decode one signal of a multi-segment record into one array, NaN where no segment has it.
 
     The wfdb package joins segments too, but fails on records of fixed layout with a gap.
     """
     name = normalised(header.names[index])
-    read = {segment.path.name: _read_named(segment, name) for segment in header.segments_with_samples()}
+    read = {
+        segment.path.name: _read_named(segment, name, ignore_checksums=ignore_checksums)
+        for segment in header.segments_with_samples()
+    }
     kinds = {(track.sfreq, track.unit) for track in read.values() if track is not None}
     if len(kinds) > 1:
         raise DataError(
@@ -456,10 +468,32 @@ def _read_joined(header: _Header, index: int) -> _Track:
     return _Track(samples=joined, sfreq=header.frame_rate * per_frame, unit=unit)
 
 
-def _read_named(segment: _Header, name: str) -> _Track | None:
+def _read_named(segment: _Header, name: str, *, ignore_checksums: bool) -> _Track | None:
     """The signal of that name in a segment; None where the segment has none."""
     names = [normalised(other) for other in segment.names]
-    return _read_tracks(segment, [names.index(name)])[names.index(name)] if name in names else None
+    if name not in names:
+        return None
+    index = names.index(name)
+    return _read_tracks(segment, [index], ignore_checksums=ignore_checksums)[index]
+
+
+def _check_sum(header: _Header, index: int, samples: NDArray[Any]) -> None:
+    """Compare the sum of a signal's samples (T,), as stored, with the header's 16-bit checksum.
+
+    A header may have none. With a skew some of the samples lie outside of the array, and cannot be summed.
+    """
+    parsed = header.parsed
+    promised = parsed.checksum[index]
+    if promised is None or (parsed.skew and parsed.skew[index]):
+        return
+    got = int(samples.sum(dtype=np.int64))
+    if (got - promised) % 2**16:
+        raise DataError(
+            f"case {header.case_id}, signal {header.names[index]}: the samples in "
+            f"{parsed.file_name[index]} have the checksum {got % 2**16}, the header {header.path.name}.hea "
+            f"promises {promised % 2**16}: one of the files is damaged. Download it again; for a data set "
+            "whose headers are known to be wrong, run biofound prepare with --ignore-checksums"
+        )
 
 
 def _check_length(header: _Header, index: int, got: int, expected: int) -> None:
@@ -493,22 +527,27 @@ def _signal(case_id: str, channel: Channel, track: _Track) -> Signal:
 
 
 def _listed_records(directory: Path) -> Iterator[Path]:
-    """The records that RECORDS in `directory` lists; an entry that ends in "/" has a RECORDS of its own."""
+    """The records that RECORDS in `directory` lists.
+
+    An entry that ends in "/" stands for what the RECORDS there lists, else for every header below. One
+    without either, as in a data set that was downloaded in part, is given as a record that is not there.
+    """
     listing = directory / "RECORDS"
     if not listing.is_file():
         return
-    for line in dict.fromkeys(listing.read_text(encoding="utf-8").split()):
+    for line in dict.fromkeys(os.fsdecode(listing.read_bytes()).split()):
         if Path(line).is_absolute() or ".." in Path(line).parts:
             raise DataError(f"{listing}: the entry {line} lies outside the data set")
-        if line.endswith("/"):
-            yield from _listed_records(directory / line)
-        else:
-            yield directory / line
+        entry = directory / line
+        if line.endswith("/") and entry.resolve() in (directory.resolve(), *directory.resolve().parents):
+            raise DataError(f"{listing}: the entry {line} names the directory of this list; remove it")
+        below = list(_listed_records(entry)) or list(_found_records(entry)) if line.endswith("/") else []
+        yield from below or [entry]
 
 
 def _found_records(directory: Path) -> Iterator[Path]:
     """Every header below `directory` but the segments of multi-segment records."""
-    headers = sorted(directory.rglob("*.hea"))
+    headers = sorted(path for path in directory.rglob("*.hea") if path.is_file())
     segments = {header.parent / name for header in headers for name in _segment_names(header)}
     for header in headers:
         record = header.with_name(header.name.removesuffix(".hea"))
@@ -546,9 +585,3 @@ def compile_subject_pattern(pattern: str) -> re.Pattern[str]:
             f"subject_pattern {pattern!r}: expected a group, (...), around the subject; it has none"
         )
     return compiled
-
-
-def _listed(problems: list[str], root: Path) -> str:
-    shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
-    more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return f"{len(problems)} record(s) of {root} cannot be used:\n{shown}{more}"

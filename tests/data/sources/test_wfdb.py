@@ -1,8 +1,11 @@
 """WFDB records: samples, cases and subjects, and headers that contradict their files."""
 
 import json
+import os
 import shutil
+import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from biofound.data.channels import Channel, PassBand
 from biofound.data.sources.registry import open_source
 from biofound.data.sources.wfdb import WfdbSource, import_wfdb
+from biofound.data.splits import load_splits, make_splits, save_splits
 from biofound.errors import DataError, SettingsError
 
 wfdb = import_wfdb()
@@ -168,6 +172,12 @@ def test_segments_of_different_rates_are_refused(tmp_path):
     (tmp_path / "r1.hea").write_text("r1/2 2 125 1000\nr1_1 500\nr1_2 500\n")
     with pytest.raises(DataError, match=r"r1, signal PLETH: .*\(125 Hz NU, 250"):
         WfdbSource(root=tmp_path).read("r1", [PPG])
+
+
+def test_a_record_that_is_its_own_segment_is_refused(tmp_path):
+    (tmp_path / "RECORDS").write_text("r1\n")
+    (tmp_path / "r1.hea").write_text("r1/1 2 125 500\nr1 500\n")
+    refused_everywhere(tmp_path, r"r1: r1\.hea is a segment")
 
 
 def test_a_short_segment_is_refused(tmp_path):
@@ -364,8 +374,113 @@ def test_all_unusable_records_are_named_at_once(tmp_path):
         write(tmp_path, record)
     (tmp_path / "r1.dat").unlink()
     (tmp_path / "r3.dat").write_bytes(b"")
-    with pytest.raises(DataError, match=r"(?s)2 record.*case r1.*r1.dat.*case r3.*r3.dat"):
+    with pytest.raises(
+        DataError, match=r"(?s)2 of 3 record.*--skip-failed.*case r1.*r1.dat.*case r3.*r3.dat"
+    ):
         WfdbSource(root=tmp_path).cases([PPG, ECG])
+
+
+def test_of_a_partly_downloaded_set_the_records_that_are_there_can_be_used(tmp_path):
+    write(tmp_path, "r1")
+    write(tmp_path, "r2", names=("PLETH,",), units=("NU",))
+    write(tmp_path, "r1n", names=("HR,",), units=("bpm",), fs=1)
+    (tmp_path / "RECORDS").write_text("r1\nr1n\nr2\ngone\np00/\n")
+    found = WfdbSource(root=tmp_path).survey([PPG, ECG])
+    assert [case.case_id for case in found.cases] == ["r1"]
+    assert found.left_out == {"r2": ("ECG",)}
+    assert list(found.refused) == ["gone", "p00"]
+    assert found.usable(skip_failed=True) == found.cases
+    with pytest.raises(DataError, match=r"(?s)^2 of 4 recordings .*case gone: .*gone\.hea.*case p00: "):
+        found.usable()
+    only_bad = WfdbSource(root=tmp_path).survey([channel("ACC", "ACC_X")])
+    with pytest.raises(DataError, match=r"^2 of 4 "):
+        only_bad.usable(skip_failed=True)
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+def test_samples_that_contradict_the_headers_checksum_are_refused_unless_told_otherwise(tmp_path, segmented):
+    x = write(tmp_path, "r1_1" if segmented else "r1")
+    data = tmp_path / ("r1_1.dat" if segmented else "r1.dat")
+    if segmented:
+        (tmp_path / "r1.hea").write_text("r1/1 2 125 500\nr1_1 500\n")
+    content = bytearray(data.read_bytes())
+    content[400] ^= 4  # a sample of PPG, by 0.004 NU
+    data.write_bytes(content)
+    source = WfdbSource(root=tmp_path)
+    np.testing.assert_allclose(source.read("r1", [ECG]).signals["ECG"].samples, x[:, 1], atol=1e-6)
+    with pytest.raises(DataError, match=rf"case r1, signal PLETH, ?: .*{data.name} .*--ignore-checksums"):
+        source.read("r1", [PPG, ECG])
+    told = open_source(**WfdbSource(root=tmp_path, ignore_checksums=True).describe())
+    read = told.read("r1", [PPG, ECG]).signals["PPG"].samples
+    assert np.flatnonzero(np.abs(read - x[:, 0]) > 1e-4).tolist() == [100]
+
+
+def test_a_header_without_a_checksum_is_believed(tmp_path):
+    x = write(tmp_path, names=("PLETH",), units=("NU",))
+    header = tmp_path / "r1.hea"
+    header.write_text("r1 1 125 500\nr1.dat 16 1000/NU\n")
+    source = WfdbSource(root=tmp_path)
+    unnamed = source.read("r1", [channel("PPG", "")]).signals["PPG"].samples
+    np.testing.assert_allclose(unnamed, x[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("entries", ["./r1\n./p/\n", "p/./\nr1\n"])
+def test_records_may_say_that_a_directory_is_below_this_one(tmp_path, entries):
+    write(tmp_path, "r1")
+    write(tmp_path / "p", "r2")
+    (tmp_path / "RECORDS").write_text(entries)
+    (tmp_path / "subjects.csv").write_text("record,subject\n./r1,ann\np/r2,bob\n")
+    for lists_its_own in (True, False):
+        if lists_its_own:
+            (tmp_path / "p" / "RECORDS").write_text("./r2\n")
+        else:
+            (tmp_path / "p" / "RECORDS").unlink()
+        found = {case.case_id: case.subject_id for case in WfdbSource(root=tmp_path).cases([PPG])}
+        assert found == {"r1": "ann", "p__r2": "bob"}
+
+
+@pytest.mark.parametrize("entry", ["./", "p/up/"])
+def test_a_list_of_records_that_lists_itself_is_refused(tmp_path, entry):
+    write(tmp_path, "r1")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "up").symlink_to(tmp_path)
+    (tmp_path / "RECORDS").write_text(f"r1\n{entry}\n")
+    with pytest.raises(DataError, match=rf"RECORDS: the entry {entry} names"):
+        WfdbSource(root=tmp_path).cases([PPG])
+
+
+def test_a_pipe_and_a_directory_that_are_called_headers_are_none(tmp_path):
+    write(tmp_path, "r1")
+    pipe = tmp_path / "r2.hea"
+    os.mkfifo(pipe)
+    (tmp_path / "r3.hea").mkdir()
+    # Who reads the pipe all the same gets the end of the file, and so does not wait for ever.
+    threading.Thread(target=pipe.write_bytes, args=(b"",), daemon=True).start()
+    found = WfdbSource(root=tmp_path).survey([PPG])
+    os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+    assert ([case.case_id for case in found.cases], found.refused) == (["r1"], {})
+
+
+def test_names_that_are_not_utf8_are_read_stored_and_opened_again(tmp_path):
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    x = write(root, "r1")
+    (root / "r1.hea").rename(root / os.fsdecode(b"r\xe9.hea"))
+    source = WfdbSource(root=root, record_is_subject=True)
+    (case,) = source.cases([PPG, ECG])
+    assert (case.case_id, case.subject_id) == (r"r\xe9", r"r\xe9")
+    splits = make_splits(
+        [case],
+        mode="full",
+        seed=0,
+        source=source.describe(),
+        dataset_version=source.version(),
+        channels=["PPG", "ECG"],
+        fractions=(1, 0, 0),
+    )
+    save_splits(tmp_path / "splits.json", splits)
+    again = open_source(**load_splits(tmp_path / "splits.json").source)
+    np.testing.assert_allclose(again.read(case.case_id, [PPG]).signals["PPG"].samples, x[:, 0], atol=1e-6)
+    assert again.fingerprint(case.case_id) == source.fingerprint(case.case_id)
 
 
 @pytest.mark.parametrize("content", ["", "\x00\x01\x02", "r1 two\n", "# only a comment\n"])
@@ -441,9 +556,9 @@ def test_the_fingerprint_does_not_depend_on_where_the_files_are(tmp_path):
 
 
 def test_source_names_and_settings_are_checked_with_a_suggestion(tmp_path):
-    with pytest.raises(SettingsError, match=r"'wfbd'.*'wfdb'"):
+    with pytest.raises(SettingsError, match=r"'wfbd'.*; did you mean wfdb\?"):
         open_source(name="wfbd", root=tmp_path)
-    with pytest.raises(SettingsError, match=r"wfdb.*'subject_csv'.*'subjects_csv'"):
+    with pytest.raises(SettingsError, match=r"wfdb.*'subject_csv'; did you mean subjects_csv\?"):
         open_source(name="wfdb", root=tmp_path, subject_csv="x")
     with pytest.raises(SettingsError, match=r"wfdb.* root"):
         open_source(name="wfdb")
