@@ -29,16 +29,21 @@ class Example:
 
 
 def draw_losses(path: Path, history: Mapping[str, Any]) -> None:
-    """Draw the curves of a run: losses, validation MSM by channel beside simple guesses, and the monitor."""
-    epochs, monitor = history["epoch"], history["val_monitor"]
+    """Draw the curves of a run: losses, validation MSM beside simple guesses, monitor, probe if any."""
+    epochs, monitor, probe = history["epoch"], history["val_monitor"], history.get("val_probe")
     marker = "." if len(epochs) < 60 else None
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout="constrained")
-    (loss, msm, stft), (variance, peaks, rank) = axes
+    columns = 3 if probe is None else 4
+    figure, axes = plt.subplots(2, columns, figsize=(4 * columns, 6.6), layout="constrained")
+    (loss, msm, stft), (variance, peaks, rank) = axes[:, :3]
     for axis, name, title in ((loss, "loss", "loss"), (stft, "stft", "STFT")):
         axis.plot(epochs, history[f"train_{name}"], label="train", color=_SIGNAL, marker=marker)
         axis.plot(epochs, history[f"val_{name}"], label="validation", color=_RECONSTRUCTION, marker=marker)
         axis.set(title=title)
-    loss.axvline(history["best_epoch"], color="#888888", linewidth=0.8, linestyle=":", label="best epoch")
+    if history["best_epoch"] is not None:
+        loss.axvline(history["best_epoch"], color="#888888", linewidth=0.8, linestyle=":", label="best epoch")
+    if probe is not None:
+        axes[1, 3].remove()
+        _draw_probe(axes[0, 3], epochs, probe)
     for number, (channel, values) in enumerate(history["val_msm_by_channel"].items()):
         color = f"C{number}"
         msm.plot(epochs, values, label=channel, color=color, marker=marker)
@@ -63,6 +68,16 @@ def draw_losses(path: Path, history: Mapping[str, Any]) -> None:
             axis.legend(frameon=False, fontsize=7)
     figure.suptitle(f"pretraining on {'synthetic' if history['synthetic'] else 'recorded'} data", fontsize=10)
     save_figure(figure, path)
+
+
+def _draw_probe(axis: Any, epochs: Sequence[int], probe: Mapping[str, Any]) -> None:
+    """Draw the errors of the epochs that ended with a probe, beside the constant guess."""
+    probed = [k for k, error in enumerate(probe["error"]) if error is not None]
+    shown = {"error": ("encoder", _RECONSTRUCTION, "-"), "constant_error": ("constant guess", _SIGNAL, "--")}
+    for name, (label, color, style) in shown.items():
+        values = [probe[name][k] for k in probed]
+        axis.plot([epochs[k] for k in probed], values, label=label, color=color, linestyle=style, marker=".")
+    axis.set(title=f"probe of {probe['target']}, error", ylim=(0, None))
 
 
 def draw_reconstructions(

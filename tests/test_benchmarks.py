@@ -55,3 +55,10 @@ def test_time_to_quality_is_a_lower_bound_where_the_plain_recipe_does_not_get_th
 
     row = bench_quality.compare("", plain=run(*plain), default=run(*default))
     assert (row.value, row.met) == (value, met)
+
+
+def test_time_to_quality_is_when_the_error_is_first_small_enough_also_where_a_run_goes_on(tmp_path):
+    run = bench_quality.Run(minutes=(0.0, 1.0, 2.0, 3.0), errors=(4.0, 3.1, 2.9, 3.2), steps=75)
+    assert (run.first_good, run.time) == (2, 2.0)
+    bench_quality.draw_errors(tmp_path / "errors.png", {"plain": run}, levels={"classical features": 2.8})
+    assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")

@@ -5,13 +5,13 @@
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from biofound.commands.pretrain_data import (
     build_embedded_cohort,
     describe_data,
     open_training_windows,
+    parts_of,
     summarize_data,
     wants_embedded_cohort,
 )
@@ -30,7 +31,14 @@ from biofound.core.checkpoint import load_checkpoint
 from biofound.core.devices import keep_freed_memory, resolve_device, resolve_precision, return_freed_memory
 from biofound.core.distributed import joined_group
 from biofound.core.gpu_cache import GpuWindowCache, fits
-from biofound.core.history import EpochMetrics, Losses, StepMetrics, TrainingEvent, WriteFailure
+from biofound.core.history import (
+    EpochMetrics,
+    Losses,
+    ProbeErrors,
+    StepMetrics,
+    TrainingEvent,
+    WriteFailure,
+)
 from biofound.core.models import ModelConfig, build_model, parameter_count
 from biofound.core.trainer import LAST, TrainConfig, Trainer
 from biofound.data.mixture import MixedWindows
@@ -41,6 +49,9 @@ from biofound.files import sweep_temporary_files, write_json
 from biofound.options import Invocation
 from biofound.settings import DEFAULT_STORE, PretrainSettings
 from biofound.settings.resolve import plain_values
+
+if TYPE_CHECKING:
+    from biofound.core.validation_probe import ValidationProbe
 
 CONFIG_NAME = "training_config.json"
 RUN_FILES = ("*.pt", "training_history.json", "metrics.jsonl", CONFIG_NAME, "*.png", "tensorboard")
@@ -65,6 +76,11 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
     data_dirs = settings.data_dir or (str(DEFAULT_STORE),)
     with joined_group(resolve_device(settings.device)) as (group, device):
         if wants_embedded_cohort(settings):
+            if settings.probe_labels is not None:
+                raise SettingsError(
+                    "option --probe-labels: the embedded cohort, which is trained on without --data-dir, has "
+                    "no labels; give --data-dir, such as synthetic:icu with --probe-labels truth"
+                )
             data_dirs = (str(settings.output_dir / EMBEDDED),)
             if group.rank == 0:
                 build_embedded_cohort(settings)
@@ -75,6 +91,7 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
             if settings.tensorboard:
                 _require_tensorboard()
             train, val = open_training_windows(settings, data_dirs)
+            probe, about_probe = _open_probe(settings, val, data_dirs)
             if settings.threads is not None:
                 torch.set_num_threads(settings.threads)
             if device.type == "cpu":
@@ -92,12 +109,14 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
                     device=device,
                     group=group,
                     stop=lambda: bool(received),
+                    probe=probe,
                 )
             except ValueError as problem:
                 raise SettingsError(str(problem)) from problem
             threads, processes = torch.get_num_threads(), group.size
             summary = {
                 **summarize_data(train, val, settings, data_dirs),
+                **about_probe,
                 "model": f"{parameter_count(model):,} parameters",
                 "device": f"{device} in {precision}, {f'{processes} processes of ' if processes > 1 else ''}"
                 f"{threads} thread{'s' if threads > 1 else ''}",
@@ -130,6 +149,19 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
         console.print_json(_result_json(trainer, baseline))
     else:
         _show_result(trainer, baseline)
+
+
+def _open_probe(
+    settings: PretrainSettings, val: Windows, data_dirs: Sequence[str]
+) -> tuple["ValidationProbe | None", dict[str, str]]:
+    """The probe that the settings ask for, and what the user is told about it."""
+    if settings.probe_labels is None:
+        return None, {}
+    from biofound.commands.pretrain_probe import open_probe, summarize_probe  # scikit-learn
+
+    parts = parts_of(val, name=", ".join(data_dirs))
+    probe = open_probe(settings, parts)
+    return probe, summarize_probe(probe, parts)
 
 
 def train_config(
@@ -213,6 +245,8 @@ def _train(trainer: Trainer, write_event: Callable[[TrainingEvent], None]) -> No
                 progress.line(f"WARNING: {event.path} not written: {event.error}; the run continues")
             else:
                 progress.line(_epoch_line(event, trainer.config.epochs))
+                if event.probe is not None:
+                    progress.line(_probe_line(event.probe))
                 if trainer.device.type == "cpu" and event.seconds > LONG_EPOCH:
                     return_freed_memory()
 
@@ -225,6 +259,10 @@ def _epoch_line(epoch: EpochMetrics, epochs: int) -> str:
     if (recall := epoch.monitor["r_peak_recall"]) is not None:
         text += f"  R peaks {100 * recall:.0f}%"
     return f"{text}  {epoch.seconds:.0f} s{' *' if epoch.best else ''}"
+
+
+def _probe_line(probe: ProbeErrors) -> str:
+    return f"  probe of {probe.target}: error {probe.error:.3f}, constant guess {probe.constant_error:.3f}"
 
 
 def _require_tensorboard() -> None:
@@ -258,6 +296,9 @@ def _tensorboard_writer(
                 for name in ("r_peak_recall", "r_peak_precision", "latent_rank"):
                     if event.monitor[name] is not None:
                         writer.add_scalar(f"monitor/{name}", event.monitor[name], event.epoch)
+                if event.probe is not None:
+                    for name in ("error", "constant_error"):
+                        writer.add_scalar(f"probe/{name}", getattr(event.probe, name), event.epoch)
                 for split, losses in (("train", event.train), ("val", event.val)):
                     for name in ("loss", "msm", "stft"):
                         writer.add_scalar(f"{split}/{name}", getattr(losses, name), event.epoch)
@@ -317,12 +358,20 @@ def _best_epoch(trainer: Trainer) -> EpochMetrics:
     return max((epoch for epoch in trainer.epochs_done if epoch.best), key=lambda epoch: epoch.epoch)
 
 
+def _probe_to_show(trainer: Trainer) -> tuple[int, ProbeErrors] | None:
+    """The epoch and errors of the best epoch's probe, else of the last one; None in a run without probes."""
+    probes = {epoch.epoch: epoch.probe for epoch in trainer.epochs_done if epoch.probe is not None}
+    best = _best_epoch(trainer).epoch
+    shown = best if best in probes else max(probes, default=None)
+    return None if shown is None else (shown, probes[shown])
+
+
 def _files_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.is_file())
 
 
 def _result_json(trainer: Trainer, baseline: Losses) -> dict[str, Any]:
-    best = _best_epoch(trainer)
+    best, probe = _best_epoch(trainer), _probe_to_show(trainer)
     return {
         "output_dir": str(trainer.output_dir),
         "synthetic": trainer.data.synthetic,
@@ -332,6 +381,7 @@ def _result_json(trainer: Trainer, baseline: Losses) -> dict[str, Any]:
         "train": asdict(best.train),
         "val": asdict(best.val),
         "val_monitor": best.monitor,
+        "probe": None if probe is None else {"epoch": probe[0], **asdict(probe[1])},
         "constant_guess": asdict(baseline),
         "seconds": sum(epoch.seconds for epoch in trainer.epochs_done),
         "files": _files_in(trainer.output_dir),
@@ -359,6 +409,8 @@ def _show_result(trainer: Trainer, baseline: Losses) -> None:
     title = f"epoch {best.epoch} of {len(trainer.epochs_done)} was best, on {kind} data"
     console.table(title, columns, rows, numbers=columns[1:])
     _show_monitor(best.monitor, channels)
+    if (probe := _probe_to_show(trainer)) is not None:
+        console.note(f"epoch {probe[0]}: {_probe_line(probe[1]).strip()}")
     console.note(f"in {trainer.output_dir}: {', '.join(_files_in(trainer.output_dir))}")
 
 

@@ -295,7 +295,7 @@ def summarize_data(
     unknown = [
         part.name
         for split, windows in (("train", train), ("val", val))
-        for part in _parts(split, windows)
+        for part in parts_of(windows, name=split)
         if not part.windows.subjects
     ]
     if unknown:
@@ -303,8 +303,9 @@ def summarize_data(
     return rows
 
 
-def _parts(split: str, windows: Windows) -> tuple[Part, ...]:
-    return windows.parts if isinstance(windows, MixedWindows) else (Part(name=split, windows=windows),)
+def parts_of(windows: Windows, *, name: str) -> tuple[Part, ...]:
+    """The parts of mixed windows; of others the windows themselves, under that name."""
+    return windows.parts if isinstance(windows, MixedWindows) else (Part(name=name, windows=windows),)
 
 
 def _subjects(windows: Windows) -> str:

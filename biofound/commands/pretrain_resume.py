@@ -14,7 +14,7 @@ FREE_ON_RESUME = frozenset(
     {
         *("config", "data_dir", "channels_yaml", "output_dir", "tensorboard"),
         *("fast", "device", "precision", "no_amp", "compile", "threads"),
-        *("resume", "resume_from", "force"),
+        *("resume", "resume_from", "force", "probe_labels_root"),
         *("log_interval", "save_interval", "checkpoint_minutes", "on_write_error"),
     }
 )
@@ -51,6 +51,9 @@ def differences(
             f"the fingerprint of the training windows was {theirs.fingerprint[:12]} and is "
             f"{ours.fingerprint[:12]}"
         )
+    before = checkpoint.resume["fingerprints"].get("probe") if checkpoint.resume is not None else None
+    if trainer.probe is not None and before not in (None, trainer.probe.fingerprint):
+        found.append("the labels of the probe, or the validation windows that have one, differ")
     if (ours.filters, ours.sfreq) != (theirs.filters, theirs.sfreq):
         found.append("the filters or the sampling rate of the windows differ")
     if found and not settings.force:

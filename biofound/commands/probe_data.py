@@ -1,6 +1,6 @@
 """Windows and labels of `biofound probe`: all splits of a directory, read by batch, with their labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,10 @@ from biofound.data.mixture import MixedWindows, Part
 from biofound.data.sources.registry import open_source
 from biofound.data.sources.wfdb import WfdbSource
 from biofound.data.splits import UNKNOWN
-from biofound.data.store import StoreWindows
-from biofound.data.windows import Windows, open_windows, select_channels
+from biofound.data.windows import Windows, open_windows, select_channels, source_of
 from biofound.errors import DataError, SettingsError
 from biofound.settings import ProbeSettings, WindowsSettings
-from biofound.settings.probe import NUMERICS
+from biofound.settings.probe import ANNOTATIONS, NUMERICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +114,13 @@ def open_labelled(settings: ProbeSettings, data_dir: Path) -> LabelledWindows:
     rate = WindowsSettings().sfreq
     parts = [open_windows(data_dir, split, sfreq_if_unsaid=rate) for split in splits_in(data_dir)]
     refuse_differences(parts, str(data_dir))
-    labels, subjects = _labels(settings, data_dir, parts)
-    if not labels.known.any():
-        raise DataError(
-            f"{data_dir}: none of its {len(subjects)} windows has a label {settings.target}; labels must "
-            "overlap windows in time: seconds count from the start of the case's recording"
-        )
+    wanted = LabelRequest(
+        labels=settings.labels,
+        target=settings.target,
+        classes=settings.classes,
+        root=settings.labels_root,
+    )
+    labels, subjects = read_labels(wanted, parts, where=str(data_dir))
     known = np.flatnonzero(labels.known)
     return LabelledWindows(
         windows=JoinedWindows(parts=parts, rows=known),
@@ -130,10 +130,30 @@ def open_labelled(settings: ProbeSettings, data_dir: Path) -> LabelledWindows:
     )
 
 
-def _labels(
-    settings: ProbeSettings, data_dir: Path, parts: Sequence[Windows]
+@dataclass(frozen=True, kw_only=True)
+class LabelRequest:
+    """The labels of windows that are asked for: a CSV's, or the recordings' own.
+
+    `root` says where the recordings are now, `classes` that a CSV's numbers are names of classes; `option` is
+    the command line's for `labels`, for messages.
+    """
+
+    labels: str
+    target: str
+    classes: bool = False
+    root: Path | None = None
+    option: str = "--labels"
+
+
+def read_labels(
+    wanted: LabelRequest, parts: Sequence[Windows], *, where: str
 ) -> tuple[WindowLabels, NDArray[np.str_]]:
-    """The labels of all windows of the parts, in their order, and whose they are (N,)."""
+    """The labels of all windows of the parts, in their order, and whose they are (N,).
+
+    Raises:
+        DataError: when windows or labels cannot be used, or no window has a label.
+        SettingsError: when the labels asked for are not to be had from these windows.
+    """
     infos = [part.info(np.arange(len(part))) for part in parts]
     subjects = np.concatenate([info.subject_id for info in infos])
     times = WindowTimes(
@@ -144,34 +164,61 @@ def _labels(
     nameless, timeless = (subjects == UNKNOWN).sum(), (~np.isfinite(times.start_s)).sum()
     if nameless or timeless:
         raise DataError(
-            f"{data_dir}: of its {len(subjects)} windows {nameless} do not say whose they are, and "
+            f"{where}: of its {len(subjects)} windows {nameless} do not say whose they are, and "
             f"{timeless} not when they start. Recordings of unknown patients are for pretraining alone, as "
             "no fold could keep a patient out; a plain npz needs `subjects`, `case_ids` and `start_s`"
         )
-    if not settings.labels_from_recordings:
-        words = True if settings.classes else None
-        path = Path(settings.labels)
-        return labels_from_csv(path, settings.target, windows=times, words=words), subjects
-    source = _source(settings, data_dir, parts)
-    read = labels_from_numerics if settings.labels == NUMERICS else labels_from_annotations
-    return read(source, settings.target, windows=times), subjects
-
-
-def _source(settings: ProbeSettings, data_dir: Path, parts: Sequence[Windows]) -> WfdbSource:
-    """The recordings of which the windows were built."""
-    described: list[dict[str, Any]] = [
-        dict(part.index.source) if isinstance(part, StoreWindows) else {} for part in parts
-    ]
-    if described[0].get("name") != "wfdb" or any(one != described[0] for one in described):
-        raise SettingsError(
-            f"--labels {settings.labels}: expected a window store built from one directory of WFDB records, "
-            f"got {data_dir}, built from {described[0].get('name', 'a plain npz')}; give a CSV of labels"
+    if wanted.labels in (NUMERICS, ANNOTATIONS):
+        labels = _from_recordings(wanted, parts, times, where=where)
+    else:
+        words = True if wanted.classes else None
+        labels = labels_from_csv(Path(wanted.labels), wanted.target, windows=times, words=words)
+    if not labels.known.any():
+        raise DataError(
+            f"{where}: none of its {len(subjects)} windows has a label {wanted.target}; labels must "
+            "overlap windows in time: seconds count from the start of the case's recording"
         )
-    moved = {} if settings.labels_root is None else {"root": str(settings.labels_root)}
+    return labels, subjects
+
+
+def _from_recordings(
+    wanted: LabelRequest, parts: Sequence[Windows], times: WindowTimes, *, where: str
+) -> WindowLabels:
+    """The labels that lie beside the recordings; windows not built from WFDB records have none."""
+    descriptions = [source_of(part) for part in parts]
+    distinct = [one for k, one in enumerate(descriptions) if one not in descriptions[:k]]
+    recorded = [one for one in distinct if one.get("name") == "wfdb"]
+    if not recorded:
+        names = ", ".join(one.get("name", "a plain npz") for one in distinct)
+        raise SettingsError(
+            f"{wanted.option} {wanted.labels}: expected a window store built from WFDB records, got {where}, "
+            f"built from {names}; give a CSV of labels"
+        )
+    if wanted.root is not None and len(recorded) > 1:
+        raise SettingsError(
+            f"{wanted.option}-root: names one directory, but the windows were built from {len(recorded)}; "
+            "give a CSV of labels, or put the recordings back where they were"
+        )
+    read = labels_from_numerics if wanted.labels == NUMERICS else labels_from_annotations
+    number = np.repeat([distinct.index(one) for one in descriptions], [len(part) for part in parts])
+    values: NDArray[Any] | None = None
+    for description in recorded:
+        mine = np.flatnonzero(number == distinct.index(description))
+        own = replace(times, case_id=times.case_id[mine], start_s=times.start_s[mine])
+        found = read(_open_recordings(wanted, description), wanted.target, windows=own)
+        if values is None:
+            values = np.full(len(number), np.nan if found.numeric else None, found.values.dtype)
+        values[mine] = found.values
+    assert values is not None  # there are recordings
+    return WindowLabels(target=wanted.target, values=values)
+
+
+def _open_recordings(wanted: LabelRequest, description: Mapping[str, Any]) -> WfdbSource:
+    moved = {} if wanted.root is None else {"root": str(wanted.root)}
     try:
-        source = open_source(**{**described[0], **moved})
+        source = open_source(**{**description, **moved})
     except DataError as problem:
-        raise DataError(f"{problem}; say with --labels-root where the recordings are now") from problem
+        raise DataError(f"{problem}; say with {wanted.option}-root where the recordings are now") from problem
     assert isinstance(source, WfdbSource)
     return source
 

@@ -60,7 +60,7 @@ class Checkpoint:
     step: int
     """Optimizer steps done."""
     best_val_loss: float | None
-    """None before the first validation."""
+    """Of the best epoch so far; None before the first one."""
     metrics: dict[str, Any]
     optimizer: dict[str, Any] | None = None
     resume: dict[str, Any] | None = None

@@ -41,11 +41,25 @@ class StepMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeErrors:
+    """Errors of a probe of validation windows, and of a constant guess in the same folds.
+
+    For numbers the mean absolute error, and the training folds' median as the guess; for words the balanced
+    error (1 - balanced accuracy), and the most frequent word. Every subject counts equally.
+    """
+
+    target: str
+    error: float
+    constant_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
     """One epoch done: `epoch` counts from 1, `seconds` include validation, `lr` is of its last step.
 
     `monitor` says whether the validation windows are reconstructed, beyond the losses; see
-    `biofound.core.monitor.MonitorSums.summary`.
+    `biofound.core.monitor.MonitorSums.summary`. `best` says that no epoch before it was as good; `probe` is
+    None where none was due.
     """
 
     epoch: int
@@ -56,11 +70,14 @@ class EpochMetrics:
     seconds: float
     windows_per_second: float
     best: bool
+    probe: ProbeErrors | None = None
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "EpochMetrics":
         """The inverse of `dataclasses.asdict`."""
-        return cls(**{**row, "train": Losses(**row["train"]), "val": Losses(**row["val"])})
+        losses = {split: Losses(**row[split]) for split in ("train", "val")}
+        probe = row.get("probe")
+        return cls(**{**row, **losses, "probe": None if probe is None else ProbeErrors(**probe)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +93,10 @@ TrainingEvent = StepMetrics | EpochMetrics | WriteFailure
 
 
 def history_json(epochs: Sequence[EpochMetrics], *, synthetic: bool) -> dict[str, Any]:
-    """Training history: lists with one entry an epoch, such as `train_loss` and `val_msm_by_channel`."""
+    """Training history: lists with one entry an epoch, such as `train_loss` and `val_msm_by_channel`.
+
+    `val_probe` is there in a run with probes, with None for the epochs without one.
+    """
     rows = [asdict(epoch) for epoch in epochs]
     history: dict[str, Any] = {"synthetic": synthetic, "epoch": [row["epoch"] for row in rows]}
     for split in ("train", "val"):
@@ -85,6 +105,13 @@ def history_json(epochs: Sequence[EpochMetrics], *, synthetic: bool) -> dict[str
         history[f"{split}_msm_by_channel"] = _columns([row[split]["msm_by_channel"] for row in rows])
         history[f"{split}_further"] = _columns([row[split]["further"] for row in rows])
     history["val_monitor"] = _columns([row["monitor"] for row in rows])
+    probes = [epoch.probe for epoch in epochs]
+    if targets := {probe.target for probe in probes if probe}:
+        history["val_probe"] = {
+            "target": targets.pop(),
+            "error": [probe and probe.error for probe in probes],
+            "constant_error": [probe and probe.constant_error for probe in probes],
+        }
     for name in ("lr", "seconds", "windows_per_second"):
         history[name] = [row[name] for row in rows]
     history["best_epoch"] = max((epoch.epoch for epoch in epochs if epoch.best), default=None)

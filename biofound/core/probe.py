@@ -198,7 +198,7 @@ class _Logistic:
         if len(present) < 2:
             raise DataError(
                 f"probe: in one fold all windows to train on have {self.target} "
-                f"{self.classes[present[0]]!r}; use fewer folds or more subjects with the other classes"
+                f"{str(self.classes[present[0]])!r}; use fewer folds or more subjects with the other classes"
             )
         scaler = StandardScaler().fit(x[train])
         out = np.zeros((len(penalties), len(test), len(self.classes)))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from biofound.core.gpu_cache import GpuWindowCache
 from biofound.core.history import (
     EpochMetrics,
     Losses,
+    ProbeErrors,
     StepMetrics,
     ThroughputMeter,
     TrainingEvent,
@@ -43,6 +44,9 @@ from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
 from biofound.errors import CheckpointError, TrainingError
 from biofound.files import write_atomically, write_json
+
+if TYPE_CHECKING:  # scikit-learn is imported by runs with a probe alone
+    from biofound.core.validation_probe import ValidationProbe
 
 BEST, LAST = "best_model.pt", "last_model.pt"
 HISTORY, METRICS = "training_history.json", "metrics.jsonl"
@@ -150,6 +154,7 @@ class Trainer:
         device: torch.device,
         group: Group = ALONE,
         stop: Callable[[], bool] = lambda: False,
+        probe: "ValidationProbe | None" = None,
     ) -> None:
         """Set up the run; nothing is written before `fit`.
 
@@ -164,15 +169,17 @@ class Trainer:
             device: where to compute.
             group: the processes that train together.
             stop: asked after every step; True on any rank saves `last_model.pt` and ends the run.
+            probe: measures the frozen encoder every few epochs, on rank 0; None for no probe.
         """
         self.model, self.train, self.val, self.data = model.to(device), train, val, data
         self.config, self.settings, self.output_dir = config, settings, output_dir
-        self.device, self.group, self.stop = device, group, stop
+        self.device, self.group, self.stop, self.probe = device, group, stop, probe
         self.optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=config.precision == "fp16")
         self.loss_terms = config.loss_terms(data, model.config).to(device)
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
+        self.warmup_steps = config.warmup_epochs * self.steps_per_epoch
         self.epoch = 0
         self.step = 0
         self.best_val_loss: float | None = None
@@ -247,7 +254,7 @@ class Trainer:
         lr = learning_rate(
             self.step,
             base=config.lr,
-            warmup_steps=config.warmup_epochs * self.steps_per_epoch,
+            warmup_steps=self.warmup_steps,
             total_steps=self.total_steps,
         )
         for parameters in self.optimizer.param_groups:
@@ -288,7 +295,8 @@ class Trainer:
                 f"the validation loss is {val.loss} in epoch {self.epoch + 1}: some validation windows "
                 "cannot be scored; check the store with `biofound verify --data-dir`"
             )
-        best = self.best_val_loss is None or val.loss < self.best_val_loss
+        probe = self._measure_probe()
+        best = self._is_best(val, probe)
         self._require_scored(self._epoch_sums, "training")
         metrics = EpochMetrics(
             epoch=self.epoch + 1,
@@ -299,6 +307,7 @@ class Trainer:
             seconds=time.perf_counter() - started,
             windows_per_second=len(self.train) / trained,
             best=best,
+            probe=probe,
         )
         self.epoch += 1
         self.epochs_done.append(metrics)
@@ -358,6 +367,22 @@ class Trainer:
         total = sum((watched[number] for number in sorted(watched)), start=nothing)
         total = replace(total, vector=self.group.sum(total.vector))
         return self._losses(whole), total.summary()
+
+    def _measure_probe(self) -> ProbeErrors | None:
+        """The probe's errors, the same on every rank, where one is due after this epoch."""
+        if self.probe is None or not self.probe.due(self.epoch + 1, epochs=self.config.epochs):
+            return None
+        error = torch.zeros(1, dtype=torch.float64, device=self.device)
+        if self.group.rank == 0:
+            error[0] = self.probe.measure(self.model.encoder)
+        return self.probe.beside_constant(self.group.sum(error).item())
+
+    def _is_best(self, val: Losses, probe: ProbeErrors | None) -> bool:
+        """Whether this epoch beats the best one so far, by validation loss or by the probe."""
+        if self.probe is None or not self.probe.chooses_best:
+            return self.best_val_loss is None or val.loss < self.best_val_loss
+        best = next((epoch.probe for epoch in reversed(self.epochs_done) if epoch.best), None)
+        return probe is not None and (best is None or probe.error < best.error)
 
     def validation_mask(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The masks (B, P) of validation windows, the same in every epoch."""
@@ -474,7 +499,7 @@ class Trainer:
         metrics: dict[str, Any] = {}
         if self.epochs_done:
             last = asdict(self.epochs_done[-1])
-            metrics = {name: last[name] for name in ("train", "val", "lr")}
+            metrics = {name: last[name] for name in ("train", "val", "lr", "probe")}
         return Checkpoint(
             model=self.model.config,
             encoder=_on_cpu(self.model.encoder),
@@ -491,7 +516,10 @@ class Trainer:
                 "seconds": self._seconds_before,
                 "epochs_done": [asdict(metrics) for metrics in self.epochs_done],
                 "scaler": self.scaler.state_dict(),
-                "fingerprints": {"train": self.data.fingerprint},
+                "fingerprints": {
+                    "train": self.data.fingerprint,
+                    "probe": None if self.probe is None else self.probe.fingerprint,
+                },
                 "world_size": self.group.size,
                 # Every generator is keyed: its state on each rank follows from these.
                 "rng": {"seed": self.config.seed, "epoch": self.epoch, "step": self.step},

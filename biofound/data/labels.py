@@ -1,4 +1,4 @@
-"""Labels of windows: from a CSV, from WFDB numerics, or from WFDB annotations of beats and rhythm.
+"""Labels of windows: from a CSV, WFDB numerics, WFDB annotations of beats and rhythm, or synthetic truth.
 
 Whatever they come from, labels are rows of one case with a start, an end and a value. A window takes the
 mean (numbers) or the majority (words) of the rows that overlap it, each weighted by the seconds of overlap.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from biofound.data.sources.heart_truth import Truth
 from biofound.data.sources.wfdb import WfdbSource, import_wfdb, normalised
 from biofound.errors import DataError
 
@@ -25,6 +26,13 @@ LONGEST_RR_SECONDS = 5.0
 
 BEATS = frozenset("NLRBAaJSVrFejnE/fQ?")
 """The symbols of beats (https://archive.physionet.org/physiobank/annotations.shtml)."""
+
+TRUTHS = {
+    "HR": "heart_rate",
+    "RESP": "breathing_rate",
+    **{name: name for name in ("rhythm", "pulse_delay", "stiffness", "motion", "cadence")},
+}
+"""Target to the field of `Truth` that holds it: rates have the names that monitors give them."""
 
 _TOUCHING = 1e-6  # s: overlap shorter than this is rounding between neighbours
 _SHOWN = 5  # names listed in one message
@@ -347,6 +355,21 @@ def _seconds_after(numerics: Any, record: Path) -> float:
         return 0.0
     start = _decoded(record, "rdheader", str(record)).base_datetime
     return 0.0 if start is None else float((numerics.base_datetime - start).total_seconds())
+
+
+# ---------------------------------------------------------------- Synthetic windows
+
+
+def labels_from_truth(truth: Truth, target: str) -> WindowLabels:
+    """Labels of synthetic windows, from what is true of them.
+
+    Raises:
+        DataError: when the target is not in `TRUTHS`.
+    """
+    if target not in TRUTHS:
+        raise DataError(f"no label {target!r} of synthetic windows; expected one of {', '.join(TRUTHS)}")
+    values = getattr(truth, TRUTHS[target])
+    return WindowLabels(target=target, values=values if values.dtype.kind == "f" else values.astype(object))
 
 
 def _some(names: Any) -> str:

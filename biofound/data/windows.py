@@ -25,6 +25,7 @@ __all__ = [
     "Windows",
     "open_windows",
     "select_channels",
+    "source_of",
 ]
 
 
@@ -137,11 +138,18 @@ def select_channels(windows: Windows, channels: Sequence[str]) -> Windows:
     return _SelectedChannels(windows, tuple(channels))
 
 
+def source_of(windows: Windows) -> dict[str, Any]:
+    """The source that a store was built from, for `open_source`; empty for windows that are no store."""
+    if isinstance(windows, _SelectedChannels):
+        return source_of(windows.unselected)
+    return dict(windows.index.source) if isinstance(windows, StoreWindows) else {}
+
+
 class _SelectedChannels:
     """Windows of which only some channels are read, or all in another order."""
 
     def __init__(self, windows: Windows, channels: tuple[str, ...]) -> None:
-        self._windows, self.channels = windows, channels
+        self.unselected, self.channels = windows, channels
         self._rows = [windows.channels.index(name) for name in channels]
         self.sfreq, self.window_samples = windows.sfreq, windows.window_samples
         self.sfreq_is_assumed = windows.sfreq_is_assumed
@@ -152,20 +160,20 @@ class _SelectedChannels:
     @property
     def fingerprint(self) -> str:
         """That of all channels."""
-        return self._windows.fingerprint
+        return self.unselected.fingerprint
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return len(self.unselected)
 
     def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """A batch (B, C, T); see `Windows.read`."""
-        return self._windows.read(index, crop)[:, self._rows]
+        return self.unselected.read(index, crop)[:, self._rows]
 
     def info(self, index: NDArray[np.int64]) -> WindowInfo:
         """Case, subject, start and quality of the windows `index` (B,)."""
-        info = self._windows.info(index)
+        info = self.unselected.info(index)
         return replace(info, quality=info.quality[:, self._rows])
 
     def segments(self) -> Segments:
         """Which of the windows adjoin."""
-        return self._windows.segments()
+        return self.unselected.segments()

@@ -13,13 +13,17 @@ from biofound.data.channels import PRETRAIN_CHANNELS
 from biofound.data.sources.populations import PopulationName
 from biofound.settings.base import Conflict, Derived, Settings, setting, split_commas, split_path_list
 from biofound.settings.channels import CHANNELS_YAML_HELP, ChannelNames
+from biofound.settings.probe import ANNOTATIONS, NUMERICS
 from biofound.settings.windows import DEFAULT_STORE
 
 Lengths = Annotated[tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...], BeforeValidator(split_commas)]
 PatchEmbedding = Literal["linear", "convolutional"]
 STREAM_PREFIX = "synthetic:"
 """What a synthetic stream among the data directories begins with."""
+TRUTH = "truth"
+"""The word for labels that are known of the windows of a synthetic stream."""
 _MASK, _OPTIMISATION, _MACHINE = "Masking and loss", "Optimisation", "Machine and run"
+_PROBE = "Probe of the validation windows"
 
 
 class PretrainSettings(Settings):
@@ -112,6 +116,32 @@ class PretrainSettings(Settings):
     )
     save_interval: int = setting(
         10, "Epochs between the checkpoints that are kept.", panel="Output", unit="epochs", ge=1
+    )
+    probe_labels: str | None = setting(
+        None,
+        "Probe the encoder on validation windows with these labels: a CSV with case_id, start_s, end_s and "
+        "labels; numerics or annotations, those of WFDB recordings; or truth, that of a synthetic stream.",
+        panel=_PROBE,
+        min_length=1,
+    )
+    probe_target: str = setting(
+        "HR",
+        "Label to predict: a column of the CSV, a numeric, or of annotations and truth HR or rhythm.",
+        panel=_PROBE,
+        min_length=1,
+    )
+    probe_labels_root: Path | None = setting(
+        None,
+        "Where the recordings with the numerics or annotations are now; by default where they were.",
+        panel=_PROBE,
+    )
+    probe_interval: int = setting(
+        5, "Epochs between probes; the last epoch always has one.", panel=_PROBE, unit="epochs", ge=1
+    )
+    best_by: Literal["loss", "probe"] = setting(
+        "loss",
+        "What the best checkpoint has: the lowest validation loss, or the smallest probe error.",
+        panel=_PROBE,
     )
     context_length: int = setting(
         1250, "Length of a window.", panel="Model", unit="samples", ge=2, le=1_000_000
@@ -247,6 +277,7 @@ class PretrainSettings(Settings):
     def conflicts(self) -> Iterator[Conflict]:
         """Yields lengths that do not divide, masks that hide nothing or all, options that contradict."""
         yield from self._data_conflicts()
+        yield from self._probe_conflicts()
         yield from self._patch_conflicts()
         if self.warmup_epochs > self.epochs:
             message = f"warmup_epochs ({self.warmup_epochs}) must not exceed epochs ({self.epochs})"
@@ -293,6 +324,24 @@ class PretrainSettings(Settings):
         if self.rate_weight and not populations:
             message = "rate_weight: the rate term learns from synthetic windows: add data_dir synthetic:icu"
             yield Conflict(("rate_weight", "data_dir"), message)
+
+    def _probe_conflicts(self) -> Iterator[Conflict]:
+        labels = self.probe_labels
+        if labels is None:
+            if self.best_by == "probe":
+                yield Conflict(("best_by", "probe_labels"), "best_by probe needs probe_labels")
+            if self.probe_labels_root is not None:
+                yield Conflict(("probe_labels_root", "probe_labels"), "probe_labels_root needs probe_labels")
+            return
+        if self.probe_labels_root is not None and labels not in (NUMERICS, ANNOTATIONS):
+            message = "probe_labels_root is about numerics and annotations"
+            yield Conflict(("probe_labels_root", "probe_labels"), message)
+        if labels == TRUTH and not any(name.startswith(STREAM_PREFIX) for name in self.data_dir):
+            message = "probe_labels truth is that of a synthetic stream: add data_dir synthetic:icu"
+            yield Conflict(("probe_labels", "data_dir"), message)
+        if labels not in (NUMERICS, ANNOTATIONS, TRUTH) and not Path(labels).is_file():
+            message = f"probe_labels: expected {NUMERICS}, {ANNOTATIONS}, {TRUTH} or a CSV, got {labels!r}"
+            yield Conflict(("probe_labels",), f"{message}, which is no file")
 
     def _patch_conflicts(self) -> Iterator[Conflict]:
         length, patch = self.context_length, self.patch_size

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.benchmarks.timing import cores
 
-KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "s", "w", "q")
+KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "s", "sm", "w", "q")
 COLUMNS = ("", "what", "value", "quartiles", "measured", "target", "anonymous memory, MB")
 
 
@@ -32,6 +32,11 @@ def arguments() -> argparse.Namespace:
         type=float,
         default=10.0,
         help="CPU minutes of a recipe in row q (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        help="row q goes on for its minutes and draws error over CPU minutes into this",
     )
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     return parser.parse_args()
@@ -58,7 +63,7 @@ def main() -> None:
 def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> tuple[list, str]:  # type: ignore[type-arg]
     from tests.benchmarks.bench_feeding import feeding_rows
     from tests.benchmarks.bench_gpu import gpu_rows
-    from tests.benchmarks.bench_memory import memory_rows
+    from tests.benchmarks.bench_memory import memory_rows, stream_memory_rows
     from tests.benchmarks.bench_processes import process_rows
     from tests.benchmarks.bench_quality import quality_rows
     from tests.benchmarks.bench_stream import stream_rows
@@ -86,6 +91,8 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
         rows += gpu_rows(directory=directory / "gpu")
     if "s" in only:
         rows += stream_rows(rounds=given.rounds)
+    if "sm" in only:
+        rows += stream_memory_rows(directory=directory / "stream", precision=precision, threads=given.threads)
     if "w" in only:
         rows += windows_rows(directory=directory / "windows", rounds=min(given.rounds, 5))
     if "q" in only:
@@ -94,6 +101,7 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
             precision=precision,
             threads=given.threads,
             minutes=given.minutes,
+            picture=given.picture,
         )
     bf16 = "" if fastest == "bf16" else " (this processor does not multiply bf16)"
     return rows, f"{machine()}; {precision}{bf16}, {given.threads} thread(s), batch 128"

@@ -1,45 +1,60 @@
 """Time to quality: CPU minutes of pretraining until a probe reads the heart rate well, by recipe.
 
-`python -m tests.benchmarks --only q` pretrains the plain recipe (configs/seed_card.yaml) and the default one
-on Challenge 2015 with the real trainer. Every few steps it probes the heart rate of the BIDMC patients: ridge
-on the default read-out, in folds that no patient crosses. A recipe ends when the error is small enough, or
-after `--minutes` of CPU time; probing does not count.
+`python -m tests.benchmarks --only q` pretrains the recipes of configs/ with the real trainer: the plain one
+and the default one on Challenge 2015, small_data on the same with synthetic hearts beside it. Every few steps
+it probes the heart rate of the BIDMC patients: ridge on the default read-out, in folds that no patient
+crosses. A recipe ends when the error is small enough, or after `--minutes` of CPU time; probing does not
+count. With `--picture FILE` every recipe goes on for its minutes, and the file shows error over CPU minutes.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from biofound.commands.pretrain import train_config
-from biofound.commands.pretrain_data import describe_data
-from biofound.commands.probe_data import LabelledWindows, open_labelled
+from biofound.commands.pretrain_data import open_training_windows
 from biofound.core.devices import keep_freed_memory
 from biofound.core.history import StepMetrics
-from biofound.core.models import Encoder, ModelConfig, build_model
-from biofound.core.probe import predict_from_features, subject_folds
-from biofound.core.probe_scores import ProbeTask, score
-from biofound.core.readout import embed_windows
+from biofound.core.models import Encoder
+from biofound.core.probe import predict_constant
+from biofound.core.probe_scores import Outcome, score
+from biofound.core.readout_names import DEFAULT_READOUT
 from biofound.core.trainer import Trainer
-from biofound.data.windows import open_windows
-from biofound.settings import PretrainSettings, ProbeSettings, resolve
+from biofound.settings import PretrainSettings, resolve
+from tests.benchmarks.recipes import HeartRateProbe, labelled_with_heart_rate, trainer_of
 from tests.benchmarks.timing import Row, in_new_process
 from tests.chain import done
 
 ROOT = Path(__file__).parent.parent.parent
 DATA = ROOT.parent / "shared" / "data"
 RECORDS = {"train": DATA / "challenge2015", "probe": DATA / "bidmc"}
-RECIPES = {"plain": ROOT / "configs" / "seed_card.yaml", "default": ROOT / "configs" / "ssl_pretrain.yaml"}
+FRACTIONS = {"train": "1,0,0", "probe": "0,1,0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A file of configs/, the steps of its schedule, and what it trains on beside the recordings."""
+
+    config: str
+    steps: int
+    streams: tuple[str, ...] = ()
+
+
+RECIPES = {
+    "plain": Recipe(config="seed_card.yaml", steps=2000),
+    "default": Recipe(config="ssl_pretrain.yaml", steps=1500),
+    "small_data": Recipe(config="small_data.yaml", steps=3000, streams=("synthetic:icu",)),
+}
 
 ERROR = 3.0
 """Mean over patients of the absolute error of heart rate, in beats a minute, that ends a run."""
 TARGET = 4.0
 """How many times less CPU time the default recipe shall take."""
-STEPS, PROBE_EVERY = 1500, 25
-"""Steps of a run, over which the learning rate falls, and steps between two probes."""
+PROBES = 40
+"""Probes in a run's steps."""
 SEED = 42
 
 
@@ -52,9 +67,14 @@ class Run:
     steps: int
 
     @property
-    def reached(self) -> bool:
-        """Whether training made the error small enough."""
-        return self.errors[-1] <= ERROR
+    def first_good(self) -> int | None:
+        """The first probe whose error was small enough."""
+        return next((i for i, error in enumerate(self.errors) if error <= ERROR), None)
+
+    @property
+    def time(self) -> float:
+        """CPU minutes until the error was small enough, or all of them."""
+        return self.minutes[-1 if self.first_good is None else self.first_good]
 
     def shown(self) -> str:
         """Its error at first, at best and at the end."""
@@ -65,36 +85,46 @@ class Run:
         )
 
 
-def quality_rows(*, directory: Path, precision: str, threads: int, minutes: float) -> list[Row]:
+def quality_rows(
+    *, directory: Path, precision: str, threads: int, minutes: float, picture: Path | None = None
+) -> list[Row]:
     """The row q with the ratio, and one for each recipe; or one that says what is missing."""
     what = f"CPU time of pretraining on Challenge 2015 to {ERROR:g} bpm on BIDMC patients, plain / default"
     missing = [str(path) for path in RECORDS.values() if not (path / "RECORDS").is_file()]
     if missing:
         return [Row(key="q", what=what, value=f"no recordings in {', '.join(missing)}: not measured")]
-    for name, root in RECORDS.items():
-        build_windows(root, directory / name)
+    for name in RECORDS:
+        build_windows(name, directory / name)
     runs = {
-        name: in_new_process(pretrain_and_probe, recipe, directory, precision, threads, minutes)
+        name: in_new_process(
+            pretrain_and_probe, recipe, directory, precision, threads, minutes, picture is None
+        )
         for name, recipe in RECIPES.items()
     }
-    return [compare(what, **runs), *(_row_of(name, run) for name, run in runs.items())]
+    if picture is not None:
+        draw_errors(picture, runs, levels=in_new_process(error_levels, directory))
+    return [
+        compare(what, plain=runs["plain"], default=runs["default"]),
+        *(_row_of(name, run) for name, run in runs.items()),
+    ]
 
 
 def compare(what: str, *, plain: Run, default: Run) -> Row:
     """The row with the ratio; where the plain recipe did not get there, its time is a lower bound."""
-    times = [f"{'' if run.reached else '> '}{run.minutes[-1]:.2f}" for run in (plain, default)]
+    times = [f"{'> ' if run.first_good is None else ''}{run.time:.2f}" for run in (plain, default)]
     measured, target = f"{' / '.join(times)} CPU minutes", f"≥ {TARGET:g} ×"
-    if not default.reached:
+    if default.first_good is None:
         value = "the default recipe did not get there"
         return Row(key="q", what=what, value=value, measured=measured, target=target, met=False)
-    ratio = plain.minutes[-1] / default.minutes[-1]
+    ratio = plain.time / default.time
+    there = plain.first_good is not None
     return Row(
         key="q",
         what=what,
-        value=f"{'' if plain.reached else '> '}{ratio:.1f} ×",
+        value=f"{'' if there else '> '}{ratio:.1f} ×",
         measured=measured,
         target=target,
-        met=ratio >= TARGET if plain.reached or ratio >= TARGET else None,
+        met=ratio >= TARGET if there or ratio >= TARGET else None,
     )
 
 
@@ -107,69 +137,94 @@ def _row_of(name: str, run: Run) -> Row:
     )
 
 
-def build_windows(root: Path, directory: Path) -> None:
-    """`biofound prepare` and `biofound windows`: all records in one split, as nothing is split here."""
-    done("prepare", "--source", "wfdb", "--root", root, "--fractions", "1,0,0", "--output", directory)
+def build_windows(name: str, directory: Path) -> None:
+    """`biofound prepare` and `biofound windows`: all records of one set in one split."""
+    source = ("--source", "wfdb", "--root", RECORDS[name], "--fractions", FRACTIONS[name])
+    done("prepare", *source, "--output", directory)
     done("windows", "--split-file", directory / "splits_full.json", "--outdir", directory)
 
 
-def pretrain_and_probe(recipe: Path, directory: Path, precision: str, threads: int, minutes: float) -> Run:
+def pretrain_and_probe(
+    recipe: Recipe, directory: Path, precision: str, threads: int, minutes: float, end_when_good: bool
+) -> Run:
     """Pretrain until the probe's error is small enough, or the CPU minutes or the steps are used up."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    probed = open_labelled(
-        ProbeSettings(data_dir=directory / "probe", labels="numerics", target="HR"), directory / "probe"
-    )
-    trainer = make_trainer(recipe, directory, precision=precision)
-    probe = prober(probed)
+    probe_every = recipe.steps // PROBES
+    trainer = make_trainer(recipe, directory, precision=precision, log_interval=probe_every)
+    probe = open_probe(directory)
     spent, steps = 0.0, 0
-    curve = [(0.0, probe(trainer.model.encoder))]
+    curve = [(0.0, error_of(probe, trainer.model.encoder))]
     before = time.process_time()
     for event in trainer.fit():
-        if not isinstance(event, StepMetrics) or event.step % PROBE_EVERY:
+        if not isinstance(event, StepMetrics) or event.step % probe_every:
             continue
         spent, steps = spent + time.process_time() - before, event.step
-        curve.append((spent / 60, probe(trainer.model.encoder)))
-        if curve[-1][1] <= ERROR or spent >= 60 * minutes:
+        curve.append((spent / 60, error_of(probe, trainer.model.encoder)))
+        if spent >= 60 * minutes or (end_when_good and curve[-1][1] <= ERROR):
             break
         before = time.process_time()
     times, errors = zip(*curve, strict=True)
     return Run(minutes=times, errors=errors, steps=steps)
 
 
-def make_trainer(recipe: Path, directory: Path, *, precision: str) -> Trainer:
-    """The trainer that `biofound pretrain --config RECIPE --steps STEPS` makes, validating on BIDMC.
+def make_trainer(recipe: Recipe, directory: Path, *, precision: str, log_interval: int) -> Trainer:
+    """The trainer that `biofound pretrain` makes of the recipe, validating on BIDMC.
 
     Nothing is chosen by that validation: it only takes its time.
     """
-    options: dict[str, Any] = {"config": recipe, "steps": STEPS, "seed": SEED}
+    config = ROOT / "configs" / recipe.config
+    data_dirs = (*(str(directory / name) for name in RECORDS), *recipe.streams)
+    options: dict[str, Any] = {"config": config, "steps": recipe.steps, "seed": SEED, "data_dir": data_dirs}
     settings = resolve(PretrainSettings, options=options, environ={}).settings
-    train, val = (open_windows(directory / name, "train") for name in RECORDS)
-    config = train_config(settings, precision=cast(Any, precision), windows=len(train))
-    output = directory / recipe.stem
+    train, val = open_training_windows(settings, data_dirs)
+    output = directory / config.stem
     output.mkdir()
-    return Trainer(
-        model=build_model(settings.fill(ModelConfig), seed=SEED),
-        train=train,
-        val=val,
-        data=describe_data(train, val, settings),
-        config=replace(config, log_interval=PROBE_EVERY, checkpoint_minutes=0.0),
-        settings={},
-        output_dir=output,
-        device=torch.device("cpu"),
+    return trainer_of(settings, train, val, precision=precision, output_dir=output, log_interval=log_interval)
+
+
+def open_probe(directory: Path) -> HeartRateProbe:
+    """The probe of the BIDMC patients."""
+    return HeartRateProbe(labelled_with_heart_rate(directory / "probe"), repeats=1, resamples=1, seed=SEED)
+
+
+def error_of(probe: HeartRateProbe, encoder: Encoder) -> float:
+    """The error of an encoder: mean over patients, in beats a minute."""
+    return _error(probe.of_encoder(encoder)[DEFAULT_READOUT])
+
+
+def error_levels(directory: Path) -> dict[str, float]:
+    """The error of classical features and of the training median, in the folds of the encoders' probe."""
+    probe = open_probe(directory)
+    median = score("", predict_constant(probe.task, probe.folds), probe.task, seed=SEED, resamples=1)
+    return {"classical features": _error(probe.classical), "training median": _error(median)}
+
+
+def _error(outcome: Outcome) -> float:
+    error = outcome.row.scores["mae"].value
+    assert error is not None
+    return error
+
+
+def draw_errors(path: Path, runs: Mapping[str, Run], *, levels: Mapping[str, float]) -> None:
+    """Draw probe error over CPU minutes, a line a recipe, with the levels of what needs no pretraining."""
+    import matplotlib.pyplot as plt
+
+    from biofound.figures import save_figure
+
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, run in runs.items():
+        axis.plot(run.minutes, run.errors, label=name, marker=".", linewidth=1)
+    for (name, error), style in zip(levels.items(), ("--", ":"), strict=False):
+        if error < 2 * max(max(run.errors) for run in runs.values()):
+            axis.axhline(error, color="#222222", linestyle=style, linewidth=1, label=f"{name} ({error:.2f})")
+    axis.set(
+        xlabel="CPU minutes of pretraining",
+        ylabel="error of heart rate, bpm (mean over patients)",
+        title="34 BIDMC patients never seen in pretraining",
+        ylim=(0, None),
+        xlim=(0, None),
     )
-
-
-def prober(probed: LabelledWindows) -> Callable[[Encoder], float]:
-    """What gives the error of an encoder: mean over patients, in beats a minute."""
-    task = ProbeTask(target="HR", values=probed.values, subjects=probed.subjects)
-    folds = subject_folds(task.subjects, folds=5, repeats=1, seed=SEED)
-
-    def probe(encoder: Encoder) -> float:
-        features = embed_windows(encoder, probed.windows.of_channels(encoder.config.channels))
-        predictions = predict_from_features(features, task, folds, seed=SEED)
-        error = score("encoder", predictions, task, seed=SEED, resamples=1).row.scores["mae"].value
-        assert error is not None
-        return error
-
-    return probe
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    save_figure(figure, path)

@@ -14,6 +14,7 @@ from biofound.core.losses import MultiResolutionSTFT
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.store import StoreWindows
+from biofound.data.windows import Windows
 from biofound.settings import PretrainSettings
 from tests.benchmarks.bench_feeding import make_store
 from tests.core.conftest import DATA
@@ -53,7 +54,7 @@ class NoSTFT(nn.Module):
 
 
 def our_trainer(
-    store: StoreWindows,
+    store: Windows,
     output: Path,
     *,
     precision: str,

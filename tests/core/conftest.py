@@ -8,7 +8,9 @@ import torch
 
 from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
 from biofound.core.models import ModelConfig, build_model
+from biofound.core.probe_scores import ProbeTask
 from biofound.core.trainer import TrainConfig, Trainer
+from biofound.core.validation_probe import ValidationProbe
 from biofound.core.verify import probe_windows
 from biofound.data.windows import ArrayWindows
 
@@ -66,6 +68,16 @@ class MemoryWindows(ArrayWindows):
         self.crops.append(crop)
         shift = (crop * self.window_samples).astype(int)
         return np.stack([np.roll(x, -s, axis=-1) for x, s in zip(windows, shift, strict=True)])
+
+
+def validation_probe(windows, **changes):
+    """A probe every 2 epochs of windows (N, 2, T): each next three of one subject, with a rate of its own."""
+    row = np.arange(len(windows))
+    task = ProbeTask(
+        target="HR", values=60.0 + 7 * (row * 5 % 11), subjects=np.array([f"s{r // 3}" for r in row])
+    )
+    given = {"windows": MemoryWindows(windows), "task": task, "folds": 5, "interval": 2, "seed": 0}
+    return ValidationProbe(**{**given, **changes})
 
 
 @pytest.fixture
@@ -143,6 +155,7 @@ def make_trainer(config, data, train_config, windows, tmp_path):
         stop=lambda: False,
         dropout=0.0,
         model_seed=1,
+        probe=None,
         **changes,
     ):
         return Trainer(
@@ -155,6 +168,7 @@ def make_trainer(config, data, train_config, windows, tmp_path):
             output_dir=output,
             device=torch.device("cpu"),
             stop=stop,
+            probe=probe,
         )
 
     return make

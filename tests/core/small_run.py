@@ -3,7 +3,8 @@
 `start` runs it in new processes of this machine without importing torch anew in each.
 
 Keys: windows, batch_size, epochs, dropout, default_model (0 or 1), stop_at (a step), resume (0 or 1),
-stream (0 or 1: synthetic windows are mixed in), step_seconds (slows it down).
+stream (0 or 1: synthetic windows are mixed in), probe (0 or 1: the best is chosen by one),
+step_seconds (slows it down).
 """
 
 import multiprocessing
@@ -27,7 +28,7 @@ from biofound.data.stream import SyntheticStream
 from biofound.data.windows import ArrayWindows
 from biofound.settings import resolve_channels
 
-from .conftest import DATA, DEFAULT, SMALL, TRAINING, MemoryWindows
+from .conftest import DATA, DEFAULT, SMALL, TRAINING, MemoryWindows, validation_probe
 
 WAIT_SECONDS = 45.0
 """How long a run may take. Processes that wait for each other in vain would wait for hours."""
@@ -69,6 +70,7 @@ def run(output: Path, **said: float) -> Trainer:
             output_dir=output,
             device=device,
             group=group,
+            probe=validation_probe(windows, chooses_best=True) if given.get("probe") else None,
         )
         trainer.stop = lambda: trainer.step + 1 == given["stop_at"] and group.rank == group.size - 1
         if given["resume"] and (output / LAST).is_file():

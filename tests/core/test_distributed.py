@@ -90,10 +90,14 @@ def test_two_processes_are_one_bit_for_bit_with_dropout_too(tmp_path):
     require_same(tmp_path / "two", tmp_path / "one")
 
 
-def test_two_processes_are_one_bit_for_bit_with_synthetic_windows_too(tmp_path):
-    run(tmp_path / "one", stream=1)
-    finish(start(tmp_path / "two", processes=2, stream=1))
+def test_two_processes_are_one_bit_for_bit_with_synthetic_windows_and_a_probe_too(tmp_path):
+    run(tmp_path / "one", stream=1, probe=1)
+    finish(start(tmp_path / "two", processes=2, stream=1, probe=1))
     require_same(tmp_path / "two", tmp_path / "one")
+    two, one = (
+        json.loads((tmp_path / name / "training_history.json").read_text()) for name in ("two", "one")
+    )
+    assert two["val_probe"] == one["val_probe"] and two["best_epoch"] == one["best_epoch"] == 2
 
 
 def test_two_threads_are_one_bit_for_bit(alone, two_threads, tmp_path):

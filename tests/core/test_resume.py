@@ -13,6 +13,7 @@ from biofound.core.history import EpochMetrics, Losses, StepMetrics, WriteFailur
 from biofound.core.trainer import LAST, Trainer
 from biofound.errors import CheckpointError, TrainingError
 
+from .conftest import validation_probe
 from .small_run import mixed_windows
 
 
@@ -78,6 +79,20 @@ def test_with_synthetic_windows_that_change_by_epoch_it_is_the_same_run_too(make
     second = resumed(make(tmp_path / "run", model_seed=99, train=mixed_windows(windows)))
     list(second.fit())
     assert_same_run(second, reference)
+
+
+@pytest.mark.parametrize("step", [7])  # within the third epoch, after a probe and before the last one
+def test_with_a_probe_that_chooses_the_best_it_is_the_same_run_too(make, windows, tmp_path, step):
+    probe = validation_probe(windows, chooses_best=True)
+    reference = make(tmp_path / "reference", probe=probe)
+    list(reference.fit())
+    first = make(tmp_path / "run", probe=probe)
+    first.stop = lambda: first.step == step - 1
+    list(first.fit())
+    second = resumed(make(tmp_path / "run", model_seed=99, probe=probe))
+    list(second.fit())
+    assert_same_run(second, reference)
+    assert losses(second.output_dir)["val_probe"]["error"][1] is not None
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 8])

@@ -12,9 +12,12 @@ from biofound.data.labels import (
     labels_from_annotations,
     labels_from_csv,
     labels_from_numerics,
+    labels_from_truth,
 )
 from biofound.data.sources.wfdb import WfdbSource
 from biofound.errors import DataError
+
+from .test_stream import stream
 
 # wfdb's writers, which only tests use, do what pandas 3 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword:DeprecationWarning")
@@ -236,3 +239,15 @@ def test_bidmc_numerics_of_a_monitor_that_measured_nothing_are_none(bidmc_dir):
     places = times(*[("bidmc13", start) for start in range(0, 480, 10)])
     values = labels_from_numerics(source, "RESP", windows=places).values
     assert np.nanmin(values) > 0
+
+
+# ---------------------------------------------------------------- Synthetic windows
+
+
+def test_the_truth_of_synthetic_windows_gives_numbers_and_words():
+    truth = stream().truth(np.arange(12))
+    np.testing.assert_array_equal(labels_from_truth(truth, "HR").values, truth.heart_rate)
+    rhythm = labels_from_truth(truth, "rhythm")
+    assert not rhythm.numeric and rhythm.values.tolist() == truth.rhythm.tolist()
+    with pytest.raises(DataError, match=r"'SpO2'.*HR, RESP, rhythm"):
+        labels_from_truth(truth, "SpO2")
