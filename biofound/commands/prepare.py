@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from biofound import console
-from biofound.data.sources import SHOWN, Case, FetchingSource, ListedTrack, ListingSource, Survey
+from biofound.data.sources import SHOWN, Case, ListedTrack, ListingSource, RetryingSource, Survey
 from biofound.data.sources.registry import open_source
 from biofound.data.sources.vitaldb import VitalDBSource, case_ids_in
 from biofound.data.sources.vitaldb_cost import BYTES_PER_SECOND, Cost
@@ -22,7 +22,7 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
     settings = invocation.settings
     channels = resolve_channels(settings.channels_yaml, settings.section).channels
     source = open_source(**settings.source_description())
-    if isinstance(source, FetchingSource):
+    if isinstance(source, RetryingSource):
         source.on_retry = console.note
     if settings.list_tracks:
         list_tracks(cast(ListingSource, source), json=invocation.json)

@@ -11,7 +11,7 @@ from biofound.data.build import CaseResult, FailedCasesError, build_windows
 from biofound.data.channels import Channel
 from biofound.data.conditioning import design
 from biofound.data.integrity import QUANTILES, StoreSummary, inspect_store, splits_in
-from biofound.data.sources import FetchingSource, Source
+from biofound.data.sources import RetryingSource, Source
 from biofound.data.sources.registry import open_source
 from biofound.data.splits import SPLITS, SplitName, Splits, load_splits, wanted_splits
 from biofound.data.store import INDEX_NAME, StoreIndex, StoreWindows, random_windows
@@ -157,7 +157,7 @@ def _open_source_of(splits: Splits, settings: WindowsSettings) -> Source:
     if settings.vitaldb_url is not None and description["name"] == "vitaldb":
         description["base_url"] = settings.vitaldb_url
     source = open_source(**description)
-    if isinstance(source, FetchingSource):
+    if isinstance(source, RetryingSource):
         source.on_retry = console.note
     if source.version() != splits.dataset_version:
         console.warning(

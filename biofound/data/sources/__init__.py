@@ -182,12 +182,17 @@ class Source(Protocol):
 class FetchingSource(Source, Protocol):
     """A source whose recordings can be downloaded before they are read."""
 
-    on_retry: Callable[[str], None] | None
-    """Told, in words, when a download has failed and is tried again."""
-
     def fetch(self, case_id: str) -> Path:
         """Download one case unless it is in the cache; safe from several threads and processes at once."""
         ...
+
+
+@runtime_checkable
+class RetryingSource(FetchingSource, Protocol):
+    """A source that says when a download has failed and is tried again."""
+
+    on_retry: Callable[[str], None] | None
+    """Told, in words, why and until when."""
 
 
 @runtime_checkable
