@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,88 @@ def test_a_directory_of_vital_files_gives_the_windows_that_vitaldb_gives(
         if name.endswith(".npz"):
             assert content == undisturbed[name]
     assert summary["train"]["dropped"]["gap"] == {"PPG": 8}
+
+
+def test_a_clock_that_drifts_and_packets_that_contradict_each_other_are_listed(tmp_path: Path) -> None:
+    root = tmp_path / "recordings"
+    wave = waves_of(0)[3]
+    assert wave.samples is not None
+    counts = np.full(len(wave.samples) // 50, 50)
+    packets = np.split(wave.samples[: counts.sum()], len(counts))
+    for name, true in (("drifts", 495.0), ("steady", 500.0)):
+        stored = [(50 * k / true, packet) for k, packet in enumerate(packets)]
+        if name == "steady":
+            stored.append((20.0, packets[7]))
+        ecg = Wave(name=ECG_II, packets=stored, gain=1e-3, offset=-5.0)
+        write_vital(root / f"{name}.vital", [ecg, replace(ecg, name=PLETH)], packed=False)
+    source = ("--source", "vital", "--root", root, "--record-is-subject", "--fractions", "1,0,0")
+    invoke("prepare", *source, "--output", tmp_path)
+    summary, _ = windows(tmp_path)
+    timing = summary["train"]["timing"]
+    assert timing["drifts"]["ECG"] == {
+        "track": ECG_II,
+        "samples": counts.sum(),
+        "header_sfreq": 500.0,
+        "sfreq": pytest.approx(495.0, rel=1e-6),
+        "bridged_samples": 0,
+        "overlapping_samples": 0,
+    }
+    assert timing["steady"]["PPG"]["overlapping_samples"] >= 40  # equal samples do not contradict each other
+    shown = run("windows", "--inspect", tmp_path / "store").stderr
+    assert "drifts" in shown and ECG_II in shown and "495" in shown and "contradicting" in shown
+
+
+def test_prepare_says_what_vitaldb_costs_before_a_case_is_downloaded(server: Server, tmp_path: Path) -> None:
+    answer, _ = prepare(tmp_path)
+    costs = answer["costs"]
+    assert list(costs) == ["fasttrack", "bis", "all"]
+    assert costs["all"]["cases"] == 11 and costs["bis"]["cases"] == 9
+    shown = run(
+        "prepare", "--source", "vitaldb", "--cache-dir", tmp_path / "cache", "--output", tmp_path
+    ).stderr
+    assert "download GB" in shown and "fasttrack" in shown
+    assert set(server.asked) == {"/cases", "/trks"}
+
+
+def test_offline_prepare_says_at_once_that_it_tries_again(server: Server, tmp_path: Path) -> None:
+    _, said = prepare(tmp_path, "--vitaldb-url", "http://127.0.0.1:9", exit_code=1)
+    first = said.splitlines()[0]
+    assert "the clinical table: http://127.0.0.1:9/cases could not be downloaded" in said
+    assert "up to 5 times, until " in " ".join(said.split()) and "error" not in first
+    assert "in 6 attempts" in " ".join(said.split())
+
+
+def test_tracks_are_listed_with_rates_and_hours_of_signal(server: Server, tmp_path: Path) -> None:
+    root = tmp_path / "recordings"
+    first, second = waves_of(1)[:2], waves_of(2)[2:]
+    write_vital(root / "ward" / "a.vital", first)
+    write_vital(root / "b.vital", second)
+    (root / "c.vital").write_bytes((root / "b.vital").read_bytes()[:-20])
+    arguments = ("--source", "vital", "--root", root, "--list-tracks")
+    answer, _ = invoke("prepare", *arguments)
+    assert sorted(answer["tracks"]) == ["b", "ward__a"] and list(answer["refused"]) == ["c"]
+    pleth = answer["tracks"]["ward__a"][-1]
+    assert first[1].samples is not None
+    seconds = np.count_nonzero(~np.isnan(first[1].samples)) / 500
+    assert pleth == {"name": PLETH, "sfreq": 500.0, "unit": "", "duration_s": pytest.approx(seconds)}
+    said = run("prepare", *arguments).stderr
+    assert "ward__a" in said and f"{PLETH} 500 Hz" in said and "c.vital is cut short" in said
+    assert not list(tmp_path.glob("splits*"))
+    answer, _ = prepare(tmp_path, "--list-tracks")
+    assert {track["name"]: track["sfreq"] for track in answer["tracks"][str(WITHOUT_PLETH)]} == {
+        ECG_II: 500.0,
+        "Solar8000/HR": None,
+    }
+
+
+def test_files_without_a_channel_are_left_out_by_name_and_hours_are_hours_of_signal(tmp_path: Path) -> None:
+    root = tmp_path / "recordings"
+    write_vital(root / "both.vital", [replace(wave, packets=()) for wave in waves_of(1)[1:]])
+    write_vital(root / "only_ecg.vital", waves_of(2)[2:])
+    source = ("--source", "vital", "--root", root, "--record-is-subject", "--fractions", "1,0,0")
+    answer, _ = invoke("prepare", *source, "--output", tmp_path)
+    assert answer["left_out"] == {"only_ecg": ["PPG"]}
+    pleth = waves_of(1)[1].samples
+    assert pleth is not None
+    assert answer["splits"]["train"]["hours"] == pytest.approx(np.sum(~np.isnan(pleth)) / 500 / 3600)
+    assert "only_ecg" in run("prepare", *source, "--output", tmp_path / "again").stderr

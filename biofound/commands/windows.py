@@ -11,7 +11,7 @@ from biofound.data.build import CaseResult, FailedCasesError, build_windows
 from biofound.data.channels import Channel
 from biofound.data.conditioning import design
 from biofound.data.integrity import QUANTILES, StoreSummary, inspect_store, splits_in
-from biofound.data.sources import Source
+from biofound.data.sources import RetryingSource, Source
 from biofound.data.sources.registry import open_source
 from biofound.data.splits import SPLITS, SplitName, Splits, load_splits, wanted_splits
 from biofound.data.store import INDEX_NAME, StoreIndex, StoreWindows, random_windows
@@ -22,6 +22,7 @@ from biofound.options import Invocation, Terminated, ending_on_sigterm
 from biofound.settings import WindowsSettings, resolve_channels
 
 PICTURE_ROWS = 12
+TIMING_ROWS = 20
 
 Store = tuple[Path, StoreIndex | None]
 """The directory of a split's store, and its index where that is not on disk, as some cases failed."""
@@ -55,6 +56,7 @@ def _show(invocation: Invocation[WindowsSettings], stores: Sequence[Store]) -> N
         _show_stores(summaries)
         _show_dropped(summaries)
         _show_quality(summaries)
+        _show_timing(summaries)
         for summary in summaries:
             if summary.failed_cases:
                 failed = ", ".join(summary.failed_cases)
@@ -155,6 +157,8 @@ def _open_source_of(splits: Splits, settings: WindowsSettings) -> Source:
     if settings.vitaldb_url is not None and description["name"] == "vitaldb":
         description["base_url"] = settings.vitaldb_url
     source = open_source(**description)
+    if isinstance(source, RetryingSource):
+        source.on_retry = console.note
     if source.version() != splits.dataset_version:
         console.warning(
             f"the recordings have changed since the splits were made (now {source.version()}, then "
@@ -230,6 +234,31 @@ def _show_quality(summaries: Sequence[StoreSummary]) -> None:
     if rows:
         title = "quality quantiles of the kept windows (0 bad, 1 good)"
         console.table(title, ("split", "channel", *names), rows, numbers=names)
+
+
+def _show_timing(summaries: Sequence[StoreSummary]) -> None:
+    rows = [
+        (
+            summary.split,
+            case_id,
+            channel,
+            values["track"],
+            f"{values['header_sfreq']:g}",
+            f"{values['sfreq']:.6g}",
+            values["bridged_samples"],
+            values["overlapping_samples"],
+        )
+        for summary in summaries
+        for case_id, channels in summary.timing.items()
+        for channel, values in channels.items()
+    ]
+    if not rows:
+        return
+    columns = ("split", "case", "channel", "track", "header Hz", "true Hz", "bridged", "contradicting")
+    title = "recordings whose clock drifts, or with many samples bridged or contradicting each other"
+    console.table(title, columns, rows[:TIMING_ROWS], numbers=columns[4:])
+    if len(rows) > TIMING_ROWS:
+        console.note(f"and {len(rows) - TIMING_ROWS} more: --inspect with --json lists all")
 
 
 def _draw_stores(path: Path, stores: Sequence[Store], *, seed: int) -> None:

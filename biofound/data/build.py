@@ -422,6 +422,7 @@ def _write_case(task: _Task, case: CaseWindows, header: CaseHeader) -> Sidecar:
         hours=header.hours_of(len(case.x)),
         dropped=case.dropped,
         rejected=case.rejected,
+        timing=case.timing,
     )
     write_json(task.sidecar_path, sidecar)
     return sidecar

@@ -7,7 +7,6 @@ Everything happens on the whole recording, before windows are extracted: a filte
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import soxr
@@ -23,6 +22,8 @@ RESAMPLER_QUALITY = "HQ"
 
 RESAMPLER_MARGIN_SECONDS = 1.0
 """Length by which a recording is mirrored at its ends before resampling: soxr assumes zeros beyond them."""
+
+_MARGINS_TRIED = 10_000
 
 FILTER_MARGIN_CYCLES = 2.0
 """Length by which a segment is mirrored before filtering, in cycles of the band's low edge (0.5 Hz: 4 s).
@@ -44,12 +45,14 @@ class Conditioned:
         samples: (C, T) float32 in each channel's physical unit; finite, and 0 wherever `invalid`.
         invalid: (C, T) bool, True where a sample must not be used: nothing was recorded there for longer
             than the gaps that are bridged, or the segment between two such gaps is too short to filter.
+        bridged_samples: of each channel, missing samples at its native rate in place of which stands a line.
     """
 
     channels: tuple[str, ...]
     sfreq: float
     samples: NDArray[np.float32]
     invalid: NDArray[np.bool_]
+    bridged_samples: tuple[int, ...]
 
 
 def condition(
@@ -78,8 +81,11 @@ def condition(
     length = max((_samples_at(len(s.samples), s.sfreq, sfreq) for s in signals), default=0)
     samples = np.zeros((len(channels), length), dtype=np.float32)
     invalid = np.ones((len(channels), length), dtype=np.bool_)
+    bridged_samples = []
     for row, (channel, signal, sos) in enumerate(zip(channels, signals, filters, strict=True)):
         bridged, gaps = bridge_gaps(signal.samples, longest=math.floor(max_gap_seconds * signal.sfreq + 1e-9))
+        missing = np.count_nonzero(~np.isfinite(signal.samples))
+        bridged_samples.append(int(missing - np.sum(gaps[:, 1] - gaps[:, 0])))
         resampled = resample(bridged, signal.sfreq, sfreq)
         margin = math.ceil(FILTER_MARGIN_CYCLES / channel.band.low_hz * sfreq)
         shortest = math.ceil(sfreq / channel.band.low_hz)
@@ -89,7 +95,11 @@ def condition(
             samples[row, start:stop] = filter_zero_phase(resampled[start:stop], sos, margin=margin)
             invalid[row, start:stop] = False
     return Conditioned(
-        channels=tuple(channel.name for channel in channels), sfreq=sfreq, samples=samples, invalid=invalid
+        channels=tuple(channel.name for channel in channels),
+        sfreq=sfreq,
+        samples=samples,
+        invalid=invalid,
+        bridged_samples=tuple(bridged_samples),
     )
 
 
@@ -133,10 +143,13 @@ def resample(samples: NDArray[np.float32], native_sfreq: float, sfreq: float) ->
     length = _samples_at(len(samples), native_sfreq, sfreq)
     if native_sfreq == sfreq or length == 0:
         return samples[:length]
-    ratio = Fraction(sfreq / native_sfreq).limit_denominator(10_000)
-    # The margin is a whole number of samples at both rates, so that cutting it off shifts nothing.
-    blocks = math.ceil(RESAMPLER_MARGIN_SECONDS * native_sfreq / ratio.denominator)
-    margin, skip = blocks * ratio.denominator, blocks * ratio.numerator
+    # The margin is a whole number of samples at both rates, so that cutting it off shifts nothing; or nearly,
+    # for rates without a common measure.
+    margins = math.ceil(RESAMPLER_MARGIN_SECONDS * native_sfreq) + np.arange(_MARGINS_TRIED)
+    resampled_margins = margins * (sfreq / native_sfreq)
+    shifts = np.abs(resampled_margins - np.rint(resampled_margins))
+    best = int(np.argmax(shifts <= shifts.min() + 1e-6))
+    margin, skip = int(margins[best]), round(resampled_margins[best])
     mirrored = np.pad(samples, margin, mode="reflect" if len(samples) > 1 else "edge")
     resampled = soxr.resample(mirrored, native_sfreq, sfreq, quality=RESAMPLER_QUALITY)
     return np.asarray(resampled[skip : skip + length], dtype=np.float32)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from biofound.data.channels import Channel
 from biofound.data.conditioning import condition
 from biofound.data.quality import Reason, assess
-from biofound.data.sources import Recording
-from biofound.data.store import Counts
+from biofound.data.sources import Recording, Signal
+from biofound.data.store import Counts, Timing
 from biofound.errors import DataError
 
 FLOAT16_MAX_ERROR = 0.01
@@ -35,6 +35,7 @@ class CaseWindows:
         dropped: windows by reason and channel. Each dropped window counts once, under the first test that
             any channel fails and the first channel that fails it: the counts and N add up to `candidates`.
         rejected: windows that each channel alone would have dropped, by channel and reason.
+        timing: rates, bridged and contradicting samples of the recording, by channel.
     """
 
     x: NDArray[Any]
@@ -45,6 +46,7 @@ class CaseWindows:
     candidates: int
     dropped: Counts
     rejected: Counts
+    timing: dict[str, Timing]
 
 
 def extract_windows(
@@ -98,6 +100,10 @@ def extract_windows(
         candidates=count,
         dropped=count_dropped(reasons, names),
         rejected=count_rejected(reasons, names),
+        timing={
+            name: _timing(recording.signals[name], bridged)
+            for name, bridged in zip(names, conditioned.bridged_samples, strict=True)
+        },
     )
 
 
@@ -123,6 +129,17 @@ def count_rejected(reasons: NDArray[np.uint8], channels: Sequence[str]) -> Count
         row[Reason.KEPT] = 0
         counts[channel] = _nonzero(names, row)
     return counts
+
+
+def _timing(signal: Signal, bridged_samples: int) -> Timing:
+    return Timing(
+        track=signal.track,
+        samples=len(signal.samples),
+        header_sfreq=signal.sfreq if signal.header_sfreq is None else signal.header_sfreq,
+        sfreq=signal.sfreq,
+        bridged_samples=bridged_samples,
+        overlapping_samples=signal.overlapping_samples,
+    )
 
 
 def _nonzero(names: Sequence[str], counts: NDArray[np.int64]) -> dict[str, int]:

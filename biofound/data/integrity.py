@@ -43,7 +43,8 @@ class StoreSummary:
     """What one split's store holds.
 
     `quality` is channel to the values of `QUANTILES` over the kept windows; `dropped` is reason to channel
-    to windows, each dropped window once; `rejected` is channel to reason, each channel by itself.
+    to windows, each dropped window once; `rejected` is channel to reason, each channel by itself. `timing` is
+    case to channel to the values of `store.Timing`, where these are notable.
     """
 
     directory: Path
@@ -61,6 +62,7 @@ class StoreSummary:
     quality: Mapping[str, tuple[float, ...]]
     dropped: Counts
     rejected: Counts
+    timing: Mapping[str, Mapping[str, Mapping[str, str | float]]]
 
 
 def splits_in(data_dir: Path) -> list[SplitName]:
@@ -96,6 +98,7 @@ def inspect_store(directory: Path, index: StoreIndex | None = None) -> StoreSumm
         directory=directory,
         window_seconds=index.window_samples / index.sfreq,
         quality=_quantiles(quality, index.channels),
+        timing={case.case_id: found for case in index.cases if (found := _notable_timing(directory, case))},
         **{name: getattr(index, name) for name in same},
         **dict(index.totals),
     )
@@ -108,6 +111,11 @@ def _quantiles(
         return {}
     values = np.quantile(np.concatenate(quality).astype(np.float64), QUANTILES, axis=0)
     return {name: tuple(values[:, column].tolist()) for column, name in enumerate(channels)}
+
+
+def _notable_timing(directory: Path, case: IndexedCase) -> dict[str, dict[str, str | float]]:
+    timing = read_sidecar((directory / case.file).with_suffix(".json")).timing
+    return {channel: values.model_dump() for channel, values in timing.items() if values.is_notable}
 
 
 def _map_case(directory: Path, case: IndexedCase) -> dict[str, NDArray[Any]]:

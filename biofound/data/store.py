@@ -31,6 +31,9 @@ MEMBERS = ("x", "mean", "std", "start_s", "quality")
 MAPS_OPEN = 256
 """Memory maps open at once. Each holds a file descriptor, of which a process commonly has 1,024."""
 
+NOTABLE_BRIDGED = 1e-3
+"""Share of a channel's samples that are bridged, above which a summary names the recording."""
+
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """A number of windows, cases or bytes: one that a float64 holds exactly."""
 
@@ -66,11 +69,40 @@ class StoreHeader(StrictModel):
         return windows * self.window_samples / self.sfreq / 3600
 
 
+class Timing(StrictModel):
+    """What a channel's recording says about its own time, at its native rate.
+
+    Attributes:
+        track: raw name of the track, or "" where the source does not say it.
+        samples: number of samples, gaps included.
+        header_sfreq: sampling rate in Hz by the recording's header.
+        sfreq: the rate in Hz at which the samples were taken; another where the clock drifted steadily.
+        bridged_samples: missing samples in place of which stands a straight line.
+        overlapping_samples: samples that contradicted others recorded for the same time, and replaced them.
+    """
+
+    track: str
+    samples: int
+    header_sfreq: float
+    sfreq: float
+    bridged_samples: int
+    overlapping_samples: int
+
+    @property
+    def is_notable(self) -> bool:
+        """Whether the rate is not the header's, samples contradict each other, or many are bridged."""
+        return (
+            self.sfreq != self.header_sfreq
+            or self.overlapping_samples > 0
+            or self.bridged_samples > NOTABLE_BRIDGED * self.samples
+        )
+
+
 class CaseHeader(StoreHeader, JsonFile):
     """How the windows of one case were made. A case whose sidecar says the same is up to date."""
 
     kind: Literal["biofound-windows-case"] = "biofound-windows-case"
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     case_id: str
     subject_id: str
     source: str
@@ -81,7 +113,8 @@ class Sidecar(CaseHeader):
     """What stands beside the npz of a case: how it was made, and what it holds.
 
     `dropped` is reason to channel to windows; each dropped window counts once, so that `windows` and these
-    add up to `candidates`. `rejected` is channel to reason to windows, each channel by itself.
+    add up to `candidates`. `rejected` is channel to reason to windows, each channel by itself. `timing` is by
+    channel.
     """
 
     file: str
@@ -92,6 +125,7 @@ class Sidecar(CaseHeader):
     hours: float
     dropped: Counts
     rejected: Counts
+    timing: dict[str, Timing]
 
 
 class IndexedCase(StrictModel):

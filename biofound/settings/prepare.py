@@ -38,6 +38,7 @@ _ONLY_FOR = {
     "subjects_csv": ("wfdb", "vital"),
     "subject_pattern": ("wfdb",),
     "record_is_subject": ("wfdb", "vital"),
+    "list_tracks": ("wfdb", "vitaldb", "vital"),
     "ignore_checksums": ("wfdb",),
 }
 """Settings that only some sources have, and which."""
@@ -67,7 +68,7 @@ class PrepareSettings(Settings):
         None, "Whose hearts: rest (the default), icu or exercise (synthetic).", panel="Source"
     )
     subjects_csv: Path | None = setting(
-        None, "CSV with the columns record and subject (wfdb, vital).", panel="Source"
+        None, "CSV with the columns record (vital: file or record) and subject.", panel="Source"
     )
     subject_pattern: str | None = setting(
         None,
@@ -76,6 +77,12 @@ class PrepareSettings(Settings):
     )
     record_is_subject: bool = setting(
         False, "Treat each record as a different patient (wfdb, vital).", panel="Source"
+    )
+    list_tracks: bool = setting(
+        False,
+        "List the recordings with their tracks, rates and hours, to write channels.yaml from, and make no "
+        "splits (wfdb, vitaldb, vital).",
+        panel="Source",
     )
     ignore_checksums: bool = setting(
         False,

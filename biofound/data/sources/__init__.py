@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
 from biofound.errors import DataError
+
+_Seen = TypeVar("_Seen")
 
 SHOWN = 50
 """Recordings listed in one message."""
@@ -21,7 +23,7 @@ class Case:
 
     `subject_id` is None where the source does not know who was recorded: the split then refuses, unless
     told to treat each record as a different subject. `tracks` are the raw names available.
-    `duration_s` is in seconds; None where the source knows it only after reading.
+    `duration_s` are seconds of signal; None where the source knows it only after reading.
     """
 
     case_id: str
@@ -31,12 +33,42 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListedTrack:
+    """A track of a recording as a source lists it.
+
+    `sfreq` is in Hz, None for single values and text. `duration_s` are seconds of signal, without gaps where
+    the source knows them; None where it knows it only after reading.
+    """
+
+    name: str
+    sfreq: float | None
+    unit: str
+    duration_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackList:
+    """The tracks of a source's recordings by id; `refused` are those that cannot be read, with the reason."""
+
+    tracks: Mapping[str, tuple[ListedTrack, ...]]
+    refused: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Signal:
-    """One channel at its native rate: `samples` (T,) float32 in physical units, NaN in gaps."""
+    """One channel at its native rate: `samples` (T,) float32 in physical units, NaN in gaps.
+
+    `sfreq` in Hz is the rate at which the samples were taken; `header_sfreq` the one that the recording's
+    header says, where that may be another. `overlapping_samples` contradict samples that were recorded for
+    the same time, and replaced them. `track` is the raw name, where the source says it.
+    """
 
     samples: NDArray[np.float32]
     sfreq: float
     unit: str
+    header_sfreq: float | None = None
+    overlapping_samples: int = 0
+    track: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +120,28 @@ def survey_recordings(
         look: gives a recording's case, or the names of the channels that it lacks, or None for what is no
             recording of its own; raises `DataError` or `OSError` for one that cannot be used.
     """
-    cases: list[Case] = []
-    left_out: dict[str, tuple[str, ...]] = {}
+    seen: dict[str, Case | tuple[str, ...] | None] = {}
+    refused = _look_at_all(case_ids, look, seen)
+    return Survey(
+        cases=[found for found in seen.values() if isinstance(found, Case)],
+        left_out={case_id: found for case_id, found in seen.items() if isinstance(found, tuple)},
+        refused=refused,
+    )
+
+
+def _look_at_all(
+    case_ids: Iterable[str], look: Callable[[str], _Seen], seen: dict[str, _Seen]
+) -> dict[str, str]:
+    """Put into `seen` what `look` gives of each recording; returns why it gives nothing of the others."""
     refused: dict[str, str] = {}
     for case_id in sorted(case_ids):
         try:
-            found = look(case_id)
+            seen[case_id] = look(case_id)
         except DataError as error:
             refused[case_id] = str(error)
         except OSError as error:
             refused[case_id] = f"case {case_id}: {error.filename} cannot be read ({error.strerror})"
-        else:
-            if isinstance(found, Case):
-                cases.append(found)
-            elif found is not None:
-                left_out[case_id] = found
-    return Survey(cases=cases, left_out=left_out, refused=refused)
+    return refused
 
 
 class Source(Protocol):
@@ -147,3 +185,26 @@ class FetchingSource(Source, Protocol):
     def fetch(self, case_id: str) -> Path:
         """Download one case unless it is in the cache; safe from several threads and processes at once."""
         ...
+
+
+@runtime_checkable
+class RetryingSource(FetchingSource, Protocol):
+    """A source that says when a download has failed and is tried again."""
+
+    on_retry: Callable[[str], None] | None
+    """Told, in words, why and until when."""
+
+
+@runtime_checkable
+class ListingSource(Source, Protocol):
+    """A source that lists the tracks of its recordings."""
+
+    def tracks(self) -> TrackList:
+        """The tracks of every recording, whether it has the channels or not."""
+        ...
+
+
+def list_recordings(case_ids: Iterable[str], look: Callable[[str], tuple[ListedTrack, ...]]) -> TrackList:
+    """List the tracks that `look` gives of each recording, also after one that cannot be read."""
+    tracks: dict[str, tuple[ListedTrack, ...]] = {}
+    return TrackList(tracks=tracks, refused=_look_at_all(case_ids, look, tracks))

@@ -32,6 +32,9 @@ RETRY_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 SLOWEST_BYTES_PER_SECOND = 1000
 """A transfer that stays below it for longer than the time-out counts as stalled."""
 
+LARGEST_BYTES = 1 << 32
+"""Longest answer that is taken, so that a server cannot fill the disk."""
+
 MAX_REDIRECTS = 10
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -58,6 +61,7 @@ def fetch(
     at_once: int,
     accept_gzip: bool = False,
     already_checked: Callable[[Path], bool] = Path.exists,
+    on_retry: Callable[[str], None] | None = None,
 ) -> None:
     """Download `url` to `path` unless it is there already.
 
@@ -79,6 +83,7 @@ def fetch(
         accept_gzip: allow the server to compress the body; it is stored as it comes.
         already_checked: whether the file at `path` needs no check. Otherwise one that is there is checked,
             and downloaded again if it is incomplete.
+        on_retry: told after the first failure why, and until when the download is tried again.
 
     Raises:
         DataError: the server refuses (404 and other 4xx), its certificate is not valid, every attempt
@@ -94,7 +99,14 @@ def fetch(
             path.unlink(missing_ok=True)
             _remove_leftovers(path)
             with _slot(cache_dir, at_once):
-                _retrying(lambda: _attempt(url, path, what, check, timeout_s, accept_gzip), retry, url, what)
+                _retrying(
+                    lambda: _attempt(url, path, what, check, timeout_s, accept_gzip),
+                    retry,
+                    url,
+                    what,
+                    timeout_s,
+                    on_retry,
+                )
     except OSError as error:  # network errors are DataErrors by now: this is the disk
         raise DataError(f"{what}: the download cache {cache_dir} cannot be written ({error}).") from error
 
@@ -110,7 +122,14 @@ def _passes(path: Path, check: Callable[[Path], None]) -> bool:
     return True
 
 
-def _retrying(attempt: Callable[[], None], retry: urllib3.Retry, url: str, what: str) -> None:
+def _retrying(
+    attempt: Callable[[], None],
+    retry: urllib3.Retry,
+    url: str,
+    what: str,
+    timeout_s: float,
+    on_retry: Callable[[str], None] | None,
+) -> None:
     """Call `attempt` until it succeeds or `retry` is exhausted, waiting in between."""
     while True:
         try:
@@ -131,14 +150,31 @@ def _retrying(attempt: Callable[[], None], retry: urllib3.Retry, url: str, what:
                     f" {reason}. Check the network and the address, then rerun the same command: what is"
                     " already in the cache is kept."
                 ) from failure
+            if on_retry is not None and len(retry.history) == 1:
+                until = time.localtime(time.time() + _longest_s(retry, timeout_s))
+                on_retry(
+                    f"{what}: {url} could not be downloaded ({reason}); trying again up to"
+                    f" {1 + (retry.total or 0)} times, until {time.strftime('%H:%M:%S', until)} at the latest"
+                    " if nothing comes"
+                )
             time.sleep(_wait_s(retry, failure.response if isinstance(failure, _Retryable) else None))
+
+
+def _longest_s(retry: urllib3.Retry, timeout_s: float) -> float:
+    """Seconds until the last attempt is given up, where a server keeps silent."""
+    seconds = 0.0
+    with contextlib.suppress(MaxRetryError):
+        while True:
+            seconds += retry.get_backoff_time() + timeout_s
+            retry = retry.increment("GET", "")
+    return seconds
 
 
 def _wait_s(retry: urllib3.Retry, response: requests.Response | None) -> float:
     """Seconds until the next attempt: the back-off, or what `Retry-After` asks for if that is longer."""
     try:
         asked = None if response is None else retry.get_retry_after(response.raw)
-    except (InvalidHeader, ValueError):
+    except (InvalidHeader, ValueError, OverflowError):
         asked = None
     return min(max(asked or 0.0, retry.get_backoff_time()), retry.backoff_max)
 
@@ -207,8 +243,10 @@ def _copy(response: requests.Response, file: BinaryIO, what: str, timeout_s: flo
                 f"{what}: {response.url} does not say how long its answer is, so that nobody could tell"
                 " whether it is complete. Ask the administrator of the server to send Content-Length."
             )
-        file.write(chunk)
         received += len(chunk)
+        if received > LARGEST_BYTES:
+            raise DataError(f"{what}: {response.url} sends more than {LARGEST_BYTES} bytes; it was given up.")
+        file.write(chunk)
         elapsed = time.monotonic() - started
         if elapsed > timeout_s and received < SLOWEST_BYTES_PER_SECOND * elapsed:
             raise _Retryable(f"the transfer crawls ({received} bytes in {elapsed:.1f} s)")

@@ -1,9 +1,13 @@
-"""Align the packets of a wave track in time, and check the track's sampling rate against them.
+"""Align the packets of a wave track in time, and find the track's true sampling rate from them.
 
 A `.vital` file stores a wave as packets, each stamped with the time of its first sample. Stamps are
 floating point, and some recorders take them from a clock of their own. Placing each packet by itself
 (`ceil`, as `vitaldb.VitalFile.to_numpy` does, or even rounding) then shifts whole packets by a sample
 against their neighbours. Here a packet that continues the one before is put right behind it.
+
+Some recorders stamp a packet with the time of its end; some sample at another rate than the header's. Let a
+packet's lateness be the time of its stamp, in samples, minus the number of samples before it: constant
+while no sample is missing, and n higher once n samples were lost. All functions here look at it.
 """
 
 import numpy as np
@@ -24,17 +28,86 @@ _INTERVALS_FOR_RATE = 3
 _AGREEING_WITHIN = 0.2
 _AGREEING_SHARE = 0.75
 
+_FEWEST_SEAMS = 2  # fewer are lost samples, not drift
+_SEAM = 1e-2  # of a packet's length: larger steps beside it are gaps
+_RATE_ERROR = 1e-4  # of the median rate, at most, in most tracks
+_SEAMS_LEFT = 0.1  # of the seams by the header's rate; more are left where the drift is not steady
+_LATE_IN_A_ROW = 4
+_GIANT = 10  # in packets of the usual length
+
+
+def find_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq: float) -> float:
+    """The true sampling rate of a track whose clock drifts steadily against its stamps, else `sfreq`.
+
+    By the header's rate the packets of such a track seem to lose, or to repeat, a sample every now and then.
+    The rate is the median over pairs of packets, as far apart as half of the pairs have no gap between them,
+    then refined by a straight line through each stretch without a gap. It is used if it leaves at most a
+    tenth of those seams.
+
+    Args:
+        starts: (K,) seconds, ascending.
+        counts: (K,) samples in each packet.
+        sfreq: the header's rate in Hz.
+    """
+    seams = _count_seams(starts, counts, sfreq)
+    if seams < _FEWEST_SEAMS:
+        return sfreq
+    rate = _median_rate(starts, counts, sfreq)
+    refined = _refined_rate(starts, counts, rate)
+    best = min((refined, rate), key=lambda one: _count_seams(starts, counts, one))
+    return best if _count_seams(starts, counts, best) <= _SEAMS_LEFT * seams else sfreq
+
+
+def correct_late_stamps(
+    starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq: float
+) -> NDArray[np.float64]:
+    """Times of the first samples, for packets that may be stamped with the time of their end.
+
+    Recorders do that with a packet of minutes between packets of a tenth of a second. Taken for its start,
+    such a stamp leaves a gap before the packet that is as long as the packet, and lets it overlap with what
+    follows. A packet is moved back, by no more than its length (and the tolerance of the rate), where a gap
+    is before it and one of the next packets shows that it lies too late: behind the packet before, where that
+    fits, else right before the packet after. The last packet of a track is moved if it is ten times as long
+    as usual and fills the gap before it. What overlaps for another reason stays where its stamp says.
+
+    Args:
+        starts: (K,) seconds, ascending.
+        counts: (K,) samples in each packet.
+        sfreq: the track's rate in Hz.
+
+    Returns:
+        (K,) seconds, ascending.
+    """
+    before = np.cumsum(counts) - counts
+    late = (starts - starts[0]) * sfreq - before
+    slack = _slack(late, counts)
+    corrected = late.copy()
+    for packet in _too_late(late, slack):
+        previous = corrected[packet - 1] if packet else -np.inf
+        if corrected[packet] - previous > slack:
+            target = _lateness_after(late, counts, starts, packet, previous, slack)
+            if target is not None:
+                end = late[packet] - counts[packet]  # where it would be if the stamp is that of its end
+                behind = target <= previous + slack or abs(end - previous) < abs(end - target)
+                corrected[packet] = previous if behind else target
+    usual = float(np.median(counts))
+    if len(late) > 1 and counts[-1] >= _GIANT * usual:
+        gap = corrected[-1] - corrected[-2]
+        if abs(gap - counts[-1]) <= RATE_TOLERANCE / 5 * counts[-1] + usual:
+            corrected[-1] = corrected[-2]
+    moved = corrected != late
+    return np.where(moved, starts[0] + (before + corrected) / sfreq, starts)
+
 
 def align_packets(
     starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq: float, origin: float
 ) -> NDArray[np.int64]:
     """Index of the first sample of each of K packets, on a clock that starts at `origin`.
 
-    Let `e` be the time of a packet's stamp, in samples, minus the number of samples before it: constant
-    while no sample is missing, and n higher once n samples were lost. A segment continues while `e` stays
-    within the slack of the segment's first packet; otherwise a new segment starts at the sample nearest to
-    its stamp. The slack is just under one sample, and more only where the stamps of the track jitter by
-    more (then up to half a packet, so that a lost packet is always found).
+    A segment continues while the lateness of its packets stays within the slack of the first one's;
+    otherwise a new segment starts at the sample nearest to its stamp. The slack is just under one sample, and
+    more only where the stamps of the track jitter by more (then up to half a packet, so that a lost packet is
+    always found).
 
     So with stamps exact to +-0.45 samples every gap of one sample or more is found where it is, and each
     sample lies within 1.5 samples of its stamp (half a sample for the first packet of a segment).
@@ -100,3 +173,89 @@ def _slack(late: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
         return SLACK_SAMPLES
     jitter = float(np.median(np.abs(np.diff(late))))
     return max(SLACK_SAMPLES, min(JITTER_FACTOR * jitter, float(np.median(counts)) / 2))
+
+
+def _count_seams(starts: NDArray[np.float64], counts: NDArray[np.int64], sfreq: float) -> int:
+    """Number of segments that start hardly later or earlier than the one before ends.
+
+    A giant packet has room for more drift than others.
+    """
+    starts = correct_late_stamps(starts, counts, sfreq=sfreq)
+    steps = np.diff(align_packets(starts, counts, sfreq=sfreq, origin=float(starts[0]))) - counts[:-1]
+    late = (starts - starts[0]) * sfreq - (np.cumsum(counts) - counts)
+    most = np.maximum(2 * _slack(late, counts) + 1, _SEAM * np.maximum(counts[:-1], counts[1:]))
+    return int(np.count_nonzero((steps != 0) & (np.abs(steps) <= most)))
+
+
+def _median_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], sfreq: float) -> float:
+    """Median samples per second of pairs of packets, as far apart as half of the pairs agree.
+
+    They must agree with the rate of nearer pairs, too: far ones may all have the same gap between them.
+    """
+    before = np.cumsum(counts) - counts
+    rate, distance, slack = sfreq, 1, SLACK_SAMPLES
+    while distance < len(starts):
+        seconds = starts[distance:] - starts[:-distance]
+        samples = before[distance:] - before[:-distance]
+        later = seconds > 0
+        if not later.any():
+            break
+        median = float(np.median(samples[later] / seconds[later]))
+        if distance == 1:
+            slack = _slack(starts * median - before, counts)
+        agreeing = np.abs(samples - median * seconds) <= slack
+        if distance > 1:
+            agreeing &= np.abs(samples - rate * seconds) <= 2 * slack
+        if np.mean(agreeing) < 0.5:
+            break
+        rate, distance = median, 2 * distance
+    return rate
+
+
+def _refined_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], rate: float) -> float:
+    """The rate by the slope of the lateness, common to all stretches without a gap (least squares)."""
+    before = (np.cumsum(counts) - counts).astype(np.float64)
+    corrected = correct_late_stamps(starts, counts, sfreq=rate)
+    late = (corrected - corrected[0]) * rate - before
+    longer = np.maximum(counts[:-1], counts[1:])
+    gaps = np.abs(np.diff(late)) > _slack(late, counts) + _RATE_ERROR * longer
+    stretch = np.concatenate([[0], np.cumsum(gaps)])
+    sizes = np.bincount(stretch)
+    x = before - (np.bincount(stretch, before) / sizes)[stretch]
+    y = late - (np.bincount(stretch, late) / sizes)[stretch]
+    return rate / (1 + float(x @ y / (x @ x))) if x.any() else rate
+
+
+def _too_late(late: NDArray[np.float64], slack: float) -> list[int]:
+    """Packets that one of the next few packets overtakes."""
+    lowest = np.full(len(late), np.inf)
+    for ahead in range(1, min(_LATE_IN_A_ROW, len(late) - 1) + 1):
+        np.minimum(lowest[:-ahead], late[ahead:], out=lowest[:-ahead])
+    overtaken: list[int] = np.flatnonzero(late - lowest > slack).tolist()
+    return overtaken
+
+
+def _lateness_after(
+    late: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    starts: NDArray[np.float64],
+    packet: int,
+    previous: float,
+    slack: float,
+) -> float | None:
+    """The lateness to which a packet and those up to the one that overtakes them fit moved back, if any."""
+    found = None
+    for after in range(packet + 1, min(packet + _LATE_IN_A_ROW, len(late) - 1) + 1):
+        target, moved = float(late[after]), slice(packet, after)
+        most = (1 + RATE_TOLERANCE) * counts[moved] + slack
+        room = slack + RATE_TOLERANCE * float(counts[moved].sum())
+        excess = late[moved] - target
+        if (
+            (starts[after], counts[after]) != (starts[packet], counts[packet])  # else it was sent twice
+            and ((excess > slack) & (excess <= most)).all()
+            and target >= previous - room
+            and (abs(target - previous) <= room or (excess >= counts[moved] / 2).all())
+            and (found is None or target < found)
+        ):
+            found = target
+    return found

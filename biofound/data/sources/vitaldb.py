@@ -12,7 +12,7 @@ import json
 import sys
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,27 @@ from urllib.parse import urlsplit
 from urllib3 import Retry
 
 from biofound.data.channels import Channel
-from biofound.data.sources import Case, Recording, Source, Survey, survey_recordings
+from biofound.data.sources import (
+    Case,
+    ListedTrack,
+    Recording,
+    Source,
+    Survey,
+    TrackList,
+    list_recordings,
+    survey_recordings,
+)
 from biofound.data.sources.download import GZIP_MAGIC, fetch
 from biofound.data.sources.registry import CASE_SETS, DEFAULT_CASE_SET
 from biofound.data.sources.subjects import find_subjects
-from biofound.data.sources.vital_file import check_complete, contents, find_track, read_recording
+from biofound.data.sources.vital_file import (
+    MAX_HOURS,
+    check_complete,
+    find_track,
+    list_tracks,
+    read_recording,
+)
+from biofound.data.sources.vitaldb_cost import Cost, estimate_cost
 from biofound.errors import DataError, SettingsError
 from biofound.files import path_from_text, path_to_text, printable_name, sha256_of, write_json
 
@@ -35,10 +51,19 @@ BASE_URL = "https://api.vitaldb.net"
 DATASET_VERSION = "1.0.1"
 """Version of the `.vital` files, and the folder of the API they lie in: packed, all tracks on one clock."""
 
+FASTTRACK_CASES = 70
+"""Cases of the mode `fasttrack`."""
+
 _TABLES = {
-    "cases": ("the clinical table", ("caseid", "subjectid")),
-    "trks": ("the track list", ("caseid", "tname")),
+    "cases": ("the clinical table", ("caseid", "subjectid"), 1 << 25),
+    "trks": ("the track list", ("caseid", "tname"), 1 << 27),
 }
+"""By name: for messages, the columns that it must have, and the bytes beyond which it is refused.
+
+Those of version 1.0.1 have 2 and 32 MB.
+"""
+
+_KEPT = ("subjectid", "casestart", "caseend")  # of the clinical table's 74 columns
 
 
 def case_ids_in(case_set: str) -> frozenset[str] | None:
@@ -70,6 +95,8 @@ class VitalDBSource(Source):
     """
 
     name = "vitaldb"
+    on_retry: Callable[[str], None] | None = None
+    """Told, in words, when a download has failed and is tried again."""
 
     def __init__(
         self,
@@ -101,8 +128,12 @@ class VitalDBSource(Source):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the parsed tables: half a million track names need not travel to every worker."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_clinical", "_tracks")}
+        """Without the parsed tables: half a million track names need not travel to every worker.
+
+        Workers do not say that they retry: the process that downloads ahead for them does.
+        """
+        left_behind = ("_clinical", "_tracks", "on_retry")
+        return {key: value for key, value in self.__dict__.items() if key not in left_behind}
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """Plain JSON that opens this source again; without the settings of its downloads."""
@@ -118,7 +149,7 @@ class VitalDBSource(Source):
         """The files' version and a digest of the two tables (in the cache, so it changes with that)."""
         digest = hashlib.sha256()
         for table in _TABLES:
-            digest.update(_text_of(self._table(table)))
+            digest.update(_text_of(self._table(table), table))
         return f"{self.dataset_version}-{digest.hexdigest()[:16]}"
 
     def survey(self, channels: Sequence[Channel]) -> Survey:
@@ -143,6 +174,63 @@ class VitalDBSource(Source):
                 f" channel ({_tracks_of(channels)}). Choose another case set or other tracks."
             )
         return found
+
+    def tracks(self) -> TrackList:
+        """The track list of each case of the case set; rates and units are those of the whole data set."""
+        from vitaldb.utils import TRACK_INFO  # as slow to import as all of the package
+
+        chosen = case_ids_in(self.case_set)
+        listed = {
+            name: ListedTrack(
+                name=name,
+                sfreq=TRACK_INFO.get(name, {}).get("srate"),
+                unit=TRACK_INFO.get(name, {}).get("unit", ""),
+                duration_s=None,
+            )
+            for name in set().union(*self._tracks.values())
+        }
+        return TrackList(
+            tracks={
+                case_id: tuple(listed[name] for name in names)
+                for case_id, names in sorted(self._tracks.items())
+                if chosen is None or case_id in chosen
+            },
+            refused={},
+        )
+
+    def costs(self, channels: Sequence[Channel]) -> dict[str, Cost]:
+        """What to expect of `fasttrack` (of this case set), the case set, `bis` and `all`.
+
+        Estimated from the clinical table's lengths and the track list, and corrected by the files that are
+        in the cache.
+        """
+        from vitaldb.utils import TRACK_INFO
+
+        able = [case for case, names in self._tracks.items() if not _lacking(channels, names, case)]
+        members = {name: case_ids_in(name) for name in dict.fromkeys((self.case_set, "bis", "all"))}
+        sfreqs = {name: info["srate"] for name, info in TRACK_INFO.items() if "srate" in info}
+
+        def cost(case_ids: Sequence[str], **more: Any) -> Cost:
+            return estimate_cost(
+                [_duration_of(self._clinical.get(case_id, {})) for case_id in case_ids],
+                [self._tracks[case_id] for case_id in case_ids],
+                sfreqs=sfreqs,
+                channels=len(channels),
+                **more,
+            )
+
+        cached = {case_id: path.stat().st_size for case_id in able if (path := self._path(case_id)).is_file()}
+        expected = cost(list(cached)).download_bytes
+        measured = sum(cached.values()) / expected if expected > 0 else 1.0
+        ids = {
+            name: [case_id for case_id in able if chosen is None or case_id in chosen]
+            for name, chosen in members.items()
+        }
+        fasttrack = cost(ids[self.case_set], cases=FASTTRACK_CASES, measured=measured)
+        return {
+            "fasttrack": fasttrack,
+            **{name: cost(case_ids, measured=measured) for name, case_ids in ids.items()},
+        }
 
     def fetch(self, case_id: str) -> Path:
         """The case's file in the cache, downloaded and checked if it is not there yet.
@@ -179,7 +267,7 @@ class VitalDBSource(Source):
 
     def _path(self, case_id: str) -> Path:
         """Where the case's file goes in the cache."""
-        if not case_id.isdigit():
+        if not (case_id.isascii() and case_id.isdigit()):
             raise DataError(f"case {case_id}: VitalDB's cases are numbers. Check the split file.")
         return self.cache_dir / self.dataset_version / f"{case_id}.vital"
 
@@ -198,6 +286,7 @@ class VitalDBSource(Source):
             what=what,
             check=lambda file: _check_and_record(file, record, what=what),
             already_checked=lambda file: _is_recorded(file, record),
+            on_retry=self.on_retry,
         )
         known = _read_record(record)
         if known is None:
@@ -206,31 +295,33 @@ class VitalDBSource(Source):
 
     def _table(self, table: str) -> Path:
         """One of the API's two tables, in the cache."""
-        what, columns = _TABLES[table]
         path = self.cache_dir / f"{table}.csv"
         self._fetch(
             f"{self.base_url}/{table}",
             path,
-            what=what,
-            check=lambda file: _check_table(file, what, columns),
+            what=_TABLES[table][0],
+            check=lambda file: _check_table(file, table),
             accept_gzip=True,
+            on_retry=self.on_retry,
         )
         return path
 
     @cached_property
     def _clinical(self) -> dict[str, dict[str, str]]:
         """Row of the clinical table by case id."""
-        return {row["caseid"]: row for row in csv.DictReader(_lines_of(self._table("cases")))}
+        clinical: dict[str, dict[str, str]] = {}
+        for row in _rows(self._table("cases"), "cases"):
+            if row["caseid"] in clinical:
+                raise DataError(f"the clinical table lists case {row['caseid']} twice")
+            clinical[row["caseid"]] = {name: row[name] for name in _KEPT if name in row}
+        return clinical
 
     @cached_property
     def _tracks(self) -> dict[str, tuple[str, ...]]:
         """Track names by case id."""
-        rows = csv.reader(_lines_of(self._table("trks")))
-        header = next(rows)
-        case, track = header.index("caseid"), header.index("tname")
         names = defaultdict(list)
-        for row in rows:
-            names[row[case]].append(sys.intern(row[track]))
+        for row in _rows(self._table("trks"), "trks"):
+            names[sys.intern(row["caseid"])].append(sys.intern(row["tname"]))
         return {case_id: tuple(tracks) for case_id, tracks in names.items()}
 
     def _case(self, case_id: str) -> Case:
@@ -282,6 +373,7 @@ class VitalFilesSource(Source):
             key_of=lambda name: name.removesuffix(".vital").replace("/", "__"),
         )
         self._subjects = subjects or {}
+        self._listed: dict[str, tuple[ListedTrack, ...]] = {}
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """Plain JSON that opens this source again."""
@@ -298,27 +390,36 @@ class VitalFilesSource(Source):
         text = json.dumps([listing, self._subjects], sort_keys=True)
         return f"vital-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tracks, which workers do not need."""
+        return {**self.__dict__, "_listed": {}}
+
     def survey(self, channels: Sequence[Channel]) -> Survey:
         """All files by the channels that they have; a damaged one is refused.
+
+        A case is as long as its shortest channel.
 
         Raises:
             DataError: none has every channel.
         """
-        names: set[str] = set()
 
         def look(case_id: str) -> Case | tuple[str, ...]:
-            case = self._case(case_id, self._files[case_id])
-            names.update(case.tracks)
-            return _lacking(channels, case.tracks, case_id) or case
+            names = [track.name for track in self._tracks(case_id)]
+            return _lacking(channels, names, case_id) or self._case(case_id, channels)
 
         found = survey_recordings(self._files, look)
         if not found.cases and not found.refused:
+            names = sorted({track.name for tracks in self._listed.values() for track in tracks})
             raise DataError(
                 f"{self.root}: none of {len(self._files)} .vital files has every channel"
-                f" ({_tracks_of(channels)}). Their tracks: {', '.join(sorted(names)) or 'none'}."
-                " Name the tracks in the channels file."
+                f" ({_tracks_of(channels)}). Their tracks: {', '.join(names) or 'none'}. Name the tracks in"
+                " the channels file; `biofound prepare --list-tracks` says which file has which."
             )
         return found
+
+    def tracks(self) -> TrackList:
+        """The tracks of every file, with the seconds of signal in its waves."""
+        return list_recordings(self._files, self._tracks)
 
     def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
         """The samples of one file at their native rates, NaN in gaps, on one clock.
@@ -326,9 +427,7 @@ class VitalFilesSource(Source):
         Raises:
             DataError: the file is damaged, or a channel is absent, all gaps or not at the header's rate.
         """
-        path = self._path(case_id)
-        check_complete(path, what=f"case {case_id}")
-        return read_recording(path, case_id=case_id, channels=channels, known={})
+        return read_recording(self._path(case_id), case_id=case_id, channels=channels, known={})
 
     def fingerprint(self, case_id: str) -> str:
         """SHA-256 of the file."""
@@ -353,10 +452,21 @@ class VitalFilesSource(Source):
             raise DataError(f"case {case_id}: {self.root} has no such .vital file. Prepare the splits again.")
         return path
 
-    def _case(self, case_id: str, path: Path) -> Case:
-        subject = case_id if self.record_is_subject else self._subjects.get(case_id)
-        held = contents(path, what=f"case {case_id}")
-        return Case(case_id=case_id, subject_id=subject, tracks=held.tracks, duration_s=held.duration_s)
+    def _tracks(self, case_id: str) -> tuple[ListedTrack, ...]:
+        """The tracks of a file, which is read to its end for them, once."""
+        if case_id not in self._listed:
+            self._listed[case_id] = list_tracks(self._path(case_id), what=f"case {case_id}")
+        return self._listed[case_id]
+
+    def _case(self, case_id: str, channels: Sequence[Channel]) -> Case:
+        seconds = {track.name: track.duration_s or 0.0 for track in self._tracks(case_id)}
+        used = [find_track(channel.tracks, seconds, what=f"case {case_id}") for channel in channels]
+        return Case(
+            case_id=case_id,
+            subject_id=case_id if self.record_is_subject else self._subjects.get(case_id),
+            tracks=tuple(seconds),
+            duration_s=min((seconds[name] for name in used if name is not None), default=None),
+        )
 
 
 def _lacking(channels: Sequence[Channel], tracks: Sequence[str], case_id: str) -> tuple[str, ...]:
@@ -372,39 +482,60 @@ def _tracks_of(channels: Sequence[Channel]) -> str:
     return "; ".join(f"{channel.name}: {' or '.join(channel.tracks)}" for channel in channels)
 
 
-def _text_of(path: Path) -> bytes:
+def _text_of(path: Path, table: str) -> bytes:
     """A table's text, unzipped if the server compressed it, without byte order mark."""
-    content = path.read_bytes()
-    if content.startswith(GZIP_MAGIC):
-        content = gzip.decompress(content)
+    what, _, largest = _TABLES[table]
+    with path.open("rb") as raw:
+        zipped = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        raw.seek(0)
+        with gzip.open(raw) if zipped else raw as text:
+            content = text.read(largest + 1)
+    if len(content) > largest:
+        raise DataError(f"{what} ({path}) has more than {largest} bytes: it is not VitalDB's")
     return content.removeprefix(b"\xef\xbb\xbf")
 
 
-def _lines_of(path: Path) -> io.StringIO:
-    return io.StringIO(_text_of(path).decode("utf-8"), newline="")
+def _rows(path: Path, table: str) -> Iterator[dict[str, str]]:
+    """The rows of a table by column.
 
-
-def _check_table(path: Path, what: str, columns: Sequence[str]) -> None:
-    """Refuse a table that is cut short, is something else (an error page), or is empty."""
+    Raises:
+        DataError: it is cut short, is something else (an error page), or has a row that cannot be.
+    """
+    what, columns, _ = _TABLES[table]
     try:
-        rows = csv.reader(_lines_of(path))
+        rows = csv.reader(io.StringIO(_text_of(path, table).decode("utf-8"), newline=""))
         header = next(rows, [])
+        missing = [column for column in columns if column not in header]
+        if missing:
+            has = ", ".join(header[:8])[:200] or "none"
+            raise DataError(f"{what} ({path}) has no column {', '.join(missing)}, but {has}")
+        for row in filter(None, rows):
+            found = dict(zip(header, row, strict=False))
+            short = not found.keys() >= set(columns)
+            if short or not (found["caseid"].isascii() and found["caseid"].isdigit()):
+                raise DataError(
+                    f"{what} ({path}), line {rows.line_num}: expected a number as caseid, and"
+                    f" {', '.join(columns[1:])}; got {','.join(row)[:60]!r}. Remove the file, so that it is"
+                    " downloaded again"
+                )
+            yield found
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{what} is cut short or damaged ({error})") from error
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise DataError(f"{what} has no column {', '.join(missing)}, but {', '.join(header[:8]) or 'none'}")
-    if next(rows, None) is None:
-        raise DataError(f"{what} has no rows")
+        raise DataError(f"{what} ({path}) is cut short or damaged ({error})") from error
 
 
-def _duration_of(row: dict[str, str]) -> float | None:
-    """Length of the recording in seconds by the clinical table, where it says so."""
+def _check_table(path: Path, table: str) -> None:
+    """Refuse a table that is cut short, is something else (an error page), or is empty."""
+    if sum(1 for _ in _rows(path, table)) == 0:
+        raise DataError(f"{_TABLES[table][0]} has no rows")
+
+
+def _duration_of(row: Mapping[str, str]) -> float | None:
+    """Length of the recording in seconds by the clinical table, where it says so and that can be."""
     try:
         duration = float(row["caseend"]) - float(row["casestart"])
     except (KeyError, ValueError):
         return None
-    return duration if duration > 0 else None
+    return duration if 0 < duration <= MAX_HOURS * 3600 else None
 
 
 def _check_and_record(path: Path, record: Path, *, what: str) -> None:

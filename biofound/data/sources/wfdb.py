@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
-from biofound.data.sources import Case, Recording, Signal, Source, Survey, survey_recordings
+from biofound.data.sources import (
+    Case,
+    ListedTrack,
+    Recording,
+    Signal,
+    Source,
+    Survey,
+    TrackList,
+    list_recordings,
+    survey_recordings,
+)
 from biofound.data.sources.subjects import find_subjects
 from biofound.data.sources.units import conversion
 from biofound.errors import DataError, SettingsError
@@ -140,6 +150,12 @@ class WfdbSource(Source):
             return self._case(case_id, path, header)
 
         return survey_recordings(self._records, look)
+
+    def tracks(self) -> TrackList:
+        """The signals of every record, as its header has them."""
+        return list_recordings(
+            self._records, lambda case_id: _read_header(case_id, self._records[case_id]).tracks()
+        )
 
     def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
         """One record's channels at their native rates, float32, NaN where the record has no valid sample.
@@ -261,6 +277,23 @@ class _Header:
         names = [normalised(name).casefold() for name in self.names]
         wanted = (normalised(track).casefold() for track in channel.tracks)
         return next((names.index(track) for track in wanted if track in names), None)
+
+    def tracks(self) -> tuple[ListedTrack, ...]:
+        """The signals, each at its own rate."""
+        if self.segments:  # those of the layout, or of the first segment
+            seconds = self.samples / self.frame_rate
+            return tuple(replace(track, duration_s=seconds) for track in self.segments[0].tracks())
+        per_frame = getattr(self.parsed, "samps_per_frame", None) or []
+        units = getattr(self.parsed, "units", None) or []
+        return tuple(
+            ListedTrack(
+                name=normalised(name),
+                sfreq=self.frame_rate * count,
+                unit=unit or "",
+                duration_s=self.samples / self.frame_rate,
+            )
+            for name, count, unit in zip(self.names, per_frame, units, strict=False)
+        )
 
     def files(self) -> list[Path]:
         """The header and the signal files of the record and of its segments, each once."""

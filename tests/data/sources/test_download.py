@@ -1,4 +1,5 @@
 import gzip
+import re
 import shutil
 import ssl
 import subprocess
@@ -35,7 +36,16 @@ def check(path):
 
 
 def get(
-    server, cache, *, path=FILE, retries=2, backoff_s=0.01, longest_wait_s=60.0, timeout_s=5.0, at_once=4
+    server,
+    cache,
+    *,
+    path=FILE,
+    retries=2,
+    backoff_s=0.01,
+    longest_wait_s=60.0,
+    timeout_s=5.0,
+    at_once=4,
+    on_retry=None,
 ):
     target = cache / path.lstrip("/")
     fetch(
@@ -47,6 +57,7 @@ def get(
         retry=Retry(total=retries, backoff_factor=backoff_s, backoff_max=longest_wait_s),
         timeout_s=timeout_s,
         at_once=at_once,
+        on_retry=on_retry,
     )
     return target
 
@@ -156,6 +167,36 @@ def test_retry_after_is_obeyed_in_seconds_and_as_a_date(server, tmp_path, monkey
     assert waits[0] == 7.0
     assert 15 <= waits[1] <= 20
     assert waits[2:] == [2.0, 60.0]  # the back-off, where the header is not readable; never over the limit
+
+
+@pytest.mark.parametrize(
+    "value", ["\u00b2", "9" * 5000, "Wed, 21 Oct 99999999999999999999 07:28:00 GMT", "-1"]
+)
+def test_a_retry_after_that_cannot_be_is_passed_over(server, tmp_path, value):
+    server.misbehave(FILE, Fault(kind="retry-after", value=value))
+    assert get(server, tmp_path).read_bytes() == BODY
+
+
+def test_a_download_that_is_tried_again_says_so_at_once_and_until_when(server, tmp_path, monkeypatch):
+    said, waits = [], []
+    monkeypatch.setattr(time, "sleep", lambda wait: waits.append((len(said), wait)) if wait else None)
+    server.misbehave(FILE, *[Fault(kind="status", value=503)] * 4)
+    before = datetime.now().astimezone().replace(microsecond=0)
+    get(server, tmp_path, retries=4, backoff_s=1.0, timeout_s=30.0, on_retry=said.append)
+    assert len(said) == 1 and waits[0][0] == 1  # before the first wait, and not again
+    assert said[0].startswith(f"case 7: {server.url}{FILE} could not be downloaded (")
+    assert "503" in said[0] and " up to 4 times" in said[0]
+    until = datetime.strptime(re.search(r"until (\d\d:\d\d:\d\d)", said[0])[1], "%H:%M:%S")
+    expected = before + timedelta(seconds=0 + 2 + 4 + 8 + 4 * 30)
+    assert (until - expected.replace(tzinfo=None)).total_seconds() % 86400 <= 5
+
+
+def test_an_answer_without_end_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("biofound.data.sources.download.LARGEST_BYTES", 5000)
+    with pytest.raises(DataError, match=rf"case 7: {server.url}{FILE} sends more than 5000 bytes"):
+        get(server, tmp_path)
+    assert server.asked[FILE] == 1
+    assert files_in(tmp_path) == []
 
 
 def test_waits_double_up_to_the_longest(server, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from biofound.data.sources.packets import align_packets, check_rate
+from biofound.data.sources.packets import align_packets, check_rate, correct_late_stamps, find_rate
 from biofound.errors import DataError
 from tests.data.sources.vitaldb_server import START
 
@@ -101,3 +101,30 @@ def test_the_true_rate_passes_with_gaps_jitter_and_odd_packets():
 def test_recordings_with_pauses_between_few_packets_pass():
     starts, counts, _ = stream([5000, 5000, 5000], [0, 90_000, 40_000])
     check_rate(starts, counts, sfreq=SFREQ, what="case 1")
+
+
+def test_late_stamps_drift_gaps_and_jitter_together_are_placed_to_two_samples():
+    rng = np.random.default_rng(11)
+    for _ in range(40):
+        true = 100 * (1 + rng.choice([0, 1]) * rng.uniform(-0.015, 0.015))
+        number, length = rng.integers(100, 1500), rng.choice([10, 25, 100])
+        counts = rng.integers(length // 2, 2 * length, number)
+        giants = rng.choice(number, rng.integers(0, 4), replace=False)
+        counts[giants] = rng.integers(3000, 200_000, len(giants))
+        gaps = np.where(rng.random(number) < rng.choice([0, 0.003]), rng.integers(2, 3000, number), 0)
+        starts, counts, first = stream(counts, gaps, sfreq=true)
+        starts[giants] += counts[giants] / true
+        starts += rng.uniform(0, 1, number) * rng.choice([0, 0.2, 0.4]) / true
+        starts = np.maximum.accumulate(starts)
+        rate = find_rate(starts, counts, sfreq=100.0)
+        assert (rate == 100.0) == (true == 100.0)
+        corrected = correct_late_stamps(starts, counts, sfreq=rate)
+        placed = align_packets(corrected, counts, sfreq=rate, origin=corrected[0])
+        seconds = (placed - placed[0]) / rate - (first - first[0]) / true
+        assert np.abs(seconds).max() * 100 < 2
+
+
+def test_pairs_of_packets_that_all_have_one_gap_between_them_do_not_set_the_rate():
+    gaps = np.where(np.arange(300) == 150, 1500, 0)
+    starts, counts, _ = stream(np.full(300, 25), gaps, sfreq=101.45)
+    assert find_rate(starts, counts, sfreq=100.0) == pytest.approx(101.45, rel=1e-6)

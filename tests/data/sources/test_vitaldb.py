@@ -13,7 +13,7 @@ import pytest
 import vitaldb
 
 from biofound.data.sources.registry import CASE_SETS, open_source
-from biofound.data.sources.vitaldb import VitalDBSource, VitalFilesSource
+from biofound.data.sources.vitaldb import _TABLES, VitalDBSource, VitalFilesSource
 from biofound.errors import DataError, SettingsError
 from tests.data.sources.test_vital_file import ECG, ECG_II, PLETH, PPG, wander
 from tests.data.sources.vitaldb_server import Fault, Wave, serving, write_vital
@@ -149,6 +149,72 @@ def test_a_sign_in_page_is_not_taken_for_a_table(server, tmp_path):
     server.misbehave("/cases", *[Fault(kind="not-the-file")] * 3)
     with pytest.raises(DataError, match=r"the clinical table.*caseid, subjectid.*<html>"):
         source(server, tmp_path).cases(CHANNELS)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "words"),
+    [
+        ("/trks", "caseid,tname,tid\n1,SNUADC/PLETH,x\n2\n", r"track list .*line 3: .*'2'"),
+        ("/trks", "caseid,tname,tid\n../1,SNUADC/PLETH,x\n", r"track list .*line 2: .*\.\./1"),
+        ("/cases", "caseid,subjectid\n1,2\n\u00b2,2\n", r"clinical table .*line 3: .*\u00b2"),
+        ("/cases", "caseid,age,subjectid\n1,2\n", r"clinical table .*line 2: .*subjectid"),
+        ("/cases", "caseid,subjectid\n1,\0" + "2" * 200_000, r"clinical table .*damaged"),
+        ("/cases", "caseid,subjectid\n", "clinical table.* no rows"),
+        ("/cases", "caseid,subjectid\n1,2\n1,3\n", "clinical table lists case 1 twice"),
+    ],
+)
+def test_a_table_with_rows_that_cannot_be_is_one_error(server, tmp_path, path, text, words):
+    server.files[path] = gzip.compress(text.encode())
+    with pytest.raises(DataError, match=words):
+        source(server, tmp_path, retries=0).cases(CHANNELS)
+
+
+def test_lengths_that_cannot_be_are_not_known(server, tmp_path):
+    ends = dict(zip(BIS, ["1e999", "nan", "-5", "9e9"], strict=True)) | {NO_BIS: "7200"}
+    rows = "".join(f"{case},1,0,{end}\n" for case, end in ends.items())
+    server.files["/cases"] = gzip.compress(f"caseid,subjectid,casestart,caseend\n{rows}".encode())
+    cases = source(server, tmp_path, case_set="all").cases([ECG])
+    assert {case.case_id: case.duration_s for case in cases} == dict.fromkeys(map(str, BIS)) | {
+        str(NO_BIS): 7200.0
+    }
+
+
+def test_a_table_that_unpacks_without_end_is_refused(server, tmp_path, monkeypatch):
+    columns = ("caseid", "subjectid")
+    monkeypatch.setitem(_TABLES, "cases", ("the clinical table", columns, 10_000))
+    server.files["/cases"] = gzip.compress(b"caseid,subjectid\n" + b"1,1\n" * 5000)
+    with pytest.raises(DataError, match=r"clinical table .*more than 10000 bytes"):
+        source(server, tmp_path, retries=0).cases(CHANNELS)
+
+
+def test_the_cost_of_sets_of_cases_is_that_of_their_hours_and_tracks(server, tmp_path, content):
+    hours = dict(zip(BIS, [1, 2, 3, None], strict=True)) | {NO_BIS: 6}
+    rows = "".join(f"{case},1,0,{3600 * h if h else ''}\n" for case, h in hours.items())
+    server.files["/cases"] = gzip.compress(f"caseid,subjectid,casestart,caseend\n{rows}".encode())
+    opened = source(server, tmp_path)
+    costs = opened.costs([ECG])
+    # Two waves of 500 Hz and a number, but one wave in the case of unknown length, which counts as the mean.
+    both, one = 2 * 500 * 1.0 + 4, 500 * 1.0 + 4
+    bytes_of = {"bis": 3600 * (6 * both + 2 * one), "all": 3600 * (12 * both + 3 * one)}
+    for name, (cases, total) in {"bis": (4, 8), "all": (5, 15)}.items():
+        assert (costs[name].cases, costs[name].hours) == (cases, total)
+        assert costs[name].download_bytes == pytest.approx(bytes_of[name])
+        assert costs[name].window_bytes == total * 3600 * 125 * 2
+        assert costs[name].download_seconds == pytest.approx(bytes_of[name] / 10e6)
+    assert costs["fasttrack"] == costs["bis"]  # fewer than 70 cases
+    assert not any(case.endswith(".vital") for case in server.asked)
+    opened.fetch(str(BIS[0]))  # an hour, which says how large files are
+    assert opened.costs([ECG])["bis"].download_bytes == pytest.approx(
+        bytes_of["bis"] * len(content) / (3600 * both)
+    )
+
+
+def test_fasttrack_costs_seventy_cases(server, tmp_path):
+    every = sorted(vitaldb.caseids_bis)[:140]
+    server.add_tables(dict.fromkeys(every, 1), dict.fromkeys(every, BOTH))
+    costs = source(server, tmp_path).costs([ECG])
+    assert costs["fasttrack"].cases == 70 and costs["bis"].cases == 140
+    assert costs["fasttrack"].download_bytes == pytest.approx(costs["bis"].download_bytes / 2)
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(server, tmp_path):
@@ -341,7 +407,7 @@ def test_files_with_every_channel_are_cases_without_a_known_subject(directory):
     assert case_ids(cases) == ["b", "ward__a", "ward__c"]
     assert found.left_out == {"only_ppg": ("ECG",)}
     assert {case.subject_id for case in cases} == {None}
-    assert cases[0].duration_s == 8.0  # to the last number of the numeric track
+    assert cases[0].duration_s == 5.6  # of signal in the PPG, which has a gap; its file spans eight
 
 
 def test_a_file_is_read_like_a_case_of_vitaldb(directory, server, tmp_path):

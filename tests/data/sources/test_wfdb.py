@@ -123,6 +123,13 @@ def test_signals_of_several_samples_a_frame_keep_their_own_rate(tmp_path):
     np.testing.assert_allclose(signals["ECG"].samples, fast, atol=1e-6)
     np.testing.assert_allclose(signals["PPG"].samples, slow, atol=1e-6)
     assert source.cases([PPG, ECG])[0].duration_s == 2.0
+    (tmp_path / "r2.hea").write_text("not a header\n")
+    listed = WfdbSource(root=tmp_path).tracks()
+    assert [(track.name, track.sfreq, track.unit, track.duration_s) for track in listed.tracks["r1"]] == [
+        ("PLETH", 125.0, "NU", 2.0),
+        ("II", 500.0, "mV", 2.0),
+    ]
+    assert list(listed.refused) == ["r2"]
 
 
 def test_a_multi_segment_record_is_one_case_with_a_gap_where_no_segment_is(tmp_path):
@@ -148,6 +155,10 @@ def test_a_segment_without_the_signal_is_a_gap_in_a_record_of_variable_layout(tm
     (tmp_path / "r1.hea").write_text("r1/4 2 125 620\nr1_layout 0\nr1_1 500\n~ 20\nr1_2 100\n")
     source = WfdbSource(root=tmp_path)
     assert [(c.case_id, c.duration_s) for c in source.cases([PPG, ECG])] == [("r1", 620 / 125)]
+    assert [(t.name, t.sfreq, t.duration_s) for t in source.tracks().tracks["r1"]] == [
+        ("PLETH", 125.0, 620 / 125),
+        ("II", 125.0, 620 / 125),
+    ]
     signals = source.read("r1", [PPG, ECG]).signals
     gap = np.full(20, np.nan)
     np.testing.assert_allclose(signals["ECG"].samples, np.r_[x[:, 1], gap, x[:100, 1]], atol=1e-6)
