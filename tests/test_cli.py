@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 import typer
 from pydantic import BeforeValidator
@@ -117,6 +118,57 @@ def test_help_dry_run_and_wrong_settings_are_answered_at_once_and_import_nothing
         assert done.returncode == exit_code, done.stderr
         assert done.stdout.splitlines()[-2:] == ["", ""]
     assert min(seconds) < 1.0
+
+
+def test_wrong_paths_and_windows_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    here, model = tmp_path / "npz", tmp_path / "model.pt"
+    here.mkdir()
+    for split in ("train", "val"):
+        signal = np.random.default_rng(0).normal(size=(4, 2, 1250))
+        about = {"subjects": [f"{split}{n}" for n in range(4)], "case_ids": list("abcd"), "start_s": range(4)}
+        np.savez(here / f"{split}_windows.npz", x=signal, channels=["PPG", "ECG"], sfreq=125.0, **about)
+    model.touch()
+    nowhere, below = tmp_path / "nowhere", model / "below.png"
+    target = ("--target", "HR")
+    refused: list[tuple[tuple[object, ...], tuple[object, ...]]] = [
+        (("pretrain", "--data-dir", nowhere), (nowhere, "no such directory")),
+        (("pretrain", "--data-dir", here, "--context-length", 250), (here, "1250 samples")),
+        (("pretrain", "--data-dir", here, "--channels", "PPG,EDA"), (here, "EDA")),
+        (("pretrain", "--data-dir", here, "--channels-yaml", nowhere), (nowhere, "cannot be read")),
+        (("pretrain", "--data-dir", here, "--output-dir", below), (model, "--output-dir")),
+        (("pretrain", "--data-dir", here, "--resume-from", nowhere), (nowhere, "no such file")),
+        (("pretrain", "--channels", "PPG,EDA"), ("EDA", "--channels-yaml")),
+        (("verify", "--checkpoint", nowhere), (nowhere, "no such file")),
+        (("verify", "--data-dir", nowhere), (nowhere, "no such directory")),
+        (("inflate", "--checkpoint", nowhere, "--to", 5), (nowhere, "no such file")),
+        (("inflate", "--checkpoint", tmp_path, "--to", 5), (tmp_path, "a directory")),
+        (("inflate", "--checkpoint", model, "--to", 5, "--output", model), ("the checkpoint itself",)),
+        (("inflate", "--checkpoint", model, "--to", 5, "--output", below), (model, "--output")),
+        (("inflate", "--checkpoint", model, "--to", 5, "--channels-yaml", nowhere), (nowhere,)),
+        (("probe", "--data-dir", nowhere, "--labels", "numerics", *target), (nowhere, "no such directory")),
+        (("probe", "--data-dir", here, "--labels", nowhere, *target), (nowhere, "cannot be read")),
+        (("probe", "--data-dir", here, "--labels", "numerics", *target), ("--labels numerics", "plain npz")),
+        (("probe", "--data-dir", here, "--test-data-dir", nowhere, "--labels", "x", *target), ("x",)),
+        (("probe", "--data-dir", here, "--labels", "x", *target, "--checkpoint", nowhere), (nowhere,)),
+        (("probe", "--data-dir", here, "--labels", "x", *target, "--picture", below), (model, "--picture")),
+    ]
+    code = (
+        "import contextlib, io, json, sys, biofound.cli\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"
+        "        biofound.cli.app(arguments, prog_name='biofound')\n"
+        "    print(json.dumps([said.getvalue(), 'torch' in sys.modules]))\n"
+    )
+    asked = json.dumps([[str(word) for word in arguments] for arguments, _ in refused])
+    done = subprocess.run(
+        [sys.executable, "-c", code, asked], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    for (arguments, expected), line in zip(refused, done.stdout.splitlines(), strict=True):
+        said, imported = json.loads(line)
+        assert said.startswith("error: "), (arguments, said)
+        assert [str(word) for word in expected if str(word) not in said] == [], (arguments, said)
+        assert not imported, arguments
+    assert sorted(tmp_path.iterdir()) == sorted([here, model])
 
 
 @pytest.mark.parametrize("model", COMMANDS)

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -23,7 +22,6 @@ from biofound.commands.pretrain_data import (
     describe_data,
     open_training_windows,
     summarize_data,
-    wants_embedded_cohort,
 )
 from biofound.commands.pretrain_resume import checkpoint_to_resume, differences
 from biofound.core.checkpoint import load_checkpoint
@@ -51,8 +49,12 @@ EXAMPLES = 4
 """Windows in the picture of reconstructions."""
 
 
-def execute(invocation: Invocation[PretrainSettings]) -> None:
+def execute(invocation: Invocation[PretrainSettings], windows: tuple[Windows, Windows] | None) -> None:
     """Train, and leave checkpoints, history and pictures in the output directory.
+
+    Args:
+        invocation: the command's settings.
+        windows: the training and validation windows; None for the embedded cohort, which is built first.
 
     Raises:
         SettingsError: when a setting does not fit the windows, this machine or the run to resume.
@@ -64,17 +66,16 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
     settings = invocation.settings
     data_dirs = settings.data_dir or (str(DEFAULT_STORE),)
     with joined_group(resolve_device(settings.device)) as (group, device):
-        if wants_embedded_cohort(settings):
+        if windows is None:
             data_dirs = (str(settings.output_dir / EMBEDDED),)
             if group.rank == 0:
                 build_embedded_cohort(settings)
             group.wait()
+            windows = open_training_windows(settings, data_dirs)
+        train, val = windows
         with stop_on_signals() as received:
             # Everything is checked before the first step, and before the output directory is touched.
             precision = resolve_precision("fp32" if settings.no_amp else settings.precision, device)
-            if settings.tensorboard:
-                _require_tensorboard()
-            train, val = open_training_windows(settings, data_dirs)
             if settings.threads is not None:
                 torch.set_num_threads(settings.threads)
             if device.type == "cpu":
@@ -225,14 +226,6 @@ def _epoch_line(epoch: EpochMetrics, epochs: int) -> str:
     if (recall := epoch.monitor["r_peak_recall"]) is not None:
         text += f"  R peaks {100 * recall:.0f}%"
     return f"{text}  {epoch.seconds:.0f} s{' *' if epoch.best else ''}"
-
-
-def _require_tensorboard() -> None:
-    if find_spec("tensorboard") is None:
-        raise SettingsError(
-            "tensorboard: the package is not installed; install biofound[tensorboard], or leave "
-            "--tensorboard out: metrics.jsonl holds the same numbers"
-        )
 
 
 @contextmanager
