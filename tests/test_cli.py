@@ -121,18 +121,21 @@ def test_help_dry_run_and_wrong_settings_are_answered_at_once_and_import_nothing
 
 
 def test_wrong_paths_and_windows_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
-    here, model = tmp_path / "npz", tmp_path / "model.pt"
-    here.mkdir()
-    for split in ("train", "val"):
-        signal = np.random.default_rng(0).normal(size=(4, 2, 1250))
-        about = {"subjects": [f"{split}{n}" for n in range(4)], "case_ids": list("abcd"), "start_s": range(4)}
-        np.savez(here / f"{split}_windows.npz", x=signal, channels=["PPG", "ECG"], sfreq=125.0, **about)
+    here, prime, model = tmp_path / "npz", tmp_path / "prime", tmp_path / "model.pt"
+    for place, samples in ((here, 1250), (prime, 937)):
+        place.mkdir()
+        for split in ("train", "val"):
+            signal = np.random.default_rng(0).normal(size=(4, 2, samples))
+            about = {"subjects": [f"{split}{n}" for n in range(4)], "case_ids": list("abcd")}
+            about |= {"start_s": range(4), "channels": ["PPG", "ECG"], "sfreq": 125.0}
+            np.savez(place / f"{split}_windows.npz", x=signal, **about)
     model.touch()
     nowhere, below = tmp_path / "nowhere", model / "below.png"
     target = ("--target", "HR")
     refused: list[tuple[tuple[object, ...], tuple[object, ...]]] = [
         (("pretrain", "--data-dir", nowhere), (nowhere, "no such directory")),
         (("pretrain", "--data-dir", here, "--context-length", 250), (here, "1250 samples")),
+        (("pretrain", "--data-dir", prime), (prime, "937 samples", "is 1250; build windows of 10 s")),
         (("pretrain", "--data-dir", here, "--channels", "PPG,EDA"), (here, "EDA")),
         (("pretrain", "--data-dir", here, "--channels-yaml", nowhere), (nowhere, "cannot be read")),
         (("pretrain", "--data-dir", here, "--output-dir", below), (model, "--output-dir")),
@@ -168,7 +171,7 @@ def test_wrong_paths_and_windows_are_refused_before_torch_is_imported(tmp_path: 
         assert said.startswith("error: "), (arguments, said)
         assert [str(word) for word in expected if str(word) not in said] == [], (arguments, said)
         assert not imported, arguments
-    assert sorted(tmp_path.iterdir()) == sorted([here, model])
+    assert sorted(tmp_path.iterdir()) == sorted([here, prime, model])
 
 
 @pytest.mark.parametrize("model", COMMANDS)

@@ -5,7 +5,6 @@ import pytest
 
 import biofound
 
-
 LOADS = """
 import logging, sys, biofound
 assert "torch" not in sys.modules

@@ -241,6 +241,17 @@ def test_lengths_that_do_not_divide_come_with_the_nearest_that_do() -> None:
     PretrainSettings(context_length=1000, patch_size=200)
 
 
+def test_options_for_windows_of_another_length_are_settings_that_work() -> None:
+    settings = PretrainSettings()
+    assert settings.options_for(2500) == {"context_length": 2500}
+    assert settings.options_for(937) == {}  # a prime: no patch but single samples would do
+    assert settings.options_for(1200) == {"context_length": 1200, "patch_size": 120}
+    assert settings.options_for(200) == {"context_length": 200, "patch_size": 100, "stft_windows": (64, 128)}
+    assert PretrainSettings(mask_ratio=0.1).options_for(250) == {}  # a tenth of two patches hides none
+    for samples in range(1, 2600, 11):
+        PretrainSettings(**settings.options_for(samples))
+
+
 def test_proposed_lengths_are_the_nearest() -> None:
     for length in range(4, 200):
         for patch in range(2, length // 2):

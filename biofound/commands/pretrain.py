@@ -45,6 +45,8 @@ RUN_FILES = ("*.pt", "training_history.json", "metrics.jsonl", CONFIG_NAME, "*.p
 """The files of a run in its output directory."""
 LONG_EPOCH = 10.0
 """Seconds after which an epoch's freed memory is returned; taking it again costs about 0.1."""
+COLUMNS = 80
+"""The longest line of an epoch."""
 EXAMPLES = 4
 """Windows in the picture of reconstructions."""
 
@@ -213,19 +215,26 @@ def _train(trainer: Trainer, write_event: Callable[[TrainingEvent], None]) -> No
             elif isinstance(event, WriteFailure):
                 progress.line(f"WARNING: {event.path} not written: {event.error}; the run continues")
             else:
-                progress.line(_epoch_line(event, trainer.config.epochs))
+                progress.line(epoch_line(event, trainer.config.epochs))
                 if trainer.device.type == "cpu" and event.seconds > LONG_EPOCH:
                     return_freed_memory()
 
 
-def _epoch_line(epoch: EpochMetrics, epochs: int) -> str:
-    """One line of at most 80 columns for two channels: losses, validation MSM by channel, R peaks found."""
-    by_channel = "  ".join(f"{name} {value:.3f}" for name, value in epoch.val.msm_by_channel.items())
-    text = f"epoch {epoch.epoch:>{len(str(epochs))}}/{epochs}  train {epoch.train.loss:.3f}"
-    text += f"  val {epoch.val.loss:.3f}  {by_channel}"
+def epoch_line(epoch: EpochMetrics, epochs: int) -> str:
+    """An epoch's losses, validation MSM by channel and R peaks found, in lines of at most `COLUMNS`."""
+    parts = [f"epoch {epoch.epoch:>{len(str(epochs))}}/{epochs}"]
+    parts += [f"train {epoch.train.loss:.3f}", f"val {epoch.val.loss:.3f}"]
+    parts += [f"{name} {value:.3f}" for name, value in epoch.val.msm_by_channel.items()]
     if (recall := epoch.monitor["r_peak_recall"]) is not None:
-        text += f"  R peaks {100 * recall:.0f}%"
-    return f"{text}  {epoch.seconds:.0f} s{' *' if epoch.best else ''}"
+        parts.append(f"R peaks {100 * recall:.0f}%")
+    parts.append(f"{epoch.seconds:.0f} s{' *' if epoch.best else ''}")
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) + 2 <= COLUMNS:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"    {part}")
+    return "\n".join(lines)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from biofound.settings import (
     WindowsSettings,
     resolve_channels,
 )
+from biofound.settings.resolve import option_name, plain, shown
 
 if TYPE_CHECKING:
     from biofound.core.checkpoint import DataDescription
@@ -140,10 +141,12 @@ def _open_store(settings: PretrainSettings, directory: Path) -> dict[str, Part]:
         _refuse_difference(f"{directory}: train and val", found["train"], found["val"])
     for windows in found.values():
         if windows.window_samples != settings.context_length:
+            changed = settings.options_for(windows.window_samples)
+            use = " ".join(f"{option_name(name)} {shown(plain(value))}" for name, value in changed.items())
             raise DataError(
                 f"{directory}: its windows have {windows.window_samples} samples, but context_length is "
-                f"{settings.context_length}; use --context-length {windows.window_samples}, or build windows "
-                f"of {settings.context_length / windows.sfreq:g} s"
+                f"{settings.context_length}; {f'use {use}, or ' if use else ''}build windows of "
+                f"{settings.context_length / windows.sfreq:g} s"
             )
     try:
         return {

@@ -263,6 +263,26 @@ class PretrainSettings(Settings):
             message = f"no_amp means fp32, but precision is {self.precision}: leave one of them out"
             yield Conflict(("no_amp", "precision"), message)
 
+    def options_for(self, samples: int) -> dict[str, Any]:
+        """The settings to change for windows of so many samples: `context_length`, and what then must follow.
+
+        Empty where none of the patch sizes nearest to `patch_size`, up to twice or half of it, will do.
+        """
+        for patch in (self.patch_size, *nearest_divisors(samples, self.patch_size)):
+            changed: dict[str, Any] = {"context_length": samples}
+            if patch != self.patch_size:
+                changed["patch_size"] = patch
+            if max(self.stft_windows) > samples:
+                derived = self.derived_defaults(changed)
+                changed |= {name: default.value for name, default in derived.items()}
+            try:
+                type(self).model_validate({**self.model_dump(), **changed})
+            except ValidationError:
+                continue
+            if self.patch_size / 2 <= patch <= self.patch_size * 2:
+                return changed
+        return {}
+
     def streams(self) -> dict[str, tuple[str, float]]:
         """The synthetic streams in `data_dir`: each one's text to its population and weight.
 
