@@ -208,7 +208,7 @@ def test_all_mistakes_of_all_places_are_told_at_once(config) -> None:
         ("lr: !!python/object:os.system x\n", (":1: ", "YAML")),
         ("lr: 2024-99-99\n", ("YAML", "month")),
         ("? [a]\n: 3\n", (":1: ", "YAML")),
-        ("a: &a\n  b: *a\n", ("mappings",)),
+        ("a: &a\n  b: *a\n", (":2: ", "holds itself")),
         ("on: 3\n", (":1: on: ",)),
         ("lr: .inf\n", (":1: lr: ", "inf")),
         ("lr:\n  deep: 1\n", (":1: lr: ", "{'deep': 1}")),
@@ -221,6 +221,45 @@ def test_all_mistakes_of_all_places_are_told_at_once(config) -> None:
 def test_bad_files_are_told_with_their_line(config, text: str, words: tuple[str, ...]) -> None:
     path = config(text)
     assert_tells(problems_of(lambda: pretrain(config=path)), (str(path), *words))
+
+
+def tenfold(first: str, item: str, last: int) -> str:
+    """Lines of which each stands for ten times the one before, by aliases."""
+    lines = [f"a{n}: &a{n} {item % ', '.join([f'*a{n - 1}'] * 10)}\n" for n in range(1, last)]
+    return f"a0: &a0 {first}\n{''.join(lines)}"
+
+
+BOMBS = {
+    "aliases": (tenfold("[x]", "[%s]", 10), (":5: ", "10,000")),
+    "merged mappings": (tenfold("{x: 1}", "{<<: [%s]}", 10), (":5: ", "10,000")),
+    "deep lists": ("lr: " + "[" * 2000 + "]" * 2000, (":1: ", "20 levels")),
+    "deep mappings": ("".join(f"{' ' * n}a:\n" for n in range(500)), (":21: ", "20 levels")),
+    "digits": ("epochs: " + "9" * 4000, (":1: ", "100 characters", "4,000")),
+    "hexadecimal digits": ("channels: [0x" + "f" * 4000 + "]", (":1: ", "100 characters", "4,002")),
+    "sixties": ("lr: 1" + ":1" * 3000 + ".5", (":1: ", "100 characters", "6,003")),
+    "unknown keys": ("".join(f"k{n}: 1\n" for n in range(100_000)), ("10,000",)),
+    "text": ("lr: " + "x" * 2_000_000, ("1,000,000 bytes",)),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_files_beyond_what_settings_need_are_refused_in_bounded_time_and_memory(config, kind: str) -> None:
+    text, expected = BOMBS[kind]
+    path = config(text)
+    for read in (lambda: pretrain(config=path), lambda: resolve_channels(path, "pretrain")):
+        (problem,) = problems_of(read)
+        assert problem.startswith(str(path)) and len(problem) < 300
+        assert [word for word in expected if word not in problem] == []
+
+
+def test_numbers_and_lists_of_problems_are_bounded_wherever_they_come_from(config) -> None:
+    for name in ("epochs", "steps", "seed"):
+        (problem,) = problems_of(lambda name=name: pretrain(**{name: "9" * 4000}))
+        assert problem.startswith(f"option --{name}: ") and len(problem) < 200
+    with pytest.raises(SettingsError) as many:
+        pretrain(config=config("".join(f"k{n}: 1\n" for n in range(80))))
+    lines = str(many.value).splitlines()
+    assert len(lines) == 52 and lines[0].startswith("80 ") and lines[-1] == "  and 30 more"
 
 
 def test_file_that_cannot_be_read_is_told_with_the_other_mistakes(tmp_path: Path) -> None:

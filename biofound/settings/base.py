@@ -82,6 +82,13 @@ class Settings(BaseModel):
             raise PydanticCustomError("boolean_for_number", "a number was expected")
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_numbers_beyond_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"expected a whole number below 2^63, got one of {value.bit_length()} bits")
+        return value
+
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Self:
         found = list(self.conflicts())

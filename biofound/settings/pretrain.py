@@ -235,8 +235,8 @@ class PretrainSettings(Settings):
         derived = {}
         epochs = _read(int, given.get("epochs"), None)
         normal = cls.model_fields["warmup_epochs"].default
-        if "warmup_epochs" not in given and epochs is not None and 1 <= math.ceil(epochs / 10) < normal:
-            derived["warmup_epochs"] = Derived(math.ceil(epochs / 10), f"default for {epochs} epochs")
+        if "warmup_epochs" not in given and epochs is not None and 1 <= (tenth := -(-epochs // 10)) < normal:
+            derived["warmup_epochs"] = Derived(tenth, f"default for {epochs} epochs")
         context = _read(int, given.get("context_length"), None)
         windows = cls.model_fields["stft_windows"].default
         if "stft_windows" not in given and context is not None and 4 <= context < max(windows):

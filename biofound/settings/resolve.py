@@ -24,6 +24,8 @@ DEFAULT = "default"
 PRESET = "fast"
 """The field that changes the defaults of others (`Settings.preset`)."""
 
+_LISTED = 50
+"""Problems that one message lists."""
 _FEW = 8
 """Names that can be listed in a message."""
 
@@ -342,7 +344,10 @@ def did_you_mean(word: str, known: list[str]) -> str:
 def _listing(problems: list[str]) -> str:
     if len(problems) == 1:
         return problems[0]
-    return "\n".join([f"{len(problems)} settings are wrong:", *(f"  {problem}" for problem in problems)])
+    shown = [f"  {problem}" for problem in problems[:_LISTED]]
+    if len(problems) > _LISTED:
+        shown.append(f"  and {len(problems) - _LISTED} more")
+    return "\n".join([f"{len(problems)} settings are wrong:", *shown])
 
 
 def _model_at(model: type[Settings], key: tuple[str | int, ...]) -> type[Settings]:
