@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import biofound
+from biofound import console
 from biofound.options import Invocation, add_command
 from biofound.settings import COMMANDS
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script."""
+    console.open_closed_streams()
     app(prog_name="biofound")
 
 

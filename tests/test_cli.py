@@ -380,6 +380,24 @@ def test_closed_pipe_is_no_fault() -> None:
     assert done.returncode == 1
 
 
+def test_closed_standard_streams_are_no_fault_and_no_file_takes_their_number(tmp_path: Path) -> None:
+    code = (
+        "import os, biofound.cli\n"
+        "app, biofound.cli.app = biofound.cli.app, lambda prog_name: None\n"
+        "biofound.cli.main()\n"  # opens the streams
+        "with open('mine', 'w') as file:\n"
+        "    for more in (['--json'], [], ['--nope']):\n"
+        "        try:\n"
+        "            app(['verify', '--dry-run', *more])\n"
+        "        except SystemExit as done:\n"
+        "            file.write(f'{done.code} ')\n"
+        "    os.write(1, b'what a library prints')\n"
+    )
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    assert subprocess.run(shell, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "mine").read_text() == "0 0 2 "
+
+
 def test_progress_without_a_terminal_is_a_few_plain_lines(capfd: pytest.CaptureFixture[str]) -> None:
     with console.progress("work", total=500, unit="cases") as progress:
         for done in range(500):

@@ -15,6 +15,7 @@ from biofound.settings import (
     InflateSettings,
     PrepareSettings,
     PretrainSettings,
+    ProbeSettings,
     Resolved,
     WindowsSettings,
     resolve,
@@ -98,6 +99,20 @@ def test_text_from_options_and_environment_becomes_values() -> None:
     settings = resolved.settings
     assert (settings.random_crop, settings.channels) == (False, ("ECG", "PPG"))
     assert (settings.output_dir, settings.epochs) == (Path("out"), 20)
+
+
+def test_a_path_may_begin_at_home_where_there_is_one(
+    config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config("output_dir: ~/runs\n")
+    assert pretrain(config="~/config.yaml").settings.output_dir == tmp_path / "runs"
+    assert ProbeSettings(checkpoint=("a.pt", "~/b.pt"), data_dir="d", labels="l", target="HR").checkpoint == (
+        Path("a.pt"),
+        tmp_path / "b.pt",
+    )
+    (problem,) = problems_of(lambda: pretrain(output_dir="~nobody-of-this-name/runs"))
+    assert problem.startswith("option --output-dir: ") and "no home directory" in problem
 
 
 def test_exponent_without_point_is_a_number(config) -> None:

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from biofound.data.channels import Channel
 from biofound.errors import SettingsError
-from biofound.settings.base import Conflict, Settings, expectation, extra_of, kind_of
+from biofound.settings.base import Conflict, Settings, expectation, extra_of, kind_of, with_home
 from biofound.settings.channels import ChannelsSettings, Section
 from biofound.settings.yaml_source import YamlSource, read_yaml
 
@@ -227,9 +227,11 @@ def _from_environment(
 
 def _read_file(model: type[Settings], path: Path, problems: list[str]) -> YamlSource | None:
     try:
-        file = read_yaml(path)
+        file = read_yaml(with_home(path))
     except SettingsError as problem:
         problems.append(str(problem))
+        return None
+    except ValueError:  # no home directory, as the field itself will say
         return None
     problems.extend(file.problems)
     for name in list(file.values):

@@ -84,7 +84,7 @@ class _BoundedLoader(yaml.SafeLoader):
         self._sizes: dict[str, int] = {}  # the values that each anchor stands for
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event, before = self.peek_event(), self._values
+        event, before = self.peek_event(), self._values  # type: ignore[no-untyped-call]
         self._values += 1
         if isinstance(event, yaml.AliasEvent) and event.anchor in self.anchors:
             if event.anchor not in self._sizes:
@@ -104,7 +104,7 @@ class _BoundedLoader(yaml.SafeLoader):
             self._sizes[event.anchor] = self._values - before
         return node
 
-    def _refuse(self, event: yaml.Event, expected: str, got: str) -> NoReturn:
+    def _refuse(self, event: Any, expected: str, got: str) -> NoReturn:
         raise SettingsError(f"{self._path}:{event.start_mark.line + 1}: expected {expected}, got {got}")
 
 
