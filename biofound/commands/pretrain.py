@@ -25,10 +25,11 @@ from biofound.commands.pretrain_data import (
 )
 from biofound.commands.pretrain_resume import checkpoint_to_resume, differences
 from biofound.core.checkpoint import load_checkpoint
-from biofound.core.devices import keep_freed_memory, resolve_device, resolve_precision, return_freed_memory
+from biofound.core.devices import resolve_device, resolve_precision
 from biofound.core.distributed import joined_group
 from biofound.core.gpu_cache import GpuWindowCache, fits
 from biofound.core.history import EpochMetrics, Losses, StepMetrics, TrainingEvent, WriteFailure
+from biofound.core.memory import keep_freed_memory, return_freed_memory
 from biofound.core.models import ModelConfig, build_model, parameter_count
 from biofound.core.trainer import LAST, TrainConfig, Trainer
 from biofound.data.mixture import MixedWindows

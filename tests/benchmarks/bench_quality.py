@@ -17,8 +17,8 @@ import torch
 from biofound.commands.pretrain import train_config
 from biofound.commands.pretrain_data import describe_data
 from biofound.commands.probe_data import LabelledWindows, open_labelled
-from biofound.core.devices import keep_freed_memory
 from biofound.core.history import StepMetrics
+from biofound.core.memory import keep_freed_memory
 from biofound.core.models import Encoder, ModelConfig, build_model
 from biofound.core.probe import predict_from_features, subject_folds
 from biofound.core.probe_scores import ProbeTask, score
