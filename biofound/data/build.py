@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from joblib import cpu_count
-from pydantic_core import from_json
 
 from biofound import __version__
 from biofound.data.channels import Channel, DType, samples_in_window
@@ -387,7 +386,7 @@ def _remove_departed(directory: Path, stems: set[str]) -> None:
 
 def _is_sidecar(path: Path) -> bool:
     try:
-        return bool(from_json(path.read_bytes()).get("kind") == SIDECAR_KIND)
+        return bool(json.loads(path.read_bytes()).get("kind") == SIDECAR_KIND)
     except (ValueError, AttributeError):
         return False
 
