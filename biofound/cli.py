@@ -1,7 +1,7 @@
 """Command line: registers every command of `COMMANDS`, which `biofound/commands/<name>.py` executes.
 
-A command's module is imported when the command is executed, and only then: help, `--dry-run` and wrong
-settings are answered at once, while torch alone takes seconds to import.
+A command's module is imported when the command is executed and its inputs are open, and only then: help,
+`--dry-run`, wrong settings and wrong paths are answered at once, while torch alone takes seconds to import.
 """
 
 from importlib import import_module
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import biofound
+from biofound import console
 from biofound.options import Invocation, add_command
 from biofound.settings import COMMANDS
 
@@ -25,12 +26,14 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script."""
+    console.open_closed_streams()
     app(prog_name="biofound")
 
 
 def execute_command(invocation: Invocation[Any]) -> None:
-    """Import the module of the command, and execute it."""
-    import_module(f"biofound.commands.{invocation.settings.command}").execute(invocation)
+    """Open the inputs of the command, then import its module, and execute it."""
+    inputs = import_module("biofound.commands.inputs").open_inputs(invocation.settings)
+    import_module(f"biofound.commands.{invocation.settings.command}").execute(invocation, **inputs)
 
 
 def _print_version(wanted: bool) -> None:

@@ -20,6 +20,16 @@ PLAIN_SECONDS = 10.0
 """Least time between two progress lines that do not go to a terminal, in seconds."""
 
 
+def open_closed_streams() -> None:
+    """Open the null device in place of standard streams that are closed (`biofound ... >&-`).
+
+    Otherwise Python has None for them, and the first file that is opened takes their number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))  # the lowest free number
+
+
 def note(text: str) -> None:
     """Print a line of information."""
     _say(text)

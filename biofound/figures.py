@@ -15,6 +15,9 @@ import matplotlib.pyplot as plt
 from biofound.data.store import WindowSample
 from biofound.files import write_atomically
 
+PIXELS_PER_INCH = 110
+_COLUMNS = 2
+"""Panels side by side in a picture of windows, which is then 1,430 pixels wide at most."""
 _SIGNAL, _RECONSTRUCTION, _HIDDEN = "#222222", "#d1495b", "#f3e3c3"
 
 
@@ -93,13 +96,13 @@ def draw_reconstructions(
 
     Args:
         path: the file to write.
-        examples: the windows, one a row.
-        channels: the channel names, one a column.
+        examples: the windows.
+        channels: the channel names.
         units: unit by channel name.
         sfreq: sampling frequency in Hz.
         synthetic: whether the windows are synthetic, which the title then says.
     """
-    figure, axes = _grid(len(examples), len(channels), height=1.9 * len(examples) + 0.6)
+    figure, axes = window_grid(len(examples), len(channels), row=1.9, more=0.6)
     for row, example in zip(axes, examples, strict=True):
         seconds = np.arange(len(example.hidden)) / sfreq
         for c, axis in enumerate(row):
@@ -111,7 +114,7 @@ def draw_reconstructions(
             shown = np.where(example.hidden, example.reconstruction[c], np.nan)
             axis.plot(seconds, shown, color=_RECONSTRUCTION, linewidth=1.1, label="reconstruction")
             axis.set_ylabel(f"{channels[c]} ({units.get(channels[c], '?')})", fontsize=8)
-            axis.set_title(example.case, fontsize=8, loc="left")
+        row[0].set_title(example.case, fontsize=8, loc="left")
     axes[0][-1].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     kind = "synthetic" if synthetic else "recorded"
     figure.suptitle(f"validation windows ({kind}); shaded: hidden from the encoder", fontsize=10)
@@ -131,13 +134,13 @@ def draw_windows(
 
     Args:
         path: the file to write.
-        windows: the windows, one a row.
-        channels: the channel names, one a column.
+        windows: the windows.
+        channels: the channel names.
         units: unit by channel name.
         sfreq: sampling frequency in Hz.
         synthetic: whether the windows are synthetic, which the title then says.
     """
-    figure, axes = _grid(len(windows), len(channels), height=1.35 * len(windows) + 0.8, sharex=True)
+    figure, axes = window_grid(len(windows), len(channels), row=1.35, more=0.8)
     for row, window in zip(axes, windows, strict=True):
         seconds = np.arange(window.samples.shape[1]) / sfreq
         for c, axis in enumerate(row):
@@ -146,30 +149,40 @@ def draw_windows(
             axis.grid(alpha=0.3)
         title = f"{window.split}: {window.case_id} at {window.start_s:g} s"
         row[0].set_title(title, fontsize=8, loc="left", pad=2)
-    for c, name in enumerate(channels):
-        axes[0][c].annotate(
-            f"{name} ({units.get(name, '?')})",
-            (0.5, 1.0),
-            xytext=(0, 16),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            ha="center",
-            fontsize=10,
-        )
+        for axis, name in zip(row, channels, strict=True):
+            axis.set_ylabel(f"{name} ({units.get(name, '?')})", fontsize=8)
     kind = "synthetic" if synthetic else "recorded"
     figure.suptitle(f"random windows of the store ({kind})", fontsize=10)
     save_figure(figure, path)
 
 
-def _grid(rows: int, columns: int, *, height: float, sharex: bool = False) -> tuple[Any, Any]:
-    """A figure of that height in inches and its axes over seconds: windows by row, channels by column."""
+def window_grid(windows: int, channels: int, *, row: float, more: float) -> tuple[Any, Any]:
+    """A figure, and its axes over seconds (windows, channels).
+
+    Few channels stand side by side, one window a row; more stand one below the other, so that they stay wide.
+
+    Args:
+        windows: the number of windows.
+        channels: the number of channels.
+        row: the height of a row of axes in inches.
+        more: the height for titles in inches.
+    """
+    stacked = channels > _COLUMNS
+    columns = min(windows, _COLUMNS) if stacked else channels
+    rows = -(-windows // columns) * channels if stacked else windows
     figure, axes = plt.subplots(
-        rows, columns, figsize=(6.5 * columns, height), layout="constrained", sharex=sharex, squeeze=False
+        rows, columns, figsize=(6.5 * columns, row * rows + more), layout="constrained", squeeze=False
     )
+    if stacked:
+        axes = axes.reshape(-1, channels, columns).swapaxes(1, 2).reshape(-1, channels)
+    for unused in axes[windows:].flat:
+        unused.remove()
+    axes = axes[:windows]
+    lowest = axes[:, -1] if stacked else axes[-1]
     for axis in axes.flat:
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, labelbottom=axis in lowest)
         axis.margins(x=0)
-    for axis in axes[-1]:
+    for axis in lowest:
         axis.set_xlabel("seconds", fontsize=8)
     return figure, axes
 
@@ -178,6 +191,7 @@ def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG, atomically, and close it."""
     # Without the software's version and date, the same run gives the same bytes.
     write_atomically(
-        path, lambda file: figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+        path,
+        lambda file: figure.savefig(file, format="png", dpi=PIXELS_PER_INCH, metadata={"Software": None}),
     )
     plt.close(figure)

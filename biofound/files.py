@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from biofound.errors import DataError
+from biofound.errors import CheckpointError, DataError
 
 TEMPORARY_SUFFIX = ".partial"
 _PROBLEMS_SHOWN = 3
@@ -150,6 +150,21 @@ def _named(problems: dict[str, str]) -> str:
     wrong_file = [key for key in problems if key in ("kind", "format_version")]
     keys = sorted(wrong_file, reverse=True)[:1] or list(problems)
     return "; ".join(f"{key}: {problems[key]}" if key else problems[key] for key in keys[:_PROBLEMS_SHOWN])
+
+
+def require_checkpoint_file(path: Path) -> None:
+    """Refuse a checkpoint that is not there, or may not be read.
+
+    Raises:
+        CheckpointError: when there is no such file.
+        OSError: when the system refuses to open it.
+    """
+    if not path.is_file():
+        found = "this is a directory" if path.is_dir() else "no such file"
+        raise CheckpointError(
+            f"{path}: {found}; expected a checkpoint such as the best_model.pt of a pretraining run"
+        )
+    path.open("rb").close()
 
 
 def sha256_of(path: Path) -> str:

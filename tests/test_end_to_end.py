@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from biofound.commands.pretrain import epoch_line
 from biofound.core.checkpoint import FORMAT_VERSION, load_checkpoint
+from biofound.core.history import EpochMetrics, Losses
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.store import read_index
 from biofound.settings import PretrainSettings
@@ -308,3 +310,28 @@ def test_signal_ends_a_build_with_its_workers_and_says_that_it_can_go_on(
     assert process.returncode == exit_code, said
     assert "resume" in said
     assert "Traceback" not in said
+
+
+# ---- What pretrain says
+
+
+def test_the_line_of_an_epoch_fits_80_columns_or_goes_on_in_the_next() -> None:
+    def line(*channels: str, epochs: int, seconds: float) -> str:
+        losses = Losses(
+            loss=12.3456, msm=1.0, stft=1.0, msm_by_channel=dict.fromkeys(channels, 1.0312), further={}
+        )
+        epoch = EpochMetrics(
+            epoch=7, train=losses, val=losses, monitor={"r_peak_recall": 1.0}, lr=0.0, seconds=seconds,
+            windows_per_second=1.0, best=True,
+        )  # fmt: skip
+        return epoch_line(epoch, epochs)
+
+    assert line("PPG", "ECG", epochs=8, seconds=12) == (
+        "epoch 7/8  train 12.346  val 12.346  PPG 1.031  ECG 1.031  R peaks 100%  12 s *"
+    )
+    five = line("ACC_X", "ACC_Y", "ACC_Z", "PPG", "ECG", epochs=10_000, seconds=12_345.6)
+    assert max(map(len, five.splitlines())) <= 80
+    parts = "epoch     7/10000  train 12.346  val 12.346  ACC_X 1.031  ACC_Y 1.031  ACC_Z 1.031"
+    assert " ".join(five.split()) == " ".join(
+        f"{parts}  PPG 1.031  ECG 1.031  R peaks 100%  12346 s *".split()
+    )

@@ -5,13 +5,20 @@ import pytest
 
 import biofound
 
+LOADS = """
+import logging, sys, biofound
+assert "torch" not in sys.modules
+biofound.load_checkpoint
+assert "torch" in sys.modules
+logging.getLogger("matplotlib.font_manager").info("stray")
+logging.basicConfig(level=logging.DEBUG, format="user: %(message)s", stream=sys.stdout)
+logging.debug("mine")
+"""
 
-def test_the_package_offers_what_its_users_load_and_imports_torch_only_then():
-    code = (
-        "import sys, biofound; assert 'torch' not in sys.modules; biofound.load_checkpoint; "
-        "assert 'torch' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+def test_the_package_imports_torch_when_it_is_used_and_leaves_logging_to_its_user():
+    done = subprocess.run([sys.executable, "-c", LOADS], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("user: mine\n", "")
 
 
 def test_every_name_it_offers_is_there():

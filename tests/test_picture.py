@@ -3,11 +3,13 @@
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from biofound.data.integrity import check_store
 from biofound.data.store import StoreWindows, random_windows
+from biofound.figures import PIXELS_PER_INCH, window_grid
 from tests.chain import run
 from tests.data.cohort import build, cohort, entries_of
 
@@ -65,6 +67,22 @@ def test_a_picture_that_cannot_be_is_refused_before_anything_is_done(store: Path
         assert result.exit_code == 2, result.stderr
         assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_than_two_channels_stand_one_below_the_other_so_that_1600_pixels_are_enough() -> None:
+    for windows, channels, rows, columns in ((3, 2, 3, 2), (3, 5, 10, 2), (1, 3, 3, 1)):
+        figure, axes = window_grid(windows, channels, row=1.0, more=0.5)
+        assert axes.shape == (windows, channels)
+        assert figure.get_size_inches().tolist() == [6.5 * columns, rows + 0.5]
+        assert figure.get_size_inches()[0] * PIXELS_PER_INCH <= 1600
+        assert set(figure.axes) == set(axes.flat)  # none is empty
+        for one in axes if channels > 2 else ():
+            places = [axis.get_subplotspec() for axis in one]
+            assert len({place.colspan.start for place in places}) == 1
+            first = places[0].rowspan.start
+            assert [place.rowspan.start for place in places] == list(range(first, first + channels))
+            assert [axis.get_xlabel() for axis in one] == [""] * (channels - 1) + ["seconds"]
+        plt.close(figure)
 
 
 def test_splits_of_different_channels_are_not_drawn_into_one_picture(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_tensorboard_events_hold_the_runs_numbers(pretrain, tmp_path):
 
 
 def test_without_the_extra_tensorboard_is_refused_before_anything_is_written(pretrain, tmp_path, monkeypatch):
-    monkeypatch.setattr("biofound.commands.pretrain.find_spec", lambda name: None)
+    monkeypatch.setattr("biofound.commands.inputs.find_spec", lambda name: None)
     assert "biofound[tensorboard]" in pretrain("--tensorboard", code=2)
     assert not (tmp_path / "run").exists()
 

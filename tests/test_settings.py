@@ -18,6 +18,7 @@ from biofound.settings import (
     InflateSettings,
     PrepareSettings,
     PretrainSettings,
+    ProbeSettings,
     Resolved,
     WindowsSettings,
     resolve,
@@ -101,6 +102,20 @@ def test_text_from_options_and_environment_becomes_values() -> None:
     settings = resolved.settings
     assert (settings.random_crop, settings.channels) == (False, ("ECG", "PPG"))
     assert (settings.output_dir, settings.epochs) == (Path("out"), 20)
+
+
+def test_a_path_may_begin_at_home_where_there_is_one(
+    config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config("output_dir: ~/runs\n")
+    assert pretrain(config="~/config.yaml").settings.output_dir == tmp_path / "runs"
+    assert ProbeSettings(checkpoint=("a.pt", "~/b.pt"), data_dir="d", labels="l", target="HR").checkpoint == (
+        Path("a.pt"),
+        tmp_path / "b.pt",
+    )
+    (problem,) = problems_of(lambda: pretrain(output_dir="~nobody-of-this-name/runs"))
+    assert problem.startswith("option --output-dir: ") and "no home directory" in problem
 
 
 def test_exponent_without_point_is_a_number(config) -> None:
@@ -211,7 +226,7 @@ def test_all_mistakes_of_all_places_are_told_at_once(config) -> None:
         ("lr: !!python/object:os.system x\n", (":1: ", "YAML")),
         ("lr: 2024-99-99\n", ("YAML", "month")),
         ("? [a]\n: 3\n", (":1: ", "YAML")),
-        ("a: &a\n  b: *a\n", ("mappings",)),
+        ("a: &a\n  b: *a\n", (":2: ", "holds itself")),
         ("on: 3\n", (":1: on: ",)),
         ("lr: .inf\n", (":1: lr: ", "inf")),
         ("lr:\n  deep: 1\n", (":1: lr: ", "{'deep': 1}")),
@@ -224,6 +239,45 @@ def test_all_mistakes_of_all_places_are_told_at_once(config) -> None:
 def test_bad_files_are_told_with_their_line(config, text: str, words: tuple[str, ...]) -> None:
     path = config(text)
     assert_tells(problems_of(lambda: pretrain(config=path)), (str(path), *words))
+
+
+def tenfold(first: str, item: str, last: int) -> str:
+    """Lines of which each stands for ten times the one before, by aliases."""
+    lines = [f"a{n}: &a{n} {item % ', '.join([f'*a{n - 1}'] * 10)}\n" for n in range(1, last)]
+    return f"a0: &a0 {first}\n{''.join(lines)}"
+
+
+BOMBS = {
+    "aliases": (tenfold("[x]", "[%s]", 10), (":5: ", "10,000")),
+    "merged mappings": (tenfold("{x: 1}", "{<<: [%s]}", 10), (":5: ", "10,000")),
+    "deep lists": ("lr: " + "[" * 2000 + "]" * 2000, (":1: ", "20 levels")),
+    "deep mappings": ("".join(f"{' ' * n}a:\n" for n in range(500)), (":21: ", "20 levels")),
+    "digits": ("epochs: " + "9" * 4000, (":1: ", "100 characters", "4,000")),
+    "hexadecimal digits": ("channels: [0x" + "f" * 4000 + "]", (":1: ", "100 characters", "4,002")),
+    "sixties": ("lr: 1" + ":1" * 3000 + ".5", (":1: ", "100 characters", "6,003")),
+    "unknown keys": ("".join(f"k{n}: 1\n" for n in range(100_000)), ("10,000",)),
+    "text": ("lr: " + "x" * 2_000_000, ("1,000,000 bytes",)),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_files_beyond_what_settings_need_are_refused_in_bounded_time_and_memory(config, kind: str) -> None:
+    text, expected = BOMBS[kind]
+    path = config(text)
+    for read in (lambda: pretrain(config=path), lambda: resolve_channels(path, "pretrain")):
+        (problem,) = problems_of(read)
+        assert problem.startswith(str(path)) and len(problem) < 300
+        assert [word for word in expected if word not in problem] == []
+
+
+def test_numbers_and_lists_of_problems_are_bounded_wherever_they_come_from(config) -> None:
+    for name in ("epochs", "steps", "seed"):
+        (problem,) = problems_of(lambda name=name: pretrain(**{name: "9" * 4000}))
+        assert problem.startswith(f"option --{name}: ") and len(problem) < 200
+    with pytest.raises(SettingsError) as many:
+        pretrain(config=config("".join(f"k{n}: 1\n" for n in range(80))))
+    lines = str(many.value).splitlines()
+    assert len(lines) == 52 and lines[0].startswith("80 ") and lines[-1] == "  and 30 more"
 
 
 def test_file_that_cannot_be_read_is_told_with_the_other_mistakes(tmp_path: Path) -> None:
@@ -242,6 +296,17 @@ def test_lengths_that_do_not_divide_come_with_the_nearest_that_do() -> None:
     assert_tells(problems, ("context_length 910 or 1040", "patch_size 125 or 200"))
     PretrainSettings(context_length=1040, patch_size=130)
     PretrainSettings(context_length=1000, patch_size=200)
+
+
+def test_options_for_windows_of_another_length_are_settings_that_work() -> None:
+    settings = PretrainSettings()
+    assert settings.options_for(2500) == {"context_length": 2500}
+    assert settings.options_for(937) == {}  # a prime: no patch but single samples would do
+    assert settings.options_for(1200) == {"context_length": 1200, "patch_size": 120}
+    assert settings.options_for(200) == {"context_length": 200, "patch_size": 100, "stft_windows": (64, 128)}
+    assert PretrainSettings(mask_ratio=0.1).options_for(250) == {}  # a tenth of two patches hides none
+    for samples in range(1, 2600, 11):
+        PretrainSettings(**settings.options_for(samples))
 
 
 def test_proposed_lengths_are_the_nearest() -> None:

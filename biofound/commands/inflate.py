@@ -10,18 +10,22 @@ from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoin
 from biofound.core.inflate import TensorTransfer, inflate, inflated_checkpoint
 from biofound.errors import SettingsError, checkpoint_error_context, write_error_context
 from biofound.options import Invocation
-from biofound.settings import InflateSettings, resolve_channels
+from biofound.settings import InflateSettings, ResolvedChannels
 
 
-def execute(invocation: Invocation[InflateSettings]) -> None:
-    """Write the inflated checkpoint, and show the transfer of every tensor."""
+def execute(invocation: Invocation[InflateSettings], table: ResolvedChannels, path: Path) -> None:
+    """Write the inflated checkpoint, and show the transfer of every tensor.
+
+    Args:
+        invocation: the command's settings.
+        table: the channel table, section finetune.
+        path: the file to write.
+    """
     settings = invocation.settings
     checkpoint = load_checkpoint(settings.checkpoint)
     old = checkpoint.model.channels
-    names = _channels_afterwards(settings, old)
-    table = resolve_channels(settings.channels_yaml, "finetune")
+    names = _channels_afterwards(settings, old, table)
     new = table.named([name for name in names if name not in old])
-    path = _output_path(settings)
     with checkpoint_error_context(settings.checkpoint):
         inflation = inflate(checkpoint, channels=names, seed=settings.seed)
     result = inflated_checkpoint(
@@ -47,7 +51,9 @@ def execute(invocation: Invocation[InflateSettings]) -> None:
         console.note(f"written: {path}")
 
 
-def _channels_afterwards(settings: InflateSettings, old: Sequence[str]) -> tuple[str, ...]:
+def _channels_afterwards(
+    settings: InflateSettings, old: Sequence[str], table: ResolvedChannels
+) -> tuple[str, ...]:
     """The names of all channels afterwards: those given, else those of the channel table.
 
     Raises:
@@ -60,7 +66,6 @@ def _channels_afterwards(settings: InflateSettings, old: Sequence[str]) -> tuple
         )
     if settings.channels is not None:
         return settings.channels
-    table = resolve_channels(settings.channels_yaml, "finetune")
     names = tuple(channel.name for channel in table.channels)
     if len(names) != settings.to:
         raise SettingsError(
@@ -68,23 +73,6 @@ def _channels_afterwards(settings: InflateSettings, old: Sequence[str]) -> tuple
             f"give {settings.to} names with --channels, or put them into the table"
         )
     return names
-
-
-def _output_path(settings: InflateSettings) -> Path:
-    """The file to write.
-
-    Raises:
-        SettingsError: when that is the checkpoint itself or a directory.
-    """
-    default = settings.checkpoint.with_name(f"{settings.checkpoint.stem}_{settings.to}ch.pt")
-    path = settings.output or default
-    if path.resolve() == settings.checkpoint.resolve():
-        raise SettingsError(f"--output {path}: this is the checkpoint itself; name another file")
-    if path.is_dir():
-        raise SettingsError(
-            f"--output {path}: this is a directory; name a file, such as {path / default.name}"
-        )
-    return path
 
 
 def _show_transfers(

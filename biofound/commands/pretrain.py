@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,11 +23,10 @@ from biofound.commands.pretrain_data import (
     open_training_windows,
     parts_of,
     summarize_data,
-    wants_embedded_cohort,
 )
 from biofound.commands.pretrain_resume import checkpoint_to_resume, differences
 from biofound.core.checkpoint import load_checkpoint
-from biofound.core.devices import keep_freed_memory, resolve_device, resolve_precision, return_freed_memory
+from biofound.core.devices import resolve_device, resolve_precision
 from biofound.core.distributed import joined_group
 from biofound.core.gpu_cache import GpuWindowCache, fits
 from biofound.core.history import (
@@ -39,6 +37,7 @@ from biofound.core.history import (
     TrainingEvent,
     WriteFailure,
 )
+from biofound.core.memory import keep_freed_memory, return_freed_memory
 from biofound.core.models import ModelConfig, build_model, parameter_count
 from biofound.core.trainer import LAST, TrainConfig, Trainer
 from biofound.data.mixture import MixedWindows
@@ -58,12 +57,18 @@ RUN_FILES = ("*.pt", "training_history.json", "metrics.jsonl", CONFIG_NAME, "*.p
 """The files of a run in its output directory."""
 LONG_EPOCH = 10.0
 """Seconds after which an epoch's freed memory is returned; taking it again costs about 0.1."""
+COLUMNS = 80
+"""The longest line of an epoch."""
 EXAMPLES = 4
 """Windows in the picture of reconstructions."""
 
 
-def execute(invocation: Invocation[PretrainSettings]) -> None:
+def execute(invocation: Invocation[PretrainSettings], windows: tuple[Windows, Windows] | None) -> None:
     """Train, and leave checkpoints, history and pictures in the output directory.
+
+    Args:
+        invocation: the command's settings.
+        windows: the training and validation windows; None for the embedded cohort, which is built first.
 
     Raises:
         SettingsError: when a setting does not fit the windows, this machine or the run to resume.
@@ -75,22 +80,16 @@ def execute(invocation: Invocation[PretrainSettings]) -> None:
     settings = invocation.settings
     data_dirs = settings.data_dir or (str(DEFAULT_STORE),)
     with joined_group(resolve_device(settings.device)) as (group, device):
-        if wants_embedded_cohort(settings):
-            if settings.probe_labels is not None:
-                raise SettingsError(
-                    "option --probe-labels: the embedded cohort, which is trained on without --data-dir, has "
-                    "no labels; give --data-dir, such as synthetic:icu with --probe-labels truth"
-                )
+        if windows is None:
             data_dirs = (str(settings.output_dir / EMBEDDED),)
             if group.rank == 0:
                 build_embedded_cohort(settings)
             group.wait()
+            windows = open_training_windows(settings, data_dirs)
+        train, val = windows
         with stop_on_signals() as received:
             # Everything is checked before the first step, and before the output directory is touched.
             precision = resolve_precision("fp32" if settings.no_amp else settings.precision, device)
-            if settings.tensorboard:
-                _require_tensorboard()
-            train, val = open_training_windows(settings, data_dirs)
             probe, about_probe = _open_probe(settings, val, data_dirs)
             if settings.threads is not None:
                 torch.set_num_threads(settings.threads)
@@ -244,33 +243,32 @@ def _train(trainer: Trainer, write_event: Callable[[TrainingEvent], None]) -> No
             elif isinstance(event, WriteFailure):
                 progress.line(f"WARNING: {event.path} not written: {event.error}; the run continues")
             else:
-                progress.line(_epoch_line(event, trainer.config.epochs))
+                progress.line(epoch_line(event, trainer.config.epochs))
                 if event.probe is not None:
                     progress.line(_probe_line(event.probe))
                 if trainer.device.type == "cpu" and event.seconds > LONG_EPOCH:
                     return_freed_memory()
 
 
-def _epoch_line(epoch: EpochMetrics, epochs: int) -> str:
-    """One line of at most 80 columns for two channels: losses, validation MSM by channel, R peaks found."""
-    by_channel = "  ".join(f"{name} {value:.3f}" for name, value in epoch.val.msm_by_channel.items())
-    text = f"epoch {epoch.epoch:>{len(str(epochs))}}/{epochs}  train {epoch.train.loss:.3f}"
-    text += f"  val {epoch.val.loss:.3f}  {by_channel}"
+def epoch_line(epoch: EpochMetrics, epochs: int) -> str:
+    """An epoch's losses, validation MSM by channel and R peaks found, in lines of at most `COLUMNS`."""
+    parts = [f"epoch {epoch.epoch:>{len(str(epochs))}}/{epochs}"]
+    parts += [f"train {epoch.train.loss:.3f}", f"val {epoch.val.loss:.3f}"]
+    parts += [f"{name} {value:.3f}" for name, value in epoch.val.msm_by_channel.items()]
     if (recall := epoch.monitor["r_peak_recall"]) is not None:
-        text += f"  R peaks {100 * recall:.0f}%"
-    return f"{text}  {epoch.seconds:.0f} s{' *' if epoch.best else ''}"
+        parts.append(f"R peaks {100 * recall:.0f}%")
+    parts.append(f"{epoch.seconds:.0f} s{' *' if epoch.best else ''}")
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) + 2 <= COLUMNS:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"    {part}")
+    return "\n".join(lines)
 
 
 def _probe_line(probe: ProbeErrors) -> str:
     return f"  probe of {probe.target}: error {probe.error:.3f}, constant guess {probe.constant_error:.3f}"
-
-
-def _require_tensorboard() -> None:
-    if find_spec("tensorboard") is None:
-        raise SettingsError(
-            "tensorboard: the package is not installed; install biofound[tensorboard], or leave "
-            "--tensorboard out: metrics.jsonl holds the same numbers"
-        )
 
 
 @contextmanager

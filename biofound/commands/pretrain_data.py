@@ -3,14 +3,11 @@
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from biofound import console
-from biofound.commands.windows import show_build_progress
-from biofound.core.checkpoint import DataDescription
-from biofound.data.build import build_windows
 from biofound.data.integrity import is_begun, splits_in
 from biofound.data.mixture import MixedWindows, Part, changes_by_epoch
 from biofound.data.sources.synthetic import SyntheticSource
@@ -27,6 +24,10 @@ from biofound.settings import (
     WindowsSettings,
     resolve_channels,
 )
+from biofound.settings.resolve import option_name, plain, shown
+
+if TYPE_CHECKING:
+    from biofound.core.checkpoint import DataDescription
 
 DATA_SEED: int = PrepareSettings.model_fields["seed"].default
 """Seed of generated data: `--seed` is the training's, and the data stays the same."""
@@ -48,6 +49,9 @@ def wants_embedded_cohort(settings: PretrainSettings) -> bool:
 
 def build_embedded_cohort(settings: PretrainSettings) -> None:
     """Build the embedded cohort's windows under the output directory, as `prepare` and `windows` would."""
+    from biofound.commands.windows import show_build_progress  # matplotlib takes a while
+    from biofound.data.build import build_windows
+
     directory = settings.output_dir / EMBEDDED
     console.warning(
         f"no --data-dir was given and {DEFAULT_STORE} holds nothing: training on the embedded SYNTHETIC "
@@ -139,10 +143,12 @@ def _open_store(settings: PretrainSettings, directory: Path) -> dict[str, Part]:
         _refuse_difference(f"{directory}: train and val", found["train"], found["val"])
     for windows in found.values():
         if windows.window_samples != settings.context_length:
+            changed = settings.options_for(windows.window_samples)
+            use = " ".join(f"{option_name(name)} {shown(plain(value))}" for name, value in changed.items())
             raise DataError(
                 f"{directory}: its windows have {windows.window_samples} samples, but context_length is "
-                f"{settings.context_length}; use --context-length {windows.window_samples}, or build windows "
-                f"of {settings.context_length / windows.sfreq:g} s"
+                f"{settings.context_length}; {f'use {use}, or ' if use else ''}build windows of "
+                f"{settings.context_length / windows.sfreq:g} s"
             )
     try:
         return {
@@ -243,8 +249,10 @@ def _refuse_empty(where: str, windows: Windows) -> None:
         )
 
 
-def describe_data(train: Windows, val: Windows, settings: PretrainSettings) -> DataDescription:
+def describe_data(train: Windows, val: Windows, settings: PretrainSettings) -> "DataDescription":
     """The description of the windows for checkpoints; what they lack is taken from the channel table."""
+    from biofound.core.checkpoint import DataDescription  # by way of torch, which inputs are opened without
+
     filters, units = train.filters, train.units
     if not (filters and units):
         channels = resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound import console
-from biofound.commands.probe_data import JoinedWindows, check_fit, open_labelled
+from biofound.commands.probe_data import JoinedWindows, LabelledWindows, check_fit
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.models import Encoder, ModelConfig, build_model
 from biofound.core.probe import (
@@ -73,16 +73,20 @@ class ProbeResult:
         }
 
 
-def execute(invocation: Invocation[ProbeSettings]) -> None:
+def execute(invocation: Invocation[ProbeSettings], sets: Sequence[LabelledWindows]) -> None:
     """Probe, and show the rows and their differences.
 
+    Args:
+        invocation: the command's settings.
+        sets: the labelled windows of `data_dir`, and of `test_data_dir` where one is given.
+
     Raises:
-        SettingsError: when an encoder function is not there, or the windows bring no such labels.
+        SettingsError: when an encoder function is not there.
         CheckpointError: when a checkpoint cannot be read.
         DataError: when windows and labels cannot be used, or the picture cannot be written.
     """
     settings = invocation.settings
-    result = run_probe(settings)
+    result = run_probe(settings, sets)
     if settings.picture is not None:
         from biofound.probe_figures import draw_probe  # matplotlib takes a second to import
 
@@ -95,11 +99,11 @@ def execute(invocation: Invocation[ProbeSettings]) -> None:
         _show(result, settings)
 
 
-def run_probe(settings: ProbeSettings) -> ProbeResult:
+def run_probe(settings: ProbeSettings, sets: Sequence[LabelledWindows]) -> ProbeResult:
     """All rows, with progress on standard error; what cannot be read is refused before the first."""
     checkpoints = {str(path): load_checkpoint(path) for path in settings.checkpoint}
     functions = _load_functions(settings.encoder)
-    bench = _open_bench(settings)
+    bench = _bench_of(settings, sets)
     for name, checkpoint in checkpoints.items():
         check_fit(name, checkpoint, bench.windows)
     rows = list(_rows(bench, checkpoints, functions))
@@ -154,12 +158,10 @@ class _Bench:
         return embed_windows(encoder, windows, readout=self.readout, batch_size=BATCH)
 
 
-def _open_bench(settings: ProbeSettings) -> _Bench:
+def _bench_of(settings: ProbeSettings, sets: Sequence[LabelledWindows]) -> _Bench:
     """The labelled windows and the folds, once there is something to tell apart."""
-    sets = [open_labelled(settings, settings.data_dir)]
     windows = sets[0].windows
-    if settings.test_data_dir is not None:
-        sets.append(open_labelled(settings, settings.test_data_dir))
+    if len(sets) == 2:
         windows = windows.followed_by(sets[1].windows)
     task = ProbeTask(
         target=settings.target,

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from biofound.core.checkpoint import Checkpoint
 from biofound.data.integrity import splits_in
 from biofound.data.labels import (
     WindowLabels,
@@ -26,6 +25,9 @@ from biofound.data.windows import Windows, open_windows, select_channels, source
 from biofound.errors import DataError, SettingsError
 from biofound.settings import ProbeSettings, WindowsSettings
 from biofound.settings.probe import ANNOTATIONS, NUMERICS
+
+if TYPE_CHECKING:
+    from biofound.core.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +225,7 @@ def _open_recordings(wanted: LabelRequest, description: Mapping[str, Any]) -> Wf
     return source
 
 
-def check_fit(name: str, checkpoint: Checkpoint, windows: JoinedWindows) -> None:
+def check_fit(name: str, checkpoint: "Checkpoint", windows: JoinedWindows) -> None:
     """Refuse windows that are not of the kind that a checkpoint was trained on.
 
     Raises:

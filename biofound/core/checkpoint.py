@@ -12,7 +12,7 @@ from torch import Tensor
 
 from biofound.core.models import ModelConfig, PretrainingModel
 from biofound.errors import CheckpointError
-from biofound.files import write_atomically
+from biofound.files import require_checkpoint_file, write_atomically
 
 KIND = "biofound-checkpoint"
 FORMAT_VERSION = 3
@@ -159,17 +159,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        found = "this is a directory" if path.is_dir() else "no such file"
-        raise CheckpointError(
-            f"{path}: {found}; expected a checkpoint such as the best_model.pt of a pretraining run"
-        )
+    require_checkpoint_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about untrusted pickles, which are refused just below
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise  # the file may be fine
     except Exception as error:  # on damaged files torch raises whatever its parsers stumble over
         # torch's own message is left out: for a refused pickle it tells how to run the code in it.
         raise CheckpointError(

@@ -4,8 +4,11 @@ The mixer blocks are granite-tsfm's (Ekambaram et al. 2024, https://arxiv.org/ab
 the only module that imports it: granite's own layouts and names appear nowhere else.
 """
 
+import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Self
 
@@ -16,7 +19,20 @@ from biofound.core.embedding import ConvolutionalEmbedding
 from biofound.core.global_term import RateHead, RhythmHead
 from biofound.data.channels import CHANNEL_NAME
 
-with warnings.catch_warnings():
+
+@contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """Leave the root logger, which is the user's, as it was: granite calls `logging.basicConfig(INFO)`."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+with _root_logger_kept(), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations inside granite and transformers, not ours to mend
     from tsfm_public.models.tinytimemixer import TinyTimeMixerConfig, TinyTimeMixerModel
 

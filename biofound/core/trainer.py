@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic_core import from_json
 from torch import Tensor, nn
 
 from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
@@ -585,8 +586,8 @@ def _drop_lines_after(path: Path, step: int) -> None:
 
     def belongs(line: str) -> bool:
         try:
-            return bool(json.loads(line)["step"] <= step)
-        except ValueError:
+            return bool(from_json(line)["step"] <= step)
+        except (ValueError, KeyError, TypeError):
             return False
 
     kept = [line for line in path.read_text().splitlines() if belongs(line)]

@@ -84,6 +84,20 @@ class Settings(BaseModel):
             raise PydanticCustomError("boolean_for_number", "a number was expected")
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(with_home(item) for item in value)
+        return with_home(value)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_numbers_beyond_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"expected a whole number below 2^63, got one of {value.bit_length()} bits")
+        return value
+
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Self:
         found = list(self.conflicts())
@@ -149,6 +163,20 @@ def png_file(path: Path | None) -> Path | None:
     if path is not None and path.suffix.lower() != ".png":
         raise ValueError(f"expected a file that ends in .png, got {str(path)!r}")
     return path
+
+
+def with_home(value: Any) -> Any:
+    """A path with `~` expanded; other values as they are.
+
+    Raises:
+        ValueError: when there is no home directory.
+    """
+    if not isinstance(value, Path):
+        return value
+    try:
+        return value.expanduser()
+    except RuntimeError as problem:
+        raise ValueError(f"expected a path, got {value}: there is no home directory for ~") from problem
 
 
 def extra_of(field: FieldInfo, key: str) -> Any:

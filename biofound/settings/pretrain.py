@@ -265,8 +265,8 @@ class PretrainSettings(Settings):
         derived = {}
         epochs = _read(int, given.get("epochs"), None)
         normal = cls.model_fields["warmup_epochs"].default
-        if "warmup_epochs" not in given and epochs is not None and 1 <= math.ceil(epochs / 10) < normal:
-            derived["warmup_epochs"] = Derived(math.ceil(epochs / 10), f"default for {epochs} epochs")
+        if "warmup_epochs" not in given and epochs is not None and 1 <= (tenth := -(-epochs // 10)) < normal:
+            derived["warmup_epochs"] = Derived(tenth, f"default for {epochs} epochs")
         context = _read(int, given.get("context_length"), None)
         windows = cls.model_fields["stft_windows"].default
         if "stft_windows" not in given and context is not None and 4 <= context < max(windows):
@@ -293,6 +293,26 @@ class PretrainSettings(Settings):
         if self.no_amp and self.precision in ("bf16", "fp16"):
             message = f"no_amp means fp32, but precision is {self.precision}: leave one of them out"
             yield Conflict(("no_amp", "precision"), message)
+
+    def options_for(self, samples: int) -> dict[str, Any]:
+        """The settings to change for windows of so many samples: `context_length`, and what then must follow.
+
+        Empty where none of the patch sizes nearest to `patch_size`, up to twice or half of it, will do.
+        """
+        for patch in (self.patch_size, *nearest_divisors(samples, self.patch_size)):
+            changed: dict[str, Any] = {"context_length": samples}
+            if patch != self.patch_size:
+                changed["patch_size"] = patch
+            if max(self.stft_windows) > samples:
+                derived = self.derived_defaults(changed)
+                changed |= {name: default.value for name, default in derived.items()}
+            try:
+                type(self).model_validate({**self.model_dump(), **changed})
+            except ValidationError:
+                continue
+            if self.patch_size / 2 <= patch <= self.patch_size * 2:
+                return changed
+        return {}
 
     def streams(self) -> dict[str, tuple[str, float]]:
         """The synthetic streams in `data_dir`: each one's text to its population and weight.

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from biofound.data.channels import Channel
 from biofound.errors import SettingsError, did_you_mean
 from biofound.files import path_to_text
-from biofound.settings.base import Conflict, Settings, expectation, extra_of, kind_of
+from biofound.settings.base import Conflict, Settings, expectation, extra_of, kind_of, with_home
 from biofound.settings.channels import ChannelsSettings, Section
 from biofound.settings.yaml_source import YamlSource, read_yaml
 
@@ -23,6 +23,9 @@ DEFAULT = "default"
 
 PRESET = "fast"
 """The field that changes the defaults of others (`Settings.preset`)."""
+
+_LISTED = 50
+"""Problems that one message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +225,11 @@ def _from_environment(
 
 def _read_file(model: type[Settings], path: Path, problems: list[str]) -> YamlSource | None:
     try:
-        file = read_yaml(path)
+        file = read_yaml(with_home(path))
     except SettingsError as problem:
         problems.append(str(problem))
+        return None
+    except ValueError:  # no home directory, as the field itself will say
         return None
     problems.extend(file.problems)
     for name in list(file.values):
@@ -331,7 +336,10 @@ def _shortened(value: Any) -> str:
 def _listing(problems: list[str]) -> str:
     if len(problems) == 1:
         return problems[0]
-    return "\n".join([f"{len(problems)} settings are wrong:", *(f"  {problem}" for problem in problems)])
+    shown = [f"  {problem}" for problem in problems[:_LISTED]]
+    if len(problems) > _LISTED:
+        shown.append(f"  and {len(problems) - _LISTED} more")
+    return "\n".join([f"{len(problems)} settings are wrong:", *shown])
 
 
 def _model_at(model: type[Settings], key: tuple[str | int, ...]) -> type[Settings]:

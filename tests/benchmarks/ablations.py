@@ -31,8 +31,9 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from biofound.commands.pretrain_data import open_training_windows
-from biofound.core.devices import keep_freed_memory, resolve_precision, return_freed_memory
+from biofound.core.devices import resolve_precision
 from biofound.core.losses import PretrainingLoss
+from biofound.core.memory import keep_freed_memory, return_freed_memory
 from biofound.core.models import ModelConfig, PretrainingModel, parameter_count
 from biofound.core.probe_scores import Estimate, Outcome, paired_difference
 from biofound.core.readout_names import DEFAULT_READOUT

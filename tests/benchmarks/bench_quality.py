@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from biofound.commands.pretrain_data import open_training_windows
-from biofound.core.devices import keep_freed_memory
 from biofound.core.history import StepMetrics
+from biofound.core.memory import keep_freed_memory
 from biofound.core.models import Encoder
 from biofound.core.probe import predict_constant
 from biofound.core.probe_scores import Outcome, score

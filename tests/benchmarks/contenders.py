@@ -17,8 +17,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from biofound.core.devices import keep_freed_memory
 from biofound.core.losses import masked_squared_error, msm_loss, stft_loss
+from biofound.core.memory import keep_freed_memory
 from biofound.core.models import PretrainingModel, build_model, parameter_count
 from biofound.data.store import StoreWindows
 from tests.benchmarks.ours import BATCH, MODEL, PATCH, SAMPLES, WIDTH, default_config, our_loop

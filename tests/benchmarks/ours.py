@@ -8,9 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from biofound.core.devices import keep_freed_memory, resolve_precision
+from biofound.core.devices import resolve_precision
 from biofound.core.distributed import ALONE, Group
 from biofound.core.losses import MultiResolutionSTFT
+from biofound.core.memory import keep_freed_memory
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.store import StoreWindows

@@ -189,7 +189,7 @@ def test_metrics_lines_that_are_truncated_or_of_later_steps_are_dropped(make, tm
     trainer.stop = lambda: trainer.step == 4
     list(trainer.fit())
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "loss": 1.0}\n{"step": 7, "lo')
+        file.write('{"step": 6, "loss": 1.0}\n5\n{}\n' + "[" * 100_000 + '\n{"step": 7, "lo')
     list(resumed(make(tmp_path)).fit())
     assert [step for step, *_ in metrics(tmp_path)] == list(range(1, 10))
 

@@ -28,7 +28,7 @@ def local_cluster(workers: int):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with local_cluster(3) as running:
+    with local_cluster(2) as running:
         yield running
 
 

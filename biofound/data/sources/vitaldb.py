@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic_core import from_json
 from urllib3 import Retry
 
 from biofound.data.channels import Channel
@@ -562,7 +563,7 @@ def _stamp_of(path: Path) -> dict[str, int]:
 def _read_record(path: Path) -> dict[str, Any] | None:
     """The record of a checked file; None without a readable one, so that the file is checked again."""
     try:
-        record = json.loads(path.read_bytes())
+        record = from_json(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("sha256"), str) else None

@@ -1,0 +1,127 @@
+"""Inputs of the commands that use torch: checked and opened before it is imported, which takes seconds.
+
+A wrong path is thus answered at once. Nothing in here imports torch.
+"""
+
+import errno
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from biofound.data.integrity import splits_in
+from biofound.errors import SettingsError, write_error_context
+from biofound.files import require_checkpoint_file
+from biofound.settings import (
+    DEFAULT_STORE,
+    InflateSettings,
+    PretrainSettings,
+    ProbeSettings,
+    VerifySettings,
+    resolve_channels,
+)
+from biofound.settings.base import Settings
+
+
+def open_inputs(settings: Settings) -> dict[str, Any]:
+    """Check the paths in a command's settings, and open what needs no torch.
+
+    Returns:
+        What the command's `execute` takes beside the invocation, by name.
+
+    Raises:
+        SettingsError: when a setting does not fit the inputs.
+        DataError: when windows or labels cannot be used, or a place cannot be written.
+        CheckpointError: when a checkpoint is not there.
+        OSError: when a checkpoint cannot be read.
+    """
+    match settings:
+        case PretrainSettings():
+            return _pretrain(settings)
+        case ProbeSettings():
+            return _probe(settings)
+        case InflateSettings():
+            return _inflate(settings)
+        case VerifySettings():
+            return _verify(settings)
+    return {}
+
+
+def _pretrain(settings: PretrainSettings) -> dict[str, Any]:
+    from biofound.commands.pretrain_data import open_training_windows, wants_embedded_cohort
+
+    if settings.tensorboard and find_spec("tensorboard") is None:
+        raise SettingsError(
+            "tensorboard: the package is not installed; install biofound[tensorboard], or leave "
+            "--tensorboard out: metrics.jsonl holds the same numbers"
+        )
+    if settings.resume_from is not None:
+        require_checkpoint_file(settings.resume_from)
+    require_writable(settings.output_dir, option="--output-dir")
+    table = resolve_channels(settings.channels_yaml, "pretrain")
+    if wants_embedded_cohort(settings):
+        if settings.probe_labels is not None:
+            raise SettingsError(
+                "option --probe-labels: the embedded cohort, which is trained on without --data-dir, has no "
+                "labels; give --data-dir, such as synthetic:icu with --probe-labels truth"
+            )
+        table.named(settings.channels)
+        return {"windows": None}
+    return {"windows": open_training_windows(settings, settings.data_dir or (str(DEFAULT_STORE),))}
+
+
+def _probe(settings: ProbeSettings) -> dict[str, Any]:
+    from biofound.commands.probe_data import open_labelled
+
+    for path in settings.checkpoint:
+        require_checkpoint_file(path)
+    if settings.picture is not None:
+        require_writable(settings.picture.parent, option="--picture")
+    directories = [settings.data_dir, settings.test_data_dir]
+    return {"sets": [open_labelled(settings, path) for path in directories if path is not None]}
+
+
+def _inflate(settings: InflateSettings) -> dict[str, Any]:
+    require_checkpoint_file(settings.checkpoint)
+    path = inflate_output(settings)
+    require_writable(path.parent, option="--output")
+    return {"table": resolve_channels(settings.channels_yaml, "finetune"), "path": path}
+
+
+def _verify(settings: VerifySettings) -> dict[str, Any]:
+    if settings.checkpoint is not None:
+        require_checkpoint_file(settings.checkpoint)
+    if settings.data_dir is not None:
+        splits_in(settings.data_dir)
+    return {}
+
+
+def inflate_output(settings: InflateSettings) -> Path:
+    """The file that `inflate` writes.
+
+    Raises:
+        SettingsError: when that is the checkpoint itself or a directory.
+    """
+    default = settings.checkpoint.with_name(f"{settings.checkpoint.stem}_{settings.to}ch.pt")
+    path = settings.output or default
+    if path.resolve() == settings.checkpoint.resolve():
+        raise SettingsError(f"--output {path}: this is the checkpoint itself; name another file")
+    if path.is_dir():
+        raise SettingsError(
+            f"--output {path}: this is a directory; name a file, such as {path / default.name}"
+        )
+    return path
+
+
+def require_writable(directory: Path, *, option: str) -> None:
+    """Refuse a directory that can be neither written nor made; nothing is made yet.
+
+    Raises:
+        DataError: which names `option`, by which another place is chosen.
+    """
+    with write_error_context(directory, option=option):
+        nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
