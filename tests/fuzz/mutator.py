@@ -79,7 +79,7 @@ def _plain(content: bytes, suffix: str, random: Random) -> tuple[str, bytes]:
 
 
 def _position(content: bytes, random: Random) -> int:
-    """A place in the file; the first and last half kilobyte, where headers stand, are as likely as all else."""
+    """A place in the file; a quarter each in the first and last half kilobyte, where headers stand."""
     where = random.random()
     low = max(0, len(content) - 512) if where < 0.25 else 0
     high = min(512, len(content)) if 0.25 <= where < 0.5 else len(content)

@@ -30,9 +30,10 @@ from tests.fuzz.mutator import damage
 from tests.fuzz.surfaces import ROOT, Surface
 
 KINDS = ("exception", "silent", "time", "memory")
-"""What is wrong: an exception that is not ours, a difference without a word, too much time, too much memory."""
+"""What is wrong: an exception that is not ours, a silent difference, too much time, too much memory."""
 
 _MISPLACED_CHANCE = 1 / 50
+_HANGS_BORNE = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,9 @@ class Attacks:
         guarded = any(fnmatch(name, pattern) for pattern in self.surface.guarded)
         if random.random() < _MISPLACED_CHANCE:
             return f"{name}: {_misplace(path, random)}", guarded
+        if self.surface.rewrite and path.suffix == self.surface.rewritten and random.random() < 0.4:
+            path.write_bytes(self.surface.rewrite(path.read_bytes(), random))
+            return f"{name}: {self.surface.rewrite.__name__}", False
         done = damage(path.read_bytes(), path.suffix, random)
         path.write_bytes(done.content)
         return f"{name}: {done.how}", guarded and not done.forged
@@ -160,13 +164,14 @@ def run(
 
 
 def _outcomes(attacks: Attacks, first: int, last: float, deadline: float) -> Iterator[tuple[int, Outcome]]:
-    """The outcomes of attacks in child processes; one that hangs or dies costs its attack."""
-    index = first
-    while index < last and time.monotonic() < deadline:
+    """The outcomes of attacks in child processes; one that hangs or dies costs its attack, and no time."""
+    index, hangs = first, 0
+    while index < last and time.monotonic() < deadline and hangs < _HANGS_BORNE:
         with _child(attacks, index, last, deadline) as (process, connection):
             while True:
                 # A little longer than allowed: a reading that ends at last is timed by the child itself.
-                alive = connection.poll(attacks.limits.seconds + 2)
+                before = time.monotonic()
+                alive = connection.poll(attacks.limits.seconds + min(2, attacks.limits.seconds))
                 try:
                     message = connection.recv() if alive else None
                 except EOFError:
@@ -175,7 +180,11 @@ def _outcomes(attacks: Attacks, first: int, last: float, deadline: float) -> Ite
                     alive = False
                 if message is None and alive:  # the child has come to the end
                     return
-                yield index, message or Outcome(kind="time", what=f"over {attacks.limits.seconds:g} s")
+                if message is None:
+                    how, _ = attacks.damage_files(index)
+                    message = Outcome(kind="time", what=f"never ends: {how.partition(':')[0]}", details=how)
+                    hangs, deadline = hangs + 1, deadline + time.monotonic() - before
+                yield index, message
                 index += 1
                 if not alive:
                     break

@@ -6,6 +6,7 @@ command goes, and gives all that was understood, to be compared with what the wh
 
 import contextlib
 import gzip
+import io
 import shutil
 import socketserver
 import tempfile
@@ -13,11 +14,12 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 
-from biofound.errors import DataError, VerificationError
+from biofound.errors import VerificationError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -28,12 +30,16 @@ class Surface:
 
     `make` writes whole files into a directory, and `read` reads what a directory holds. A damaged file whose
     path matches `guarded` has a checksum somewhere: it must be refused, or be read as what it was.
+    `rewrite` damages files with the suffix `rewritten` in a way of their own: it changes what they hold, and
+    writes them whole.
     """
 
     name: str
     make: Callable[[Path], None]
     read: Callable[[Path], object]
     guarded: tuple[str, ...] = ()
+    rewrite: Callable[[bytes, Random], bytes] | None = None
+    rewritten: str = ""
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -65,11 +71,54 @@ def read_checkpoint(directory: Path) -> object:
     windows = MemoryWindows(np.zeros((6, 2, 250), np.float32))
     trainer = Trainer(
         model=build_model(ModelConfig(channels=("PPG", "ECG"), dropout=0.0, **SMALL), seed=1),
-        train=windows, val=windows, data=DATA, config=TRAINING, settings={}, output_dir=directory,
+        train=windows,
+        val=windows,
+        data=DATA,
+        config=TRAINING,
+        settings={},
+        output_dir=directory,
         device=torch.device("cpu"),
-    )  # fmt: skip
+    )
     trainer.restore(checkpoint)
     return checkpoint, model.state_dict(), inflated.state_dict(), trainer.history()
+
+
+def change_a_value(content: bytes, random: Random) -> bytes:
+    """Replace or drop one value of a checkpoint, wherever it stands, and write the file whole."""
+    import torch
+
+    odd: list[object] = [
+        None,
+        -1,
+        0,
+        10**30,
+        float("nan"),
+        float("inf"),
+        "x",
+        "",
+        [],
+        {},
+        True,
+        ["PPG", "PPG"],
+    ]
+    whole = torch.load(io.BytesIO(content), weights_only=True)
+    inner: Any = whole
+    while True:
+        key = random.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+        if not isinstance(inner[key], (dict, list)) or not inner[key] or random.random() < 0.15:
+            break
+        inner = inner[key]
+    old = inner[key]
+    if isinstance(old, torch.Tensor):
+        odd += [old.double(), old[..., :0], old.flatten(), old * float("nan"), old.to_sparse(), old.bool()]
+        odd += [torch.zeros(1).expand(10**6, 10**6), old.tolist()] * 2
+    if isinstance(inner, dict) and random.random() < 0.2:
+        del inner[key]
+    else:
+        inner[key] = random.choice(odd)
+    out = io.BytesIO()
+    torch.save(whole, out)
+    return out.getvalue()
 
 
 # ---------------------------------------------------------------- windows
@@ -249,11 +298,18 @@ def make_wfdb(directory: Path) -> None:
 
     x = write(directory, "r1")
     write(directory, "r2", x=x / 2, fmt=["212", "212"])
-    wrsamp("r1n", fs=1, units=["bpm"], sig_name=["HR"], p_signal=np.full((4, 1), 70.0), fmt=["16"],
-           write_dir=str(directory))  # fmt: skip
-    symbols, notes = ["+", "N", "N", "N"], ["(N", "", "", ""]
-    import_wfdb().wrann("r1", "atr", np.array([0, 100, 200, 300]), symbols, aux_note=notes, fs=125,
-                        write_dir=str(directory))  # fmt: skip
+    place = str(directory)
+    wrsamp(
+        "r1n",
+        fs=1,
+        units=["bpm"],
+        sig_name=["HR"],
+        p_signal=np.full((4, 1), 70.0),
+        fmt=["16"],
+        write_dir=place,
+    )
+    beats, symbols, notes = np.array([0, 100, 200, 300]), ["+", "N", "N", "N"], ["(N", "", "", ""]
+    import_wfdb().wrann("r1", "atr", beats, symbols, aux_note=notes, fs=125, write_dir=place)
     (directory / "RECORDS").write_text("r1\nr2\nr1n\n")
     (directory / "subjects.csv").write_text("record,subject\nr1,s1\nr2,s2\n")
 
@@ -312,9 +368,14 @@ def make_json(directory: Path) -> None:
 
     source = cohort(subjects=8, minutes=0.6)
     splits = make_splits(
-        source.cases(CHANNELS), mode="full", seed=1, source=source.describe(), dataset_version=source.version(),
-        channels=("PPG", "ECG"), fractions=(0.5, 0.25, 0.25),
-    )  # fmt: skip
+        source.cases(CHANNELS),
+        mode="full",
+        seed=1,
+        source=source.describe(),
+        dataset_version=source.version(),
+        channels=("PPG", "ECG"),
+        fractions=(0.5, 0.25, 0.25),
+    )
     save_splits(directory / "splits_full.json", splits)
     build(directory / "store", source=source, entries=entries_of(source)[:1])
     shutil.copy(directory / "store" / "train" / "index.json", directory / "index.json")
@@ -361,7 +422,14 @@ def read_csv(directory: Path) -> object:
 SURFACES = {
     surface.name: surface
     for surface in (
-        Surface(name="checkpoint", make=make_checkpoint, read=read_checkpoint, guarded=("*.pt",)),
+        Surface(
+            name="checkpoint",
+            make=make_checkpoint,
+            read=read_checkpoint,
+            guarded=("*.pt",),
+            rewrite=change_a_value,
+            rewritten=".pt",
+        ),
         Surface(name="npz", make=make_npz, read=read_npz),
         Surface(name="store", make=make_store, read=read_store, guarded=("*",)),
         Surface(name="vital", make=make_vital, read=read_vital),
