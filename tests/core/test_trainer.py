@@ -90,6 +90,12 @@ def test_validation_scores_every_window_once_without_crop(make, windows):
     assert all(crop is None for _, crop in seen)
 
 
+def test_validation_is_without_dropout(make):
+    trainer = make(dropout=0.5)
+    trainer.model.train()  # as a step leaves it
+    assert trainer.validate() == trainer.validate()
+
+
 def test_dropout_differs_by_step_and_micro_batch(make):
     trainer, seeds = make(dropout=0.2), []
 
