@@ -65,8 +65,14 @@ def test_every_epoch_visits_every_window_once_in_an_order_of_its_own(make):
 
 
 def test_the_optimizer_uses_the_curve_at_every_step(make):
-    used = [(r.step, r.lr) for r in steps(make().fit())]
-    assert used == [(s + 1, learning_rate(s, base=1e-3, warmup_steps=3, total_steps=9)) for s in range(9)]
+    trainer, used = make(), []
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: used.append([group["lr"] for group in optimizer.param_groups])
+    )
+    said = [(r.step, r.lr) for r in steps(trainer.fit())]
+    curve = [learning_rate(step, base=1e-3, warmup_steps=3, total_steps=9) for step in range(9)]
+    assert used == [[lr, lr] for lr in curve]
+    assert said == list(enumerate(curve, start=1))
 
 
 def test_an_epochs_loss_is_the_ratio_of_its_sums_not_the_mean_of_its_batches(make, config, data):

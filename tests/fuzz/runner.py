@@ -137,7 +137,8 @@ class Attacks:
                 kind=kind, what=how.partition(":")[0] if kind == "silent" else "", details=details
             )
         if time.monotonic() - started > self.limits.seconds:
-            outcome = Outcome(kind="time", what=f"over {self.limits.seconds:g} s", details=how)
+            what = f"over {self.limits.seconds:g} s: {how.partition(':')[0]}"
+            outcome = Outcome(kind="time", what=what, details=how)
         return outcome
 
 
@@ -168,26 +169,28 @@ def _outcomes(attacks: Attacks, first: int, last: float, deadline: float) -> Ite
     index, hangs = first, 0
     while index < last and time.monotonic() < deadline and hangs < _HANGS_BORNE:
         with _child(attacks, index, last, deadline) as (process, connection):
-            while True:
+            alive = True
+            while alive:
                 # A little longer than allowed: a reading that ends at last is timed by the child itself.
                 before = time.monotonic()
                 alive = connection.poll(attacks.limits.seconds + min(2, attacks.limits.seconds))
                 try:
-                    message = connection.recv() if alive else None
+                    outcome = connection.recv() if alive else _hung(attacks, index)
                 except EOFError:
                     process.join()
-                    message = Outcome(kind="exception", what=f"died of signal {-(process.exitcode or 0)}")
+                    outcome = Outcome(kind="exception", what=f"died of signal {-(process.exitcode or 0)}")
                     alive = False
-                if message is None and alive:  # the child has come to the end
-                    return
-                if message is None:
-                    how, _ = attacks.damage_files(index)
-                    message = Outcome(kind="time", what=f"never ends: {how.partition(':')[0]}", details=how)
-                    hangs, deadline = hangs + 1, deadline + time.monotonic() - before
-                yield index, message
-                index += 1
-                if not alive:
+                if outcome is None:  # the child has come to its end
                     break
+                if outcome.kind == "time":
+                    hangs, deadline = hangs + 1, deadline + time.monotonic() - before
+                yield index, outcome
+                index += 1
+
+
+def _hung(attacks: Attacks, index: int) -> Outcome:
+    how, _ = attacks.damage_files(index)
+    return Outcome(kind="time", what=f"never ends: {how.partition(':')[0]}", details=how)
 
 
 @contextlib.contextmanager
