@@ -203,6 +203,13 @@ def test_gradients_are_clipped(make):
     assert float(torch.stack(seen).sum().sqrt()) <= 1.01e-6
 
 
+def test_gradients_below_the_clip_are_left_as_they_are(make):
+    trainer = make(gradient_clip=1e6, epochs=1)
+    [*_, last] = steps(trainer.fit())
+    seen = [p.grad.square().sum() for p in trainer.model.parameters() if p.grad is not None]
+    assert float(torch.stack(seen).sum().sqrt()) == pytest.approx(last.gradient_norm)
+
+
 def test_bf16_gives_nearly_the_losses_of_fp32(make, tmp_path):
     plain = epochs(make(tmp_path / "a").fit())[-1]
     low = epochs(make(tmp_path / "b", precision="bf16").fit())[-1]
