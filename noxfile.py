@@ -57,3 +57,17 @@ def bench(session: nox.Session) -> None:
     """The measurements; they print tables."""
     install(session, "test", "bench")
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damaged files on every surface that reads, a minute each; `-- --minutes 60 --surface vital`."""
+    install(session, "test")
+    session.run("python", "-m", "tests.fuzz", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Broken copies of the program, each with the test that has to fail on it; `-- --only mask` for some."""
+    install(session, "test")
+    session.run("python", "-m", "tests.mutants", *session.posargs, env={"OMP_NUM_THREADS": "1"})

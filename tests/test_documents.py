@@ -43,8 +43,8 @@ GENERATED = "cli.md"
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 NOT_OURS = {"--help", "--nproc-per-node", "--num-workers", "--bidmc", "--write"}
 """Options a text may name although no command declares them; `--num-workers` is explained not to exist."""
-ABOUT_BENCHMARKS = {"benchmarks.md", "signal_quality.md"}
-"""Pages that name options of `tests.benchmarks`."""
+ABOUT_TESTS = {"benchmarks.md", "reliability.md", "signal_quality.md"}
+"""Pages that name options of `tests.benchmarks`, `tests.fuzz` and `tests.mutants`."""
 PRINTED = printed.printed_blocks()
 RTOL = 0.05
 SUBJECTS, SECONDS = 12, 40.0
@@ -212,7 +212,7 @@ def test_options_named_in_the_text_exist(page: Path) -> None:
         of_command = re.match(r"biofound (\w+) ", span)
         if of_command and of_command[1] in COMMANDS:
             known = options_of(of_command[1])
-        elif span.startswith("--") and page.name not in ABOUT_BENCHMARKS:
+        elif span.startswith("--") and page.name not in ABOUT_TESTS:
             known = {option for name in COMMANDS for option in options_of(name)}
         else:
             continue

@@ -6,6 +6,7 @@ mean (numbers) or the majority (words) of the rows that overlap it, each weighte
 
 import csv
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ TRUTHS = {
 }
 """Target to the field of `Truth` that holds it: rates have the names that monitors give them."""
 
+_ENDLESS_NOTE = re.compile(rb"## (?!time resolution: \d|annotation type definitions|end of definitions)")
+_RATE_NOTE = b"## time resolution: "
 _TOUCHING = 1e-6  # s: overlap shorter than this is rounding between neighbours
 _SHOWN = 5  # names listed in one message
 _CASE, _START, _END = "case_id", "start_s", "end_s"
@@ -251,7 +254,7 @@ def labels_from_numerics(source: WfdbSource, target: str, *, windows: WindowTime
         if not numerics.with_name(f"{numerics.name}.hea").is_file():
             return None
         parsed = _decoded(numerics, "rdrecord", str(numerics))
-        names = [normalised(name) for name in parsed.sig_name]
+        names = [normalised(name or "") for name in parsed.sig_name]
         seen.update(names)
         if target not in names:
             return None
@@ -291,8 +294,10 @@ def labels_from_annotations(
         )
 
     def rows_of(record: Path) -> LabelRows | None:
-        if not record.with_name(f"{record.name}.{annotator}").is_file():
+        file = record.with_name(f"{record.name}.{annotator}")
+        if not file.is_file():
             return None
+        _refuse_endless_notes(file)
         found = _decoded(record, "rdann", str(record), annotator)
         header = _decoded(record, "rdheader", str(record))
         sfreq = float(found.fs or header.fs)
@@ -307,6 +312,18 @@ def labels_from_annotations(
             "windows, found none; give a CSV of labels, or another annotator"
         )
     return label_windows(rows, windows, target=target, numeric=target == "HR")
+
+
+def _refuse_endless_notes(path: Path) -> None:
+    """Refuse annotations that wfdb 4.3 never stops reading: "## ..." that is none of its definitions."""
+    content = path.read_bytes()
+    unknown = _ENDLESS_NOTE.search(content)
+    if unknown or content.count(_RATE_NOTE) > 1:
+        shown = content[unknown.start() :][:40] if unknown else _RATE_NOTE
+        raise DataError(
+            f"{path}: expected notes that begin with '## ' to give the time resolution, once, or to define "
+            f"annotation types; got {shown!r}: the file is damaged, or the note has to be taken out"
+        )
 
 
 def _heart_rate(found: Any, sfreq: float, _end_s: float) -> LabelRows | None:

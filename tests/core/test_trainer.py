@@ -65,8 +65,14 @@ def test_every_epoch_visits_every_window_once_in_an_order_of_its_own(make):
 
 
 def test_the_optimizer_uses_the_curve_at_every_step(make):
-    used = [(r.step, r.lr) for r in steps(make().fit())]
-    assert used == [(s + 1, learning_rate(s, base=1e-3, warmup_steps=3, total_steps=9)) for s in range(9)]
+    trainer, used = make(), []
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: used.append([group["lr"] for group in optimizer.param_groups])
+    )
+    said = [(r.step, r.lr) for r in steps(trainer.fit())]
+    curve = [learning_rate(step, base=1e-3, warmup_steps=3, total_steps=9) for step in range(9)]
+    assert used == [[lr, lr] for lr in curve]
+    assert said == list(enumerate(curve, start=1))
 
 
 def test_an_epochs_loss_is_the_ratio_of_its_sums_not_the_mean_of_its_batches(make, config, data):
@@ -88,6 +94,12 @@ def test_validation_scores_every_window_once_without_crop(make, windows):
     trainer.validate()
     assert sorted(np.concatenate([index for index, _ in seen])) == list(range(12))
     assert all(crop is None for _, crop in seen)
+
+
+def test_validation_is_without_dropout(make):
+    trainer = make(dropout=0.5)
+    trainer.model.train()  # as a step leaves it
+    assert trainer.validate() == trainer.validate()
 
 
 def test_dropout_differs_by_step_and_micro_batch(make):
@@ -189,6 +201,13 @@ def test_gradients_are_clipped(make):
     assert all(r.gradient_norm > 1e-3 for r in events)  # the norm before clipping is logged
     seen = [p.grad.square().sum() for p in trainer.model.parameters() if p.grad is not None]
     assert float(torch.stack(seen).sum().sqrt()) <= 1.01e-6
+
+
+def test_gradients_below_the_clip_are_left_as_they_are(make):
+    trainer = make(gradient_clip=1e6, epochs=1)
+    [*_, last] = steps(trainer.fit())
+    seen = [p.grad.square().sum() for p in trainer.model.parameters() if p.grad is not None]
+    assert float(torch.stack(seen).sum().sqrt()) == pytest.approx(last.gradient_norm)
 
 
 def test_bf16_gives_nearly_the_losses_of_fp32(make, tmp_path):

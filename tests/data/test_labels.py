@@ -223,6 +223,23 @@ def test_beats_give_the_rate_and_changes_of_rhythm_its_word(tmp_path):
         labels_from_annotations(source, "HR", windows=places, annotator="qrs")
 
 
+@pytest.mark.parametrize("note", ["## a remark", "## time resolution: fast", "## time resolution: 125"])
+def test_a_note_that_wfdb_would_read_for_ever_is_refused(tmp_path, note):
+    write_record(tmp_path, "r1")
+    wfdb.wrann(
+        "r1",
+        "atr",
+        sample=np.array([0, 0, 100, 200]),
+        symbol=['"', '"', "N", "N"],
+        aux_note=[note, "a second note at the start", "", ""],
+        fs=100,  # which wfdb writes as the first of these notes
+        write_dir=str(tmp_path),
+    )
+    source = WfdbSource(root=tmp_path, record_is_subject=True)
+    with pytest.raises(DataError, match=r"r1\.atr: expected notes that begin with '## '"):
+        labels_from_annotations(source, "HR", windows=times(("r1", 0)))
+
+
 def test_bidmc_numerics_agree_with_a_mean_by_hand(bidmc_dir):
     source = WfdbSource(root=bidmc_dir)
     places = times(("bidmc01", 0), ("bidmc01", 100), ("bidmc22", 470))

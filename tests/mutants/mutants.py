@@ -1,0 +1,718 @@
+"""The mutants: broken copies of the program, each one replacement away, with the test that has to fail on it.
+
+Each breaks a promise that research code breaks silently: numbers still come out, and they are wrong.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A broken copy: in `file`, `old` (which stands there once) is replaced by `new`; `test` has to fail."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+CORE, DATA = "biofound/core", "biofound/data"
+T_CORE, T_DATA = "tests/core", "tests/data"
+
+MUTANTS = (
+    # ------------------------------------------------------------ learning rate and optimizer
+    Mutant(
+        "the schedule stands still",
+        f"{CORE}/trainer.py",
+        'parameters["lr"] = lr',
+        "pass",
+        f"{T_CORE}/test_trainer.py::test_the_optimizer_uses_the_curve_at_every_step",
+    ),
+    Mutant(
+        "the warm-up starts at a learning rate of 0",
+        f"{CORE}/optimizer.py",
+        "return base * (step + 1) / warmup_steps",
+        "return base * step / warmup_steps",
+        f"{T_CORE}/test_optimizer.py::test_warm_up_is_a_straight_line_that_ends_at_the_peak_and_never_is_zero",
+    ),
+    Mutant(
+        "the cosine begins at step 0, not after the warm-up",
+        f"{CORE}/optimizer.py",
+        "progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)",
+        "progress = step / max(1, total_steps)",
+        f"{T_CORE}/test_optimizer.py::test_cosine_passes_half_the_peak_half_way_and_ends_almost_at_zero",
+    ),
+    Mutant(
+        "biases and norms decay",
+        f"{CORE}/optimizer.py",
+        '"weight_decay": 0.0}',
+        '"weight_decay": weight_decay}',
+        f"{T_CORE}/test_optimizer.py::test_weight_decay_spares_biases_norms_and_embeddings",
+    ),
+    Mutant(
+        "gradients pile up from step to step",
+        f"{CORE}/trainer.py",
+        "self._gradient.zero_()",
+        "pass",
+        f"{T_CORE}/test_trainer.py::test_losses_per_step_are_the_golden_ones",
+    ),
+    Mutant(
+        "gradients are not clipped",
+        f"{CORE}/trainer.py",
+        "self._gradient.mul_((config.gradient_clip / norm.clamp(min=1e-12)).clamp(max=1.0))",
+        "pass",
+        f"{T_CORE}/test_trainer.py::test_gradients_are_clipped",
+    ),
+    Mutant(
+        "small gradients are blown up to the clip",
+        f"{CORE}/trainer.py",
+        ".clamp(max=1.0))",
+        ")",
+        f"{T_CORE}/test_trainer.py::test_gradients_below_the_clip_are_left_as_they_are",
+    ),
+    # ------------------------------------------------------------ masks and normalisation
+    Mutant(
+        "the mask leaks: hidden samples are seen",
+        f"{CORE}/models.py",
+        "visible = observed & ~hidden",
+        "visible = observed",
+        f"{T_CORE}/test_models.py::test_what_stands_in_hidden_samples_leaves_the_latents_bit_identical",
+    ),
+    Mutant(
+        "the mask leaks through the scale: hidden samples are in the mean",
+        f"{CORE}/models.py",
+        "scaled = normalise(x, visible=visible, observed=observed)",
+        "scaled = normalise(x, visible=observed, observed=observed)",
+        f"{T_CORE}/test_models.py::test_what_stands_in_hidden_samples_leaves_the_latents_bit_identical",
+    ),
+    Mutant(
+        "the mask leaks through the convolutions",
+        f"{CORE}/models.py",
+        "embedded = embedded + self.convolutions(seen, visible)",
+        "embedded = embedded + self.convolutions(scaled.values, visible)",
+        f"{T_CORE}/test_embedding.py::test_what_stands_in_hidden_samples_leaves_the_latents_bit_identical",
+    ),
+    Mutant(
+        "a hidden patch is a flat line, not the mask token",
+        f"{CORE}/models.py",
+        "embedded = torch.where(unseen[..., None], self.mask_token.to(embedded.dtype), embedded)",
+        "embedded = embedded + 0 * self.mask_token.to(embedded.dtype)",
+        f"{T_CORE}/test_models.py::test_a_hidden_patch_is_the_mask_token_not_a_flat_line",
+    ),
+    Mutant(
+        "the loss counts what was visible",
+        f"{CORE}/models.py",
+        "scaled, observed & hidden, observed.all(-1)",
+        "scaled, observed & ~hidden, observed.all(-1)",
+        f"{T_CORE}/test_models.py::test_the_loss_mask_marks_the_hidden_real_samples",
+    ),
+    Mutant(
+        "the loss counts gaps",
+        f"{CORE}/models.py",
+        "scaled, observed & hidden, observed.all(-1)",
+        "scaled, hidden.expand_as(observed), observed.all(-1)",
+        f"{T_CORE}/test_models.py::test_the_loss_mask_marks_the_hidden_real_samples",
+    ),
+    Mutant(
+        "no floor under the scale of a flat channel",
+        f"{CORE}/models.py",
+        ".sqrt().clamp(min=_FLAT)",
+        ".sqrt()",
+        f"{T_CORE}/test_models.py::test_the_scale_of_an_almost_flat_channel_has_a_floor",
+    ),
+    Mutant(
+        "every epoch hides the same patches",
+        f"{CORE}/masking.py",
+        "int(stream) << 32 | epoch]",
+        "int(stream) << 32]",
+        f"{T_CORE}/test_masking.py",
+    ),
+    Mutant(
+        "every window hides the same patches",
+        f"{CORE}/masking.py",
+        'state["state"]["counter"][3] = sample',
+        'state["state"]["counter"][3] = 0',
+        f"{T_CORE}/test_masking.py",
+    ),
+    Mutant(
+        "a block mask never hides the last patch",
+        f"{CORE}/masking.py",
+        "(patches - hidden + 1)",
+        "(patches - hidden)",
+        f"{T_CORE}/test_masking.py::test_block_masks_are_one_run_and_each_start_is_equally_likely",
+    ),
+    Mutant(
+        "validation masks change by epoch",
+        f"{CORE}/trainer.py",
+        "stream=Stream.VALIDATION_MASK, epoch=0,",
+        "stream=Stream.VALIDATION_MASK, epoch=self.epoch,",
+        f"{T_CORE}/test_trainer.py::test_validation_masks_are_fixed",
+    ),
+    # ------------------------------------------------------------ the model
+    Mutant(
+        "channels have no identity",
+        f"{CORE}/models.py",
+        "embedded = embedded + self._stacked(self.channel_embedding)[:, None, :]",
+        "embedded = embedded + 0 * self._stacked(self.channel_embedding)[:, None, :]",
+        f"{T_CORE}/test_models.py",
+    ),
+    Mutant(
+        "channels are fused by one shared block",
+        f"{CORE}/models.py",
+        "blocks = self._stacked(self.fusion)",
+        "blocks = self._stacked(self.fusion).mean(0, keepdim=True).expand(len(self.config.channels), -1, -1)",
+        f"{T_CORE}/test_models.py::test_swapping_channels_changes_the_latents",
+    ),
+    Mutant(
+        "the decoder mixes up channels and samples",
+        f"{CORE}/models.py",
+        "config.patches, len(config.channels), config.patch_size)",
+        "config.patches, config.patch_size, len(config.channels)).transpose(2, 3)",
+        f"{T_CORE}/test_models.py::test_the_decoders_rows_stand_by_channel",
+    ),
+    Mutant(
+        "dropout stays on in a frozen backbone",
+        f"{CORE}/models.py",
+        "self.backbone.eval()",
+        "pass",
+        f"{T_CORE}/test_models.py::test_dropout_stays_off_in_a_frozen_backbone",
+    ),
+    Mutant(
+        "dropout is on in a model rebuilt from its checkpoint",
+        f"{CORE}/checkpoint.py",
+        "return model.eval()",
+        "return model.train()",
+        f"{T_CORE}/test_checkpoint.py::test_a_rebuilt_model_is_in_evaluation_mode",
+    ),
+    Mutant(
+        "dropout is on in validation",
+        f"{CORE}/trainer.py",
+        "        self.model.eval()\n",
+        "",
+        f"{T_CORE}/test_trainer.py::test_validation_is_without_dropout",
+    ),
+    Mutant(
+        "dropout is on while features are read out",
+        f"{CORE}/readout.py",
+        "    module.eval()\n",
+        "",
+        f"{T_CORE}/test_readout.py",
+    ),
+    Mutant(
+        "dropout is off in training",
+        f"{CORE}/trainer.py",
+        "        self.model.train()\n",
+        "        self.model.eval()\n",
+        f"{T_CORE}/test_resume.py::test_dropout_is_on_keyed_by_step_and_leaves_the_global_generator_alone",
+    ),
+    Mutant(
+        "dropout is the same in every step",
+        f"{CORE}/trainer.py",
+        "[self.config.seed, self.step, micro_batch]",
+        "[self.config.seed, 0, micro_batch]",
+        f"{T_CORE}/test_trainer.py::test_dropout_differs_by_step_and_micro_batch",
+    ),
+    # ------------------------------------------------------------ losses
+    Mutant(
+        "the squared error counts visible samples",
+        f"{CORE}/losses.py",
+        "error = torch.where(loss_mask, reconstruction.float() - target, 0.0)",
+        "error = reconstruction.float() - target",
+        f"{T_CORE}/test_losses.py::test_msm_of_a_constant_error_is_its_square_and_visible_samples_count_nothing",
+    ),
+    Mutant(
+        "the STFT's gradient comes from visible samples too",
+        f"{CORE}/losses.py",
+        "composite = torch.where(loss_mask, reconstruction.float(), target)",
+        "composite = reconstruction.float()",
+        f"{T_CORE}/test_losses.py::test_gradient_comes_from_hidden_samples_only",
+    ),
+    Mutant(
+        "the STFT compares bins outside the pass band",
+        f"{CORE}/losses.py",
+        "if low <= k * sfreq / n <= high]",
+        "]",
+        f"{T_CORE}/test_losses.py::test_stft_loss_equals_an_independent_reference_in_float64",
+    ),
+    Mutant(
+        "the STFT's floor is absolute: 1e-8 without regard to the window's energy",
+        f"{CORE}/losses.py",
+        "window = window / window.square().sum().sqrt()",
+        "window = window",
+        f"{T_CORE}/test_losses.py::test_stft_loss_equals_an_independent_reference_in_float64",
+    ),
+    Mutant(
+        "the STFT is computed in bf16 under autocast",
+        f"{CORE}/losses.py",
+        "with torch.autocast(target.device.type, enabled=False):",
+        "if True:",
+        f"{T_CORE}/test_losses.py::test_stft_is_computed_in_float32_under_autocast",
+    ),
+    Mutant(
+        "the weight of the STFT is ignored",
+        f"{CORE}/losses.py",
+        "loss = loss + weight * (",
+        "loss = loss + (",
+        f"{T_CORE}/test_losses.py::test_losses_are_plain_numbers_that_add_up",
+    ),
+    Mutant(
+        "micro-batches are averaged each by its own count",
+        f"{CORE}/trainer.py",
+        "loss = own.with_counts_of(whole).loss(config.loss_weights)",
+        "loss = own.loss(config.loss_weights)",
+        f"{T_CORE}/test_trainer.py::test_losses_per_step_are_the_golden_ones",
+    ),
+    Mutant(
+        "unknown heart rates count as 80 a minute",
+        f"{CORE}/global_term.py",
+        "sums = torch.where(known[:, None], error, 0.0).sum(0)",
+        "sums = error.sum(0)",
+        f"{T_CORE}/test_global_term.py::test_the_rate_term_in_closed_form",
+    ),
+    Mutant(
+        "windows with gaps count in the rhythm term",
+        f"{CORE}/global_term.py",
+        "sums = torch.where(counts, both, 0.0).sum((1, 2))",
+        "sums = both.sum((1, 2))",
+        f"{T_CORE}/test_global_term.py::test_the_terms_in_closed_form",
+    ),
+    # ------------------------------------------------------------ the loop
+    Mutant(
+        "every epoch has the same order",
+        f"{CORE}/sampler.py",
+        "np.random.Philox(key=[seed, epoch])",
+        "np.random.Philox(key=[seed, 0])",
+        f"{T_CORE}/test_sampler.py::test_every_window_comes_once_in_an_order_keyed_by_seed_and_epoch",
+    ),
+    Mutant(
+        "the last, smaller batch is dropped",
+        f"{CORE}/sampler.py",
+        "for start in range(0, len(order), batch_size)]",
+        "for start in range(0, len(order) - batch_size + 1, batch_size)]",
+        f"{T_CORE}/test_trainer.py::test_every_epoch_visits_every_window_once_in_an_order_of_its_own",
+    ),
+    Mutant(
+        "validation drops its last batch",
+        f"{CORE}/trainer.py",
+        "split_batches(np.arange(len(self.val)), self.config.batch_size):",
+        "split_batches(np.arange(len(self.val)), self.config.batch_size)[:-1]:",
+        f"{T_CORE}/test_trainer.py::test_validation_scores_every_window_once_without_crop",
+    ),
+    Mutant(
+        "validation windows are cropped",
+        f"{CORE}/trainer.py",
+        "self.val.read(own.index)",
+        "self.val.read(own.index, np.full(len(own.index), 0.5))",
+        f"{T_CORE}/test_trainer.py::test_validation_scores_every_window_once_without_crop",
+    ),
+    Mutant(
+        "crops are the same in every epoch",
+        f"{CORE}/trainer.py",
+        "stream=Stream.CROP, epoch=self.epoch,",
+        "stream=Stream.CROP, epoch=0,",
+        f"{T_CORE}/test_trainer.py::test_crops_can_be_turned_off_and_differ_by_epoch",
+    ),
+    Mutant(
+        "an epoch's loss is that of its last batch",
+        f"{CORE}/trainer.py",
+        "self._epoch_sums = self._epoch_sums + whole",
+        "self._epoch_sums = LossSums(whole.values.detach().clone())",
+        f"{T_CORE}/test_trainer.py::test_an_epochs_loss_is_the_ratio_of_its_sums_not_the_mean_of_its_batches",
+    ),
+    Mutant(
+        "best_model.pt is that of the last epoch",
+        f"{CORE}/trainer.py",
+        "        if best:\n",
+        "        if True:\n",
+        f"{T_CORE}/test_resume.py::test_the_best_model_is_that_of_the_lowest_validation_loss",
+    ),
+    Mutant(
+        "a loss that is not finite goes unnoticed",
+        f"{CORE}/trainer.py",
+        "        self._require_finite(whole, norm, batch)\n",
+        "",
+        f"{T_CORE}/test_trainer.py::test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_cases",
+    ),
+    Mutant(
+        "a channel of gaps scores 0, which looks like success",
+        f"{CORE}/trainer.py",
+        "        if empty:\n",
+        "        if False:\n",
+        f"{T_CORE}/test_trainer.py::test_a_channel_of_gaps_only_stops_the_run_instead_of_scoring_0",
+    ),
+    Mutant(
+        "the baseline scores the model",
+        f"{CORE}/trainer.py",
+        "if baseline:",
+        "if False:",
+        f"{T_CORE}/test_trainer.py::test_a_baseline_scores_the_squared_target_whatever_the_model",
+    ),
+    # ------------------------------------------------------------ resuming
+    Mutant(
+        "a resumed run forgets where in the epoch it was",
+        f"{CORE}/trainer.py",
+        "[steps_done:]",
+        "[0:]",
+        f"{T_CORE}/test_resume.py::test_stopped_after_any_step_and_resumed_it_is_the_same_run",
+    ),
+    Mutant(
+        "a resumed run forgets its optimizer",
+        f"{CORE}/trainer.py",
+        "        self.optimizer.load_state_dict(checkpoint.optimizer)\n",
+        "",
+        f"{T_CORE}/test_resume.py::test_stopped_after_any_step_and_resumed_it_is_the_same_run",
+    ),
+    Mutant(
+        "a resumed run forgets its best loss",
+        f"{CORE}/trainer.py",
+        "self.best_val_loss = checkpoint.best_val_loss",
+        "self.best_val_loss = None",
+        f"{T_CORE}/test_resume.py::test_the_best_model_is_that_of_the_lowest_validation_loss",
+    ),
+    Mutant(
+        "a resumed run forgets the sums of its epoch",
+        f"{CORE}/trainer.py",
+        'self._epoch_sums = LossSums(checkpoint.resume["epoch_sums"].to(self.device))',
+        "self._epoch_sums = self._no_sums()",
+        f"{T_CORE}/test_resume.py::test_stopped_after_any_step_and_resumed_it_is_the_same_run",
+    ),
+    Mutant(
+        "a resumed run forgets the scale of fp16",
+        f"{CORE}/trainer.py",
+        '        self.scaler.load_state_dict(checkpoint.resume["scaler"])\n',
+        "",
+        f"{T_CORE}/test_resume.py::test_the_scaler_of_fp16_is_resumed",
+    ),
+    Mutant(
+        "tensors of another shape or name are passed over",
+        f"{CORE}/checkpoint.py",
+        "    if expected != found:\n",
+        "    if False:\n",
+        f"{T_CORE}/test_checkpoint.py::test_no_tensor_may_be_missing_left_over_or_of_another_shape",
+    ),
+    Mutant(
+        "a checkpoint of another format is read all the same",
+        f"{CORE}/checkpoint.py",
+        "if found != FORMAT_VERSION:",
+        "if False:",
+        f"{T_CORE}/test_checkpoint.py::test_a_future_format_is_refused_by_number",
+    ),
+    # ------------------------------------------------------------ several processes
+    Mutant(
+        "losses are not added up over processes",
+        f"{CORE}/trainer.py",
+        "both = self.group.sum(torch.cat([values.flatten(), values.new_tensor([float(stop)])]))",
+        "both = torch.cat([values.flatten(), values.new_tensor([float(stop)])])",
+        f"{T_CORE}/test_distributed.py::test_two_processes_are_one_bit_for_bit_with_dropout_too",
+    ),
+    Mutant(
+        "gradients are not added up over processes",
+        f"{CORE}/trainer.py",
+        "        self.group.sum(self._gradient)\n",
+        "",
+        f"{T_CORE}/test_distributed.py::test_two_processes_are_one_bit_for_bit_with_dropout_too",
+    ),
+    Mutant(
+        "the processes' windows overlap",
+        f"{CORE}/distributed.py",
+        "else [numbered[self.rank]]",
+        "else [numbered[0]]",
+        f"{T_CORE}/test_distributed.py::test_micro_batches_cover_a_batch_once_and_may_be_empty",
+    ),
+    # ------------------------------------------------------------ inflation
+    Mutant(
+        "new channels have an influence at once",
+        f"{CORE}/inflate.py",
+        "model.encoder.fusion[name].zero_()",
+        "pass",
+        f"{T_CORE}/test_inflate.py"
+        "::test_the_inflated_encoder_computes_what_the_original_did_whatever_the_new_channels_hold",
+    ),
+    Mutant(
+        "the decoder's rows are copied by position",
+        f"{CORE}/inflate.py",
+        "target[channel_rows(after, channel)] = source[channel_rows(before, channel)]",
+        "target[channel_rows(before, channel)] = source[channel_rows(before, channel)]",
+        f"{T_CORE}/test_inflate.py::test_copied_tensors_are_equal_and_decoder_rows_stand_by_name",
+    ),
+    Mutant(
+        "what was pretrained is not frozen",
+        f"{CORE}/inflate.py",
+        "parameter.requires_grad_(name not in copied)",
+        "pass",
+        f"{T_CORE}/test_inflate.py::test_freezing_leaves_the_new_parts_and_a_head_trainable_and_the_copied_ones_still",
+    ),
+    # ------------------------------------------------------------ splits
+    Mutant(
+        "the split is by case, not by patient",
+        f"{DATA}/splits.py",
+        "by_split[home[entry.subject_id]].append(entry)",
+        "by_split[split_of(entry.case_id, seed=seed, fractions=fractions)].append(entry)",
+        f"{T_DATA}/test_splits.py::test_no_patient_is_in_two_splits_and_no_case_is_torn_from_its_patient",
+    ),
+    Mutant(
+        "the division depends on Python's hash of the day",
+        f"{DATA}/splits.py",
+        'return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48',
+        "return (hash(text) % 2**48) / 2**48",
+        f"{T_DATA}/test_splits.py::test_the_division_is_the_published_one",
+    ),
+    Mutant(
+        "a file with a patient in two splits is read",
+        f"{DATA}/splits.py",
+        "if shared := sorted(members[one] & members[other]):",
+        "if shared := []:",
+        f"{T_DATA}/test_splits.py::test_a_file_that_is_not_a_sound_splits_file_is_refused_with_its_path",
+    ),
+    Mutant(
+        "recordings of unknown patients are divided",
+        f"{DATA}/splits.py",
+        "if unknown and (fractions[0] < 1 or len(unknown) < len(cases)):",
+        "if False:",
+        f"{T_DATA}/test_splits.py::test_an_unknown_subject_is_refused_with_the_ways_to_name_it",
+    ),
+    Mutant(
+        "a subject in two stores goes unnoticed",
+        f"{DATA}/integrity.py",
+        "for subject in sorted(set(opened[one].subjects) & set(opened[other].subjects))",
+        "for subject in ()",
+        f"{T_DATA}/test_integrity.py::test_a_subject_in_two_splits_is_named",
+    ),
+    # ------------------------------------------------------------ conditioning
+    Mutant(
+        "the filter is run one way",
+        f"{DATA}/conditioning.py",
+        """filtered = scipy_signal.sosfiltfilt(
+        sos, samples.astype(np.float64), padtype="even", padlen=min(margin, len(samples) - 1)
+    )""",
+        "filtered = scipy_signal.sosfilt(sos, samples.astype(np.float64))",
+        f"{T_DATA}/test_conditioning.py::test_a_tone_keeps_its_phase_and_gets_the_gain_of_the_response",
+    ),
+    Mutant(
+        "the band's edges are those of one pass: -6 dB after two",
+        f"{DATA}/conditioning.py",
+        "width = (high - low) * (math.sqrt(2) - 1) ** (-1 / (2 * band.order))",
+        "width = high - low",
+        f"{T_DATA}/test_conditioning.py::test_forward_and_backward_the_band_ends_at_minus_3_db",
+    ),
+    Mutant(
+        "samples are picked without anti-aliasing",
+        f"{DATA}/conditioning.py",
+        "resampled = soxr.resample(mirrored, native_sfreq, sfreq, quality=RESAMPLER_QUALITY)",
+        "picked = np.arange(int(len(mirrored) * sfreq / native_sfreq)) * native_sfreq / sfreq"
+        "\n    resampled = mirrored[picked.astype(int)]",
+        f"{T_DATA}/test_conditioning.py::test_a_120_hz_tone_leaves_less_than_one_percent_at_125_hz",
+    ),
+    Mutant(
+        "resampled samples come late",
+        f"{DATA}/conditioning.py",
+        "resampled[skip : skip + length]",
+        "resampled[skip - 1 : skip - 1 + length]",
+        f"{T_DATA}/test_conditioning.py::test_sample_k_stays_at_k_over_sfreq_seconds",
+    ),
+    Mutant(
+        "gaps of any length are bridged",
+        f"{DATA}/conditioning.py",
+        "unbridged = gaps[at_an_end | (gaps[:, 1] - gaps[:, 0] > longest)]",
+        "unbridged = gaps[at_an_end]",
+        f"{T_DATA}/test_conditioning.py::test_a_gap_is_bridged_up_to_the_limit_and_invalid_beyond",
+    ),
+    Mutant(
+        "a rate too low for the pass band is accepted",
+        f"{DATA}/conditioning.py",
+        "if not signal.sfreq >= 2 * channel.band.high_hz:",
+        "if False:",
+        f"{T_DATA}/test_conditioning.py::test_a_rate_below_twice_the_pass_band_is_refused",
+    ),
+    # ------------------------------------------------------------ quality and windows
+    Mutant(
+        "windows with gaps are kept",
+        f"{DATA}/quality.py",
+        "reason[failed[Reason.GAP]] = Reason.GAP",
+        "pass",
+        f"{T_DATA}/test_quality.py::test_a_threshold_of_zero_keeps_all_but_gaps",
+    ),
+    Mutant(
+        "a window is kept where any channel is good",
+        f"{DATA}/extract.py",
+        "kept = np.flatnonzero((reasons == Reason.KEPT).all(axis=1))",
+        "kept = np.flatnonzero((reasons == Reason.KEPT).any(axis=1))",
+        f"{T_DATA}/test_extract.py::test_a_window_is_kept_exactly_when_every_channel_is_good",
+    ),
+    Mutant(
+        "starts are numbered by kept windows, not by time",
+        f"{DATA}/extract.py",
+        "start_s=kept * window_samples / sfreq,",
+        "start_s=np.arange(len(kept)) * window_samples / sfreq,",
+        f"{T_DATA}/test_extract.py::test_windows_are_slices_of_the_whole_filtered_recording",
+    ),
+    Mutant(
+        "windows join across a window that was dropped",
+        f"{DATA}/segments.py",
+        "joined = np.diff(starts) == window_samples",
+        "joined = np.diff(starts) >= window_samples",
+        f"{T_DATA}/test_segments.py::test_a_segment_ends_where_a_window_is_missing",
+    ),
+    Mutant(
+        "windows of two patients join",
+        f"{DATA}/segments.py",
+        "joined &= owner[1:] == owner[:-1]",
+        "pass",
+        f"{T_DATA}/test_segments.py::test_windows_of_different_owners_never_join",
+    ),
+    Mutant(
+        "channels are taken by position",
+        f"{DATA}/windows.py",
+        "self._rows = [windows.channels.index(name) for name in channels]",
+        "self._rows = list(range(len(channels)))",
+        f"{T_DATA}/test_windows.py::test_selected_channels_follow_their_names_wherever_they_stand",
+    ),
+    Mutant(
+        "the layout of an npz is not recognised",
+        f"{DATA}/npz_windows.py",
+        "return x if fits == [1] else x.transpose(0, 2, 1)",
+        "return x if fits == [1] else x.reshape(len(x), len(channels), -1)",
+        f"{T_DATA}/test_npz_windows.py::test_either_layout_gives_the_same_windows",
+    ),
+    Mutant(
+        "Python objects in an npz are not refused",
+        f"{DATA}/npz.py",
+        "if dtype.hasobject:",
+        "if False:",
+        f"{T_DATA}/test_windows.py::test_a_pickle_in_a_plain_npz_is_refused_and_not_executed",
+    ),
+    # ------------------------------------------------------------ stores
+    Mutant(
+        "the digest of a case is not compared when a build is resumed",
+        f"{DATA}/build.py",
+        " and sidecar.npz_sha256 == sha256_of(task.npz)",
+        "",
+        f"{T_DATA}/test_build.py::test_a_damaged_case_is_built_again_and_no_other",
+    ),
+    Mutant(
+        "a changed setting leaves old windows in the store",
+        f"{DATA}/build.py",
+        "return all(getattr(sidecar, name) == value for name, value in header)",
+        "return True",
+        f"{T_DATA}/test_build.py::test_a_changed_setting_builds_every_case_again_into_what_a_new_store_holds",
+    ),
+    Mutant(
+        "the digest of a case is not compared by verify",
+        f"{DATA}/integrity.py",
+        "if found != (sidecar.npz_sha256, sidecar.npz_bytes) or case.sha256 != sidecar.npz_sha256:",
+        "if False:",
+        f"{T_DATA}/test_integrity.py::test_each_check_fails_when_its_property_is_broken_and_no_other_does",
+    ),
+    Mutant(
+        "the fingerprint does not depend on the windows",
+        f"{DATA}/store.py",
+        r'lines = sorted(f"{case.case_id} {case.sha256}\n" for case in cases)',
+        r'lines = sorted(f"{case.case_id}\n" for case in cases)',
+        f"{T_DATA}/test_store.py::test_the_fingerprint_depends_on_every_case_and_not_on_their_order",
+    ),
+    # ------------------------------------------------------------ sources and labels
+    Mutant(
+        "the sentinel of a gap is a value",
+        f"{DATA}/sources/vital_file.py",
+        "values[raw == sentinel] = np.nan",
+        "pass",
+        f"{T_DATA}/sources/test_vital_file.py"
+        "::test_gaps_of_a_packed_integer_track_are_nan_where_the_package_gives_a_constant",
+    ),
+    Mutant(
+        "tracks are not on one clock",
+        f"{DATA}/sources/vital_file.py",
+        "samples = _samples(wave, float(origin))",
+        "samples = _samples(wave, float(wave.starts[0]))",
+        f"{T_DATA}/sources/test_vital_file.py"
+        "::test_both_tracks_start_at_the_earliest_packet_of_either_at_their_own_rates",
+    ),
+    Mutant(
+        "1 Hz data pass as 500 Hz",
+        f"{DATA}/sources/packets.py",
+        "if too_fast or too_slow:",
+        "if False:",
+        f"{T_DATA}/sources/test_packets.py::test_one_value_a_second_cannot_pass_as_500_hz",
+    ),
+    Mutant(
+        "units are not converted",
+        f"{DATA}/sources/units.py",
+        "return _FACTORS[got, wanted], channel.unit",
+        "return 1.0, channel.unit",
+        f"{T_DATA}/sources/test_wfdb.py::test_voltages_come_in_the_channels_unit",
+    ),
+    Mutant(
+        "the record is taken for the patient",
+        f"{DATA}/sources/wfdb.py",
+        'return next((match[1] for match in found if match and match[1]), None)',
+        "return case_id",
+        f"{T_DATA}/sources/test_wfdb.py::test_the_subject_is_the_patient_in_the_numerics_header",
+    ),
+    Mutant(
+        "RECORDS may lead out of the data set",
+        f"{DATA}/sources/wfdb.py",
+        'if Path(line).is_absolute() or ".." in Path(line).parts:',
+        "if Path(line).is_absolute():",
+        f"{T_DATA}/sources/test_wfdb.py::test_records_may_not_point_outside_the_data_set",
+    ),
+    Mutant(
+        "a redirect from https to http is followed",
+        f"{DATA}/sources/download.py",
+        'if urlsplit(source).scheme == "https" != urlsplit(target).scheme:',
+        "if False:",
+        f"{T_DATA}/sources/test_download.py::test_a_redirect_from_https_to_http_is_not_followed",
+    ),
+    Mutant(
+        "a label is that of the longest row, not the mean by time",
+        f"{DATA}/labels.py",
+        "overlap @ found / overlap.sum() if numeric",
+        "found[overlap.argmax()] if numeric",
+        f"{T_DATA}/test_labels.py::test_a_window_takes_the_mean_of_the_rows_that_overlap_it_by_seconds",
+    ),
+    Mutant(
+        "a heart rate of 0 is a label",
+        f"{DATA}/labels.py",
+        "valid = np.isfinite(values) & ((values > 0) | (target not in POSITIVE_NUMERICS))",
+        "valid = np.isfinite(values)",
+        f"{T_DATA}/test_labels.py::test_numerics_hold_until_the_next_and_a_rate_of_0_is_none",
+    ),
+    # ------------------------------------------------------------ the probe
+    Mutant(
+        "the probe's folds tear subjects apart",
+        f"{CORE}/probe.py",
+        "splitter = GroupKFold(folds, shuffle=True, random_state=seed)",
+        "groups = np.arange(len(groups))\n    splitter = GroupKFold(folds, shuffle=True, random_state=seed)",
+        f"{T_CORE}/test_probe.py::test_folds_keep_subjects_apart_and_test_every_window_once_a_repeat",
+    ),
+    Mutant(
+        "the probe scales features by the test windows too",
+        f"{CORE}/probe.py",
+        "scaler = StandardScaler().fit(x[train])\n        copies",
+        "scaler = StandardScaler().fit(x)\n        copies",
+        f"{T_CORE}/test_probe.py"
+        "::test_what_is_predicted_does_not_depend_on_the_labels_or_features_of_other_test_windows",
+    ),
+    Mutant(
+        "the probe's test set may hold subjects of the training set",
+        f"{CORE}/probe.py",
+        "    if both:\n",
+        "    if False:\n",
+        f"{T_CORE}/test_probe.py::test_too_few_subjects_and_a_subject_on_both_sides_are_refused",
+    ),
+    # ------------------------------------------------------------ synthetic windows
+    Mutant(
+        "train and validation of a stream share their subjects",
+        f"{DATA}/stream.py",
+        "_digest(self._population.name, seed, split)[:16]",
+        "_digest(self._population.name, seed)[:16]",
+        f"{T_DATA}/test_stream.py::test_splits_and_seeds_share_no_subject",
+    ),
+    Mutant(
+        "synthetic windows do not change by epoch",
+        f"{DATA}/mixture.py",
+        "rows + epoch * len(",
+        "rows + 0 * len(",
+        f"{T_DATA}/test_mixture.py::test_an_epoch_renews_the_synthetic_windows_only_and_repeats_them_exactly",
+    ),
+)  # fmt: skip
