@@ -133,6 +133,8 @@ def _open_archive(file: BinaryIO, path: Path) -> zipfile.ZipFile:
 
 def _locate(file: BinaryIO, info: zipfile.ZipInfo, path: Path) -> Member:
     """Read a member's local zip header and `.npy` header; the array's bytes start right after them."""
+    if info.header_offset < 0:  # zipfile computes it from other fields, and does not look at it
+        raise DataError(f"{path}: '{info.filename}' should start before the file does: it is damaged")
     try:
         file.seek(info.header_offset)
         header = file.read(_LOCAL_HEADER_BYTES)
