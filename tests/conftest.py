@@ -1,12 +1,13 @@
 """What all tests share: real recordings where there are any, and no network."""
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.offline import stay_offline
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # OpenMP's threads spin while they wait: two of them beside another busy process can take ten times as long.
@@ -54,31 +55,6 @@ def empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_threads: N
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections leave this machine in no test; the loopback stays open for test servers."""
-    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
-    getaddrinfo = socket.getaddrinfo
-
-    def refuse_outside(address: Any) -> None:
-        host = address[0] if isinstance(address, tuple) else None
-        if host is not None and host not in ("localhost", "::1") and not str(host).startswith("127."):
-            raise AssertionError(f"a test tried to reach {host}: tests are offline")
-
-    def guarded_connect(self: socket.socket, address: Any) -> None:
-        refuse_outside(address)
-        connect(self, address)
-
-    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
-        refuse_outside(address)
-        return connect_ex(self, address)
-
-    def guarded_getaddrinfo(host: Any, *rest: Any, **more: Any) -> Any:
-        # Names are asked of a server too: `host` None means this machine.
-        if host not in (None, "", b"", "0.0.0.0", "::", socket.gethostname()):
-            refuse_outside((host.decode() if isinstance(host, bytes) else host,))
-        return getaddrinfo(host, *rest, **more)
-
-    monkeypatch.setattr(socket.socket, "connect", guarded_connect)
-    monkeypatch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
-    monkeypatch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
-    yield
+    stay_offline(monkeypatch)

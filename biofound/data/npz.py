@@ -127,12 +127,14 @@ def find_members(path: Path, names: Sequence[str]) -> dict[str, Member]:
 def _open_archive(file: BinaryIO, path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
         raise DataError(f"{path}: not a readable npz file, or cut short ({error})") from error
 
 
 def _locate(file: BinaryIO, info: zipfile.ZipInfo, path: Path) -> Member:
     """Read a member's local zip header and `.npy` header; the array's bytes start right after them."""
+    if info.header_offset < 0:  # zipfile computes it from other fields, and does not look at it
+        raise DataError(f"{path}: '{info.filename}' should start before the file does: it is damaged")
     try:
         file.seek(info.header_offset)
         header = file.read(_LOCAL_HEADER_BYTES)

@@ -105,9 +105,9 @@ def test_an_array_longer_than_its_file_is_an_error(tmp_path):
 
 def test_damage_to_a_header_is_a_data_error_or_changes_nothing_of_the_layout(tmp_path):
     path = save(tmp_path / "a.npz", {"x": np.arange(6.0)})
-    whole, start = path.read_bytes(), find_members(path, ["x"])["x"].offset
+    whole, x = path.read_bytes(), find_members(path, ["x"])["x"]
     refused = 0
-    for position in range(start):
+    for position in (*range(x.offset), *range(x.end, len(whole))):
         (tmp_path / "b.npz").write_bytes(whole[:position] + b"\xff" + whole[position + 1 :])
         try:
             find_members(tmp_path / "b.npz", ["x"])

@@ -24,10 +24,12 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pytest
 
 from biofound.errors import BiofoundError
 from tests.fuzz.mutator import damage
 from tests.fuzz.surfaces import ROOT, Surface
+from tests.offline import stay_offline
 
 KINDS = ("exception", "silent", "time", "memory")
 """What is wrong: an exception that is not ours, a silent difference, too much time, too much memory."""
@@ -110,11 +112,13 @@ class Attacks:
         return f"{name}: {done.how}", guarded and not done.forged
 
     def attack(self, index: int) -> Outcome:
-        """Damage, read, and judge."""
+        """Damage, read, and judge. A reader that reaches for another machine is stopped, and found."""
         how, guarded = self.damage_files(index)
         started = time.monotonic()
         try:
-            found = flatten(self.surface.read(self._work))
+            with pytest.MonkeyPatch.context() as patch:
+                stay_offline(patch)
+                found = flatten(self.surface.read(self._work))
         except BiofoundError as error:
             outcome = Outcome(kind="refused", details=f"{how}\n{type(error).__name__}: {error}")
             if _memory_ended(error):

@@ -335,7 +335,7 @@ def read_wfdb(directory: Path) -> object:
         labels_from_annotations(source, "HR", windows=windows).values,
         labels_from_annotations(source, "rhythm", windows=windows).values.tolist(),
     ]
-    return cases, source.left_out(channels), sums, labels
+    return cases, source.survey(channels), sums, labels
 
 
 # ---------------------------------------------------------------- YAML, JSON, CSV
@@ -395,9 +395,13 @@ def read_json(directory: Path) -> object:
 
     splits = load_splits(directory / "splits_full.json")
     opened = open_source(**splits.source).describe()
-    cached = VitalDBSource(cache_dir=directory, dataset_version=".").fingerprint("1")
+    # Nobody listens there: without a record it would ask VitalDB's own server.
+    vitaldb = VitalDBSource(
+        cache_dir=directory, dataset_version=".", base_url="http://127.0.0.1:9", retries=0, timeout_s=1.0
+    )
     sidecar = directory / "sidecar.json"
-    return splits, opened, read_index(directory), read_sidecar(sidecar), _is_sidecar(sidecar), cached
+    told = read_sidecar(sidecar), _is_sidecar(sidecar), vitaldb.fingerprint("1")
+    return splits, opened, read_index(directory), told
 
 
 def make_csv(directory: Path) -> None:

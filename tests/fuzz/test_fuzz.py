@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -49,6 +50,7 @@ def attacks_on(read, count=2):
         ("exception", "ZeroDivisionError", lambda: 1 / 0),
         ("exception", "SystemExit", lambda: exit(3)),
         ("exception", "died of signal 9", lambda: os.kill(os.getpid(), signal.SIGKILL)),
+        ("exception", "AssertionError", lambda: socket.create_connection(("192.0.2.1", 80))),
         ("silent", "numbers.json", lambda: {"rates": [125.0, 62.0]}),
         ("time", "over 0.1 s", lambda: time.sleep(0.11)),
         ("time", "never ends: numbers.json", lambda: time.sleep(60)),

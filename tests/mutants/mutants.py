@@ -614,17 +614,17 @@ MUTANTS = (
     # ------------------------------------------------------------ sources and labels
     Mutant(
         "the sentinel of a gap is a value",
-        f"{DATA}/sources/vital_file.py",
-        "values[raw == sentinel] = np.nan",
-        "pass",
+        f"{DATA}/sources/vital_format.py",
+        "if sentinel is None else raw != sentinel)",
+        "if sentinel is None else raw == raw)",
         f"{T_DATA}/sources/test_vital_file.py"
         "::test_gaps_of_a_packed_integer_track_are_nan_where_the_package_gives_a_constant",
     ),
     Mutant(
         "tracks are not on one clock",
         f"{DATA}/sources/vital_file.py",
-        "samples = _samples(wave, float(origin))",
-        "samples = _samples(wave, float(wave.starts[0]))",
+        "samples, overlapping = _samples(wave, origin)",
+        "samples, overlapping = _samples(wave, float(wave.starts[0]))",
         f"{T_DATA}/sources/test_vital_file.py"
         "::test_both_tracks_start_at_the_earliest_packet_of_either_at_their_own_rates",
     ),
@@ -648,6 +648,14 @@ MUTANTS = (
         'return next((match[1] for match in found if match and match[1]), None)',
         "return case_id",
         f"{T_DATA}/sources/test_wfdb.py::test_the_subject_is_the_patient_in_the_numerics_header",
+    ),
+    Mutant(
+        "the checksums of WFDB headers are not compared",
+        f"{DATA}/sources/wfdb.py",
+        "if (got - promised) % 2**16:",
+        "if False:",
+        f"{T_DATA}/sources/test_wfdb.py"
+        "::test_samples_that_contradict_the_headers_checksum_are_refused_unless_told_otherwise",
     ),
     Mutant(
         "RECORDS may lead out of the data set",
