@@ -131,6 +131,8 @@ def test_wrong_paths_and_windows_are_refused_before_torch_is_imported(tmp_path: 
             about |= {"start_s": range(4), "channels": ["PPG", "ECG"], "sfreq": 125.0}
             np.savez(place / f"{split}_windows.npz", x=signal, **about)
     model.touch()
+    table = tmp_path / "labels.csv"
+    table.write_text("case_id,start_s,end_s,HR\na,0,10,60\n")
     nowhere, below = tmp_path / "nowhere", model / "below.png"
     target = ("--target", "HR")
     refused: list[tuple[tuple[object, ...], tuple[object, ...]]] = [
@@ -142,6 +144,8 @@ def test_wrong_paths_and_windows_are_refused_before_torch_is_imported(tmp_path: 
         (("pretrain", "--data-dir", here, "--output-dir", below), (model, "--output-dir")),
         (("pretrain", "--data-dir", here, "--resume-from", nowhere), (nowhere, "no such file")),
         (("pretrain", "--channels", "PPG,EDA"), ("EDA", "--channels-yaml")),
+        (("pretrain", "--data-dir", here, "--probe-labels", nowhere), (nowhere, "no file")),
+        (("pretrain", "--data-dir", here, "--probe-labels", table), ("3 subjects", "1 windows of 1")),
         (("verify", "--checkpoint", nowhere), (nowhere, "no such file")),
         (("verify", "--data-dir", nowhere), (nowhere, "no such directory")),
         (("inflate", "--checkpoint", nowhere, "--to", 5), (nowhere, "no such file")),
@@ -172,7 +176,7 @@ def test_wrong_paths_and_windows_are_refused_before_torch_is_imported(tmp_path: 
         assert said.startswith("error: "), (arguments, said)
         assert [str(word) for word in expected if str(word) not in said] == [], (arguments, said)
         assert not imported, arguments
-    assert sorted(tmp_path.iterdir()) == sorted([here, prime, model])
+    assert sorted(tmp_path.iterdir()) == sorted([here, prime, model, table])
 
 
 @pytest.mark.parametrize("model", COMMANDS)

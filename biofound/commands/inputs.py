@@ -48,7 +48,7 @@ def open_inputs(settings: Settings) -> dict[str, Any]:
 
 
 def _pretrain(settings: PretrainSettings) -> dict[str, Any]:
-    from biofound.commands.pretrain_data import open_training_windows, wants_embedded_cohort
+    from biofound.commands.pretrain_data import open_training_windows, parts_of, wants_embedded_cohort
 
     if settings.tensorboard and find_spec("tensorboard") is None:
         raise SettingsError(
@@ -66,8 +66,15 @@ def _pretrain(settings: PretrainSettings) -> dict[str, Any]:
                 "labels; give --data-dir, such as synthetic:icu with --probe-labels truth"
             )
         table.named(settings.channels)
-        return {"windows": None}
-    return {"windows": open_training_windows(settings, settings.data_dir or (str(DEFAULT_STORE),))}
+        return {"windows": None, "probe": None}
+    data_dirs = settings.data_dir or (str(DEFAULT_STORE),)
+    train, val = open_training_windows(settings, data_dirs)
+    probe = None
+    if settings.probe_labels is not None:
+        from biofound.commands.pretrain_probe import open_probe  # scikit-learn
+
+        probe = open_probe(settings, parts_of(val, name=", ".join(data_dirs)))
+    return {"windows": (train, val), "probe": probe}
 
 
 def _probe(settings: ProbeSettings) -> dict[str, Any]:

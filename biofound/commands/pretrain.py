@@ -63,12 +63,17 @@ EXAMPLES = 4
 """Windows in the picture of reconstructions."""
 
 
-def execute(invocation: Invocation[PretrainSettings], windows: tuple[Windows, Windows] | None) -> None:
+def execute(
+    invocation: Invocation[PretrainSettings],
+    windows: tuple[Windows, Windows] | None,
+    probe: "ValidationProbe | None",
+) -> None:
     """Train, and leave checkpoints, history and pictures in the output directory.
 
     Args:
         invocation: the command's settings.
         windows: the training and validation windows; None for the embedded cohort, which is built first.
+        probe: the probe of the validation windows that the settings ask for.
 
     Raises:
         SettingsError: when a setting does not fit the windows, this machine or the run to resume.
@@ -90,7 +95,6 @@ def execute(invocation: Invocation[PretrainSettings], windows: tuple[Windows, Wi
         with stop_on_signals() as received:
             # Everything is checked before the first step, and before the output directory is touched.
             precision = resolve_precision("fp32" if settings.no_amp else settings.precision, device)
-            probe, about_probe = _open_probe(settings, val, data_dirs)
             if settings.threads is not None:
                 torch.set_num_threads(settings.threads)
             if device.type == "cpu":
@@ -115,7 +119,7 @@ def execute(invocation: Invocation[PretrainSettings], windows: tuple[Windows, Wi
             threads, processes = torch.get_num_threads(), group.size
             summary = {
                 **summarize_data(train, val, settings, data_dirs),
-                **about_probe,
+                **_summarize_probe(probe, val, data_dirs),
                 "model": f"{parameter_count(model):,} parameters",
                 "device": f"{device} in {precision}, {f'{processes} processes of ' if processes > 1 else ''}"
                 f"{threads} thread{'s' if threads > 1 else ''}",
@@ -150,17 +154,14 @@ def execute(invocation: Invocation[PretrainSettings], windows: tuple[Windows, Wi
         _show_result(trainer, baseline)
 
 
-def _open_probe(
-    settings: PretrainSettings, val: Windows, data_dirs: Sequence[str]
-) -> tuple["ValidationProbe | None", dict[str, str]]:
-    """The probe that the settings ask for, and what the user is told about it."""
-    if settings.probe_labels is None:
-        return None, {}
-    from biofound.commands.pretrain_probe import open_probe, summarize_probe  # scikit-learn
+def _summarize_probe(
+    probe: "ValidationProbe | None", val: Windows, data_dirs: Sequence[str]
+) -> dict[str, str]:
+    if probe is None:
+        return {}
+    from biofound.commands.pretrain_probe import summarize_probe  # scikit-learn
 
-    parts = parts_of(val, name=", ".join(data_dirs))
-    probe = open_probe(settings, parts)
-    return probe, summarize_probe(probe, parts)
+    return summarize_probe(probe, parts_of(val, name=", ".join(data_dirs)))
 
 
 def train_config(

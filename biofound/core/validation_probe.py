@@ -1,15 +1,18 @@
 """Validation probe: how well a label follows from the frozen encoder, measured while it is pretrained."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from biofound.core.history import ProbeErrors
-from biofound.core.models import Encoder
 from biofound.core.probe import predict_constant, predict_from_features, subject_folds
 from biofound.core.probe_scores import Predictions, ProbeTask, score
-from biofound.core.readout import WindowReader, embed_windows
 from biofound.errors import DataError
+
+if TYPE_CHECKING:
+    from biofound.core.models import Encoder
+    from biofound.core.readout import WindowReader
 
 MIN_SUBJECTS = 3
 """One to test on, and two to choose the regularisation with."""
@@ -38,7 +41,7 @@ class ValidationProbe:
     def __init__(
         self,
         *,
-        windows: WindowReader,
+        windows: "WindowReader",
         task: ProbeTask,
         folds: int,
         interval: int,
@@ -72,8 +75,10 @@ class ValidationProbe:
         """Whether epoch `epoch`, counted from 1, of `epochs` ends with a probe: every few, and the last."""
         return epoch % self.interval == 0 or epoch == epochs
 
-    def measure(self, encoder: Encoder) -> float:
+    def measure(self, encoder: "Encoder") -> float:
         """The error in the folds, on features of the frozen encoder; see `ProbeErrors`."""
+        from biofound.core.readout import embed_windows  # by way of torch, which probes are opened without
+
         features = embed_windows(encoder, self.windows, batch_size=BATCH)
         return self._error(predict_from_features(features, self.task, self._folds, seed=self._seed))
 
