@@ -53,7 +53,7 @@ ERROR = 3.0
 """Mean over patients of the absolute error of heart rate, in beats a minute, that ends a run."""
 TARGET = 4.0
 """How many times less CPU time the default recipe shall take."""
-PROBES = 40
+PROBES = 25
 """Probes in a run's steps."""
 SEED = 42
 
