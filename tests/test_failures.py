@@ -15,7 +15,7 @@ import torch
 from biofound.core.checkpoint import FORMAT_VERSION
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.settings import resolve_channels
-from tests.chain import SMALL_RUN, Chain, answer, run, tree, write_plain
+from tests.chain import SMALL_RUN, Chain, answer, done, run, tree, write_plain
 
 DATA, USAGE = 1, 2
 """Exit codes."""
@@ -435,6 +435,27 @@ def test_inflate_writes_neither_onto_its_checkpoint_nor_onto_a_directory(
     for output, words in ((checkpoint, checkpoint), (tmp_path, tmp_path / "m_5ch.pt")):
         command = ("inflate", "--checkpoint", checkpoint, "--to", 5, "--output", output)
         says(refused(*command, exit_code=USAGE, nothing_new_in=tmp_path), "--output", words)
+
+
+def test_inflate_replaces_its_own_earlier_result_and_no_other_file_unless_told(
+    all_done: Chain, tmp_path: Path
+) -> None:
+    """Without any path it reads the default place's `best_model.pt`."""
+    default = Path("artifacts/foundation_model")
+    default.mkdir(parents=True)
+    shutil.copy(all_done.output / "best_model.pt", default)
+    command = ("inflate", "--to", 5)
+    done(*command)
+    inflated = default / "best_model_5ch.pt"
+    whole = inflated.read_bytes()
+    done(*command)  # again: the same result
+    assert inflated.read_bytes() == whole
+    for other in (b"mine", (all_done.output / "last_model.pt").read_bytes()):
+        inflated.write_bytes(other)
+        message = refused(*command, exit_code=USAGE, nothing_new_in=tmp_path)
+        says(message, inflated, default / "best_model.pt", "--overwrite")
+    done(*command, "--overwrite")
+    assert inflated.read_bytes() == whole
 
 
 # ---- Checkpoints and inflation
