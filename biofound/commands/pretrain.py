@@ -24,8 +24,8 @@ from biofound.commands.pretrain_data import (
     parts_of,
     summarize_data,
 )
-from biofound.commands.pretrain_resume import checkpoint_to_resume, differences
-from biofound.core.checkpoint import load_checkpoint
+from biofound.commands.pretrain_resume import best_to_carry, checkpoint_to_resume, differences
+from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from biofound.core.devices import resolve_device, resolve_precision
 from biofound.core.distributed import joined_group
 from biofound.core.gpu_cache import GpuWindowCache, fits
@@ -39,10 +39,10 @@ from biofound.core.history import (
 )
 from biofound.core.memory import keep_freed_memory, return_freed_memory
 from biofound.core.models import ModelConfig, build_model, parameter_count
-from biofound.core.trainer import LAST, TrainConfig, Trainer
+from biofound.core.trainer import BEST, LAST, TrainConfig, Trainer
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
-from biofound.errors import SettingsError, write_error_context
+from biofound.errors import SettingsError, checkpoint_error_context, write_error_context
 from biofound.figures import Example, draw_losses, draw_reconstructions
 from biofound.files import sweep_temporary_files, write_json
 from biofound.options import Invocation
@@ -80,6 +80,9 @@ def execute(invocation: Invocation[PretrainSettings], windows: tuple[Windows, Wi
     settings = invocation.settings
     data_dirs = settings.data_dir or (str(DEFAULT_STORE),)
     with joined_group(resolve_device(settings.device)) as (group, device):
+        checkpoint, path = None, checkpoint_to_resume(settings)
+        if path is not None:
+            checkpoint = load_checkpoint(path)
         if windows is None:
             data_dirs = (str(settings.output_dir / EMBEDDED),)
             if group.rank == 0:
@@ -121,19 +124,21 @@ def execute(invocation: Invocation[PretrainSettings], windows: tuple[Windows, Wi
                 f"{threads} thread{'s' if threads > 1 else ''}",
                 "output": str(settings.output_dir),
             }
-            checkpoint, path = None, checkpoint_to_resume(settings)
-            if path is not None:
-                checkpoint = load_checkpoint(path)
+            best = None
+            if checkpoint is not None and path is not None:
                 summary["resumed"] = f"{path}, after step {checkpoint.step} of {trainer.total_steps}"
                 if forced := differences(path, checkpoint, settings, trainer):
                     summary["forced"] = "; ".join(forced)
+                with checkpoint_error_context(path):
+                    trainer.restore(checkpoint)
+                if settings.resume_from is not None:
+                    best = best_to_carry(path, checkpoint, trainer)
+                    trainer.best_val_loss = None if best is None else best.best_val_loss
             group.wait()  # every rank has read the run to resume before rank 0 touches the directory
             if group.rank == 0:
                 resolved = {"settings": invocation.resolved.as_json(), "resolved": summary}
-                if (aside := _prepare_output(settings, resolved)) is not None:
+                if (aside := _prepare_output(settings, resolved, best)) is not None:
                     summary["earlier run"] = f"moved to {aside}"
-            if checkpoint is not None:
-                trainer.restore(checkpoint)
 
             console.table("pretraining", ("what", "value"), list(summary.items()))
             with _tensorboard_writer(settings, trainer) as write_event:
@@ -199,14 +204,21 @@ def stop_on_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(each, handler)
 
 
-def _prepare_output(settings: PretrainSettings, config: Mapping[str, Any]) -> Path | None:
-    """Make the output directory ready, and move an earlier run in it away; the directory it is in then."""
+def _prepare_output(
+    settings: PretrainSettings, config: Mapping[str, Any], best: Checkpoint | None
+) -> Path | None:
+    """Make the output directory ready, and move an earlier run in it away; the directory it is in then.
+
+    `best` is the best model so far of a run that is resumed from elsewhere.
+    """
     directory = settings.output_dir
     with write_error_context(directory, option="--output-dir"):
         directory.mkdir(parents=True, exist_ok=True)
         sweep_temporary_files(directory)
         aside = None if settings.resume else _move_earlier_run(directory)
         write_json(directory / CONFIG_NAME, config)
+        if best is not None:
+            save_checkpoint(directory / BEST, best)
     return aside
 
 

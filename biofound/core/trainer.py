@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -211,10 +212,16 @@ class Trainer:
         """
         self.interrupted = False
         with self._micro_batches.sharing_threads():
-            if self.step == 0:
-                yield from self._save(LAST)  # so that a run killed at any time can be resumed
+            yield from self._prepare_files()
             while self.epoch < self.config.epochs and not self.interrupted:
                 yield from self._fit_epoch()
+
+    def _prepare_files(self) -> Iterator[WriteFailure]:
+        """Make the files those of a run at this step, so that killed at any time it can be resumed."""
+        if (self.output_dir / METRICS).is_file():
+            yield from self._write(METRICS, lambda path: _drop_lines_after(path, self.step))
+        if self.step == 0 or not (self.output_dir / LAST).is_file():
+            yield from self._save(LAST)
 
     def _fit_epoch(self) -> Iterator[TrainingEvent]:
         """The steps that are left of the epoch, then its validation."""
@@ -528,24 +535,29 @@ class Trainer:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from `checkpoint`, on any number of processes.
+        """Go on from `checkpoint`, on any number of processes. No file is touched.
 
         Raises:
-            CheckpointError: when it holds no run that could be continued.
+            CheckpointError: when it holds no run that could be continued, or one of another model.
         """
         if checkpoint.resume is None or checkpoint.optimizer is None:
             raise CheckpointError("this checkpoint holds a model, but no run that could be resumed")
         model = checkpoint.build()
-        self.model.load_state_dict(model.state_dict())
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        self.scaler.load_state_dict(checkpoint.resume["scaler"])
+        try:
+            self.model.load_state_dict(model.state_dict())
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+            self.scaler.load_state_dict(checkpoint.resume["scaler"])
+            self.epochs_done = [EpochMetrics.from_json(row) for row in checkpoint.resume["epochs_done"]]
+            sums = self._epoch_sums.values.copy_(checkpoint.resume["epoch_sums"])
+            self._seconds_before = checkpoint.resume["seconds"]
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the run in it cannot go on with this model and these settings: {shorten(str(error), 300)}; "
+                "use those it was started with"
+            ) from error
+        self._epoch_sums = LossSums(sums)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.best_val_loss = checkpoint.best_val_loss
-        self.epochs_done = [EpochMetrics.from_json(row) for row in checkpoint.resume["epochs_done"]]
-        self._epoch_sums = LossSums(checkpoint.resume["epoch_sums"].to(self.device))
-        self._seconds_before = checkpoint.resume["seconds"]
-        if self.group.rank == 0 and (self.output_dir / METRICS).is_file():
-            _drop_lines_after(self.output_dir / METRICS, self.step)
 
     def _checkpoint_is_due(self) -> bool:
         """Asked of rank 0's clock only: the others write nothing."""
