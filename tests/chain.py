@@ -48,6 +48,26 @@ def answer(*arguments: object) -> dict:
     return json.loads(done(*arguments, "--json").stdout)
 
 
+HARDLY_TRAINED = "better than a constant guess"
+"""The check that the model of `SMALL_RUN` fails, after so few steps."""
+
+
+def verify(*arguments: object) -> dict[str, Any]:
+    """The checks of `biofound verify ARGUMENTS` by name; its exit code and message agree with them."""
+    result = run("verify", *arguments, "--json")
+    told = json.loads(result.stdout)
+    found = {check["name"]: check for check in told["checks"]}
+    assert told["passed"] == all(check["passed"] for check in found.values())
+    assert result.exit_code == (0 if told["passed"] else 1)
+    assert all(name in result.stderr for name, check in found.items() if not check["passed"])
+    return found
+
+
+def failed(checks: dict[str, Any]) -> list[str]:
+    """The names of the checks that failed."""
+    return [name for name, check in checks.items() if not check["passed"]]
+
+
 @functools.cache
 def chain(base: Path) -> Chain:
     """`prepare`, `windows`, `pretrain` and `inflate`, under `base` (`tmp_path_factory.getbasetemp()`)."""

@@ -507,7 +507,7 @@ class Trainer:
         metrics: dict[str, Any] = {}
         if self.epochs_done:
             last = asdict(self.epochs_done[-1])
-            metrics = {name: last[name] for name in ("train", "val", "lr", "probe")}
+            metrics = {name: last[name] for name in ("train", "val", "monitor", "lr", "probe")}
         return Checkpoint(
             model=self.model.config,
             encoder=_on_cpu(self.model.encoder),
