@@ -73,6 +73,22 @@ def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     sync_directory(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to `path`, whole or not at all.
+
+    Raises:
+        OSError: when the disk refuses; what was there before stays as it was.
+    """
+    with path.open("ab", buffering=0) as file:
+        before, left = file.tell(), f"{line}\n".encode()
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
 def sync_directory(directory: Path) -> None:
     """Make a rename inside `directory` survive a power cut (POSIX: fsync of the directory itself)."""
     handle = os.open(directory, os.O_RDONLY)

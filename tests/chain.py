@@ -4,7 +4,10 @@ import functools
 import json
 import multiprocessing
 import os
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,17 @@ def done(*arguments: object) -> Any:
 def answer(*arguments: object) -> dict:
     """What `biofound ARGUMENTS --json` answers."""
     return json.loads(done(*arguments, "--json").stdout)
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: a full disk, with the system's own error at the real write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 HARDLY_TRAINED = "better than a constant guess"

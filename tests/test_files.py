@@ -10,6 +10,7 @@ import pytest
 
 from biofound import console, files
 from biofound.files import (
+    append_line,
     path_from_text,
     path_to_text,
     printable_name,
@@ -18,6 +19,7 @@ from biofound.files import (
     write_atomically,
     write_json,
 )
+from tests.chain import files_end_at
 
 
 def write(path, content=b"new"):
@@ -68,6 +70,15 @@ def test_whatever_fails_the_old_file_stays_and_nothing_beside_it(tmp_path, monke
         write_atomically(path, half if moment == "write" else lambda file: file.write(b"new"))
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, "first")
+    with files_end_at(8), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        append_line(path, "second")
+    append_line(path, "third")
+    assert path.read_text() == "first\nthird\n"
 
 
 def test_a_file_gets_the_permissions_that_the_umask_allows(tmp_path):

@@ -1,20 +1,25 @@
 """`biofound pretrain --resume` as a user meets it: what continues, what is refused, what is set aside."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
+from biofound.commands import pretrain as commands
 from biofound.core.checkpoint import load_checkpoint, save_checkpoint
 from biofound.core.trainer import Trainer
 from biofound.core.verify import probe_windows
-from tests.chain import run, tree
+from tests.chain import files_end_at, run, tree
 
 SMALL = {"d-model": 16, "num-layers": 1, "expansion-factor": 2, "context-length": 250, "patch-size": 25}
 SHORT = {"epochs": 4, "warmup-epochs": 2, "batch-size": 8, "log-interval": 1}
+DRAW_FIGURES = commands.draw_figures
 RUN = [part for name, value in {**SMALL, **SHORT}.items() for part in (f"--{name}", str(value))]
 
 
@@ -234,6 +239,40 @@ def test_tensorboard_events_hold_the_runs_numbers(pretrain, tmp_path):
     shown = [event.value for event in events.Scalars("val/loss")]
     assert shown == pytest.approx(history(tmp_path / "run")["val_loss"], rel=1e-6)
     assert len(events.Scalars("step/gradient_norm")) == 12
+
+
+ROOM = 14_000
+"""Bytes that settings, history and metrics need at most, and checkpoints and pictures more than."""
+
+
+def test_on_a_full_disk_the_run_goes_on_without_checkpoints_and_pictures(pretrain, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "draw_figures", DRAW_FIGURES)
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(bytes(50_000)))
+    run, full = tmp_path / "run", os.strerror(errno.EFBIG)
+    with files_end_at(ROOM):
+        output = pretrain("--on-write-error", "continue")
+    for name in ("best_model.pt", "last_model.pt", "loss_curves.png", "reconstructions.png"):
+        assert f"{run / name} not written: {full}" in output
+        assert not (run / name).exists()
+    assert len(history(run)["train_loss"]) == 4
+    with files_end_at(ROOM):
+        assert f"{run / 'last_model.pt'}: {full}; the file written before it is whole" in pretrain(code=1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
+def test_on_a_full_disk_the_run_goes_on_without_tensorboard(pretrain, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="needs biofound[tensorboard]")
+    add = commands._add_event
+
+    def add_on_a_full_disk(writer, event):
+        with files_end_at(100):
+            add(writer, event)
+            writer.flush()  # else after two minutes
+
+    monkeypatch.setattr(commands, "_add_event", add_on_a_full_disk)
+    output = pretrain("--on-write-error", "continue", "--tensorboard")
+    assert output.count("the run continues without TensorBoard events") == 1
+    assert len(history(tmp_path / "run")["train_loss"]) == 4
 
 
 def test_without_the_extra_tensorboard_is_refused_before_anything_is_written(pretrain, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -253,7 +254,7 @@ def _train(trainer: Trainer, write_event: Callable[[TrainingEvent], None]) -> No
                 progress.advance(event.step - done, text=f"epoch {event.epoch}  {text}")
                 done = event.step
             elif isinstance(event, WriteFailure):
-                progress.line(f"WARNING: {event.path} not written: {event.error}; the run continues")
+                progress.line(f"WARNING: {_not_written(event)}; the run continues")
             else:
                 progress.line(epoch_line(event, trainer.config.epochs))
                 if event.probe is not None:
@@ -296,24 +297,37 @@ def _tensorboard_writer(
         return
     from torch.utils.tensorboard import SummaryWriter  # an extra
 
-    with SummaryWriter(str(settings.output_dir / "tensorboard"), purge_step=trainer.step + 1) as writer:
+    writers: list[SummaryWriter] = []
+    failures: list[WriteFailure] = []
 
-        def write(event: TrainingEvent) -> None:
-            if isinstance(event, StepMetrics):
-                for name in ("loss", "msm", "stft", "lr", "gradient_norm", "windows_per_second", "data_wait"):
-                    writer.add_scalar(f"step/{name}", getattr(event, name), event.step)
-            elif isinstance(event, EpochMetrics):
-                for name in ("r_peak_recall", "r_peak_precision", "latent_rank"):
-                    if event.monitor[name] is not None:
-                        writer.add_scalar(f"monitor/{name}", event.monitor[name], event.epoch)
-                if event.probe is not None:
-                    for name in ("error", "constant_error"):
-                        writer.add_scalar(f"probe/{name}", getattr(event.probe, name), event.epoch)
-                for split, losses in (("train", event.train), ("val", event.val)):
-                    for name in ("loss", "msm", "stft"):
-                        writer.add_scalar(f"{split}/{name}", getattr(losses, name), event.epoch)
+    def attempt(write: Callable[[Path], object]) -> None:
+        """After the first failure nothing more is written."""
+        if not failures:
+            failures.extend(trainer.write("tensorboard", write))
+            for failure in failures:
+                console.warning(f"{_not_written(failure)}; the run continues without TensorBoard events")
 
-        yield write
+    attempt(lambda path: writers.append(SummaryWriter(str(path), purge_step=trainer.step + 1)))
+    try:
+        yield lambda event: attempt(lambda _: _add_event(writers[0], event))
+    finally:
+        attempt(lambda _: writers[0].close())
+
+
+def _add_event(writer: Any, event: TrainingEvent) -> None:
+    if isinstance(event, StepMetrics):
+        for name in ("loss", "msm", "stft", "lr", "gradient_norm", "windows_per_second", "data_wait"):
+            writer.add_scalar(f"step/{name}", getattr(event, name), event.step)
+    elif isinstance(event, EpochMetrics):
+        for name in ("r_peak_recall", "r_peak_precision", "latent_rank"):
+            if event.monitor[name] is not None:
+                writer.add_scalar(f"monitor/{name}", event.monitor[name], event.epoch)
+        if event.probe is not None:
+            for name in ("error", "constant_error"):
+                writer.add_scalar(f"probe/{name}", getattr(event.probe, name), event.epoch)
+        for split, losses in (("train", event.train), ("val", event.val)):
+            for name in ("loss", "msm", "stft"):
+                writer.add_scalar(f"{split}/{name}", getattr(losses, name), event.epoch)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -322,17 +336,25 @@ def _tensorboard_writer(
 
 def draw_figures(trainer: Trainer, val: Windows) -> None:
     """Draw the loss curves and, unless the run was interrupted, a few reconstructions."""
+    failures: list[WriteFailure] = []
     if trainer.epochs_done:
-        draw_losses(trainer.output_dir / "loss_curves.png", trainer.history())
+        failures += trainer.write("loss_curves.png", lambda path: draw_losses(path, trainer.history()))
     if not trainer.interrupted:
-        draw_reconstructions(
-            trainer.output_dir / "reconstructions.png",
-            reconstruct_examples(trainer, val),
+        draw = partial(
+            draw_reconstructions,
+            examples=reconstruct_examples(trainer, val),
             channels=trainer.model.config.channels,
             units=trainer.data.units,
             sfreq=trainer.data.sfreq,
             synthetic=val.synthetic,
         )
+        failures += trainer.write("reconstructions.png", draw)
+    for failure in failures:
+        console.warning(_not_written(failure))
+
+
+def _not_written(failure: WriteFailure) -> str:
+    return f"{failure.path} not written: {failure.error}"
 
 
 def reconstruct_examples(trainer: Trainer, val: Windows) -> list[Example]:

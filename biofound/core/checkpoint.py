@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     }
     content["tensor_sha256"] = {name: _sha256_of_tensor(tensor) for name, tensor in _leaves(content)}
     content["values_sha256"] = _sha256_of_values(content)
-    write_atomically(path, lambda file: torch.save(content, file))
+    buffer = BytesIO()  # torch.save into a file makes a RuntimeError of what the disk says
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

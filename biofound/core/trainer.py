@@ -45,7 +45,7 @@ from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batche
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
 from biofound.errors import CheckpointError, TrainingError
-from biofound.files import write_atomically, write_json
+from biofound.files import append_line, write_atomically, write_json
 
 if TYPE_CHECKING:  # scikit-learn is imported by runs with a probe alone
     from biofound.core.validation_probe import ValidationProbe
@@ -219,7 +219,7 @@ class Trainer:
     def _prepare_files(self) -> Iterator[WriteFailure]:
         """Make the files those of a run at this step, so that killed at any time it can be resumed."""
         if (self.output_dir / METRICS).is_file():
-            yield from self._write(METRICS, lambda path: _drop_lines_after(path, self.step))
+            yield from self.write(METRICS, lambda path: _drop_lines_after(path, self.step))
         if self.step == 0 or not (self.output_dir / LAST).is_file():
             yield from self._save(LAST)
 
@@ -326,7 +326,7 @@ class Trainer:
             yield from self._save(BEST)
         if self.epoch % self.config.save_interval == 0:
             yield from self._save(f"checkpoint_epoch_{self.epoch}.pt")
-        yield from self._write(HISTORY, lambda path: write_json(path, self.history()))
+        yield from self.write(HISTORY, lambda path: write_json(path, self.history()))
         yield from self._save(LAST)
         yield metrics
 
@@ -568,9 +568,17 @@ class Trainer:
     def _save(self, name: str) -> Iterator[WriteFailure]:
         if name == LAST:
             self._saved_at = time.monotonic()
-        yield from self._write(name, lambda path: save_checkpoint(path, self.checkpoint()))
+        yield from self.write(name, lambda path: save_checkpoint(path, self.checkpoint()))
 
-    def _write(self, name: str, write: Callable[[Path], None]) -> Iterator[WriteFailure]:
+    def write(self, name: str, write: Callable[[Path], object]) -> Iterator[WriteFailure]:
+        """Write a file of the run on rank 0: `write` is called with its path in the output directory.
+
+        Yields:
+            A `WriteFailure` when it cannot be written, and the run is to go on.
+
+        Raises:
+            TrainingError: when it cannot be written, and the run is to stop.
+        """
         if self.group.rank:
             return
         path = self.output_dir / name
@@ -585,11 +593,7 @@ class Trainer:
             yield WriteFailure(path=str(path), error=error.strerror or str(error))
 
     def _log(self, metrics: StepMetrics) -> Iterator[StepMetrics | WriteFailure]:
-        def append(path: Path) -> None:
-            with path.open("a") as file:
-                file.write(json.dumps(asdict(metrics)) + "\n")
-
-        yield from self._write(METRICS, append)
+        yield from self.write(METRICS, lambda path: append_line(path, json.dumps(asdict(metrics))))
         yield metrics
 
 
