@@ -15,6 +15,7 @@ from biofound.commands import pretrain as commands
 from biofound.core.checkpoint import load_checkpoint, save_checkpoint
 from biofound.core.trainer import Trainer
 from biofound.core.verify import probe_windows
+from biofound.files import hold_directory
 from tests.chain import files_end_at, run, tree
 
 SMALL = {"d-model": 16, "num-layers": 1, "expansion-factor": 2, "context-length": 250, "patch-size": 25}
@@ -215,6 +216,18 @@ def test_an_earlier_run_is_set_aside_whole_and_no_file_is_lost(pretrain, tmp_pat
     assert {path.name: path.read_bytes() for path in (run / "earlier_1").iterdir()} == before
     assert (run / "notes.txt").read_text() == "mine"
     assert "earlier_2" in pretrain()
+
+
+def test_a_second_run_in_the_same_directory_is_refused_and_touches_nothing(pretrain, stopped, tmp_path):
+    stopped(5)
+    with hold_directory(tmp_path / "run", option="--output-dir"):
+        before = tree(tmp_path / "run")
+        for options in ((), ("--resume",)):
+            output = pretrain(*options, code=1)
+            assert f"{tmp_path / 'run'}: another run writes into it: process {os.getpid()} on " in output
+            assert "--output-dir" in output
+        assert tree(tmp_path / "run") == before
+    assert "resumed" in pretrain("--resume")
 
 
 def test_what_a_killed_run_left_half_written_is_swept(pretrain, tmp_path):

@@ -6,7 +6,7 @@
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from biofound.commands.pretrain_data import (
 from biofound.commands.pretrain_resume import best_to_carry, checkpoint_to_resume, differences
 from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from biofound.core.devices import resolve_device, resolve_precision
-from biofound.core.distributed import joined_group
+from biofound.core.distributed import Group, joined_group
 from biofound.core.gpu_cache import GpuWindowCache, fits
 from biofound.core.history import (
     EpochMetrics,
@@ -43,9 +43,9 @@ from biofound.core.models import ModelConfig, build_model, parameter_count
 from biofound.core.trainer import BEST, LAST, TrainConfig, Trainer
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
-from biofound.errors import SettingsError, checkpoint_error_context, write_error_context
+from biofound.errors import DataError, SettingsError, checkpoint_error_context, write_error_context
 from biofound.figures import Example, draw_losses, draw_reconstructions
-from biofound.files import sweep_temporary_files, write_json
+from biofound.files import hold_directory, sweep_temporary_files, write_json
 from biofound.options import Invocation
 from biofound.settings import DEFAULT_STORE, PretrainSettings
 from biofound.settings.resolve import plain_values
@@ -80,7 +80,10 @@ def execute(invocation: Invocation[PretrainSettings], windows: tuple[Windows, Wi
     """
     settings = invocation.settings
     data_dirs = settings.data_dir or (str(DEFAULT_STORE),)
-    with joined_group(resolve_device(settings.device)) as (group, device):
+    with (
+        joined_group(resolve_device(settings.device)) as (group, device),
+        _output_held(settings, group, device),
+    ):
         checkpoint, path = None, checkpoint_to_resume(settings)
         if path is not None:
             checkpoint = load_checkpoint(path)
@@ -205,6 +208,25 @@ def stop_on_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(each, handler)
 
 
+@contextmanager
+def _output_held(settings: PretrainSettings, group: Group, device: torch.device) -> Iterator[None]:
+    """Rank 0 locks the output directory for all ranks; where it cannot, all of them end."""
+    with ExitStack() as held:
+        refusal = None
+        if group.rank == 0:
+            try:
+                with write_error_context(settings.output_dir, option="--output-dir"):
+                    held.enter_context(hold_directory(settings.output_dir, option="--output-dir"))
+            except DataError as problem:
+                refusal = problem
+        refused = group.sum(torch.tensor([float(refusal is not None)], device=device)).item()
+        if refusal is not None:
+            raise refusal
+        if refused:
+            raise SystemExit(1)  # rank 0 says why
+        yield
+
+
 def _prepare_output(
     settings: PretrainSettings, config: Mapping[str, Any], best: Checkpoint | None
 ) -> Path | None:
@@ -214,7 +236,6 @@ def _prepare_output(
     """
     directory = settings.output_dir
     with write_error_context(directory, option="--output-dir"):
-        directory.mkdir(parents=True, exist_ok=True)
         sweep_temporary_files(directory)
         aside = None if settings.resume else _move_earlier_run(directory)
         write_json(directory / CONFIG_NAME, config)

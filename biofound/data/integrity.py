@@ -31,7 +31,7 @@ from biofound.data.store import (
 )
 from biofound.data.windows import Windows, open_windows
 from biofound.errors import DataError
-from biofound.files import sha256_of
+from biofound.files import LOCK_NAME, sha256_of
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MAX_NAMED = 3
@@ -189,7 +189,7 @@ def _check_files(directory: Path, index: StoreIndex) -> Check:
     listed = {INDEX_NAME}
     for case in index.cases:
         listed |= {case.file, f"{file_stem(case.case_id)}.json"}
-    unlisted = [path.name for path in sorted(directory.iterdir()) if path.name not in listed]
+    unlisted = [path.name for path in sorted(directory.iterdir()) if path.name not in {*listed, LOCK_NAME}]
     return _check_empty("files", unlisted, f"{len(listed)} files, all in the index", "not in the index")
 
 
