@@ -238,6 +238,17 @@ def test_what_a_killed_run_left_half_written_is_swept(pretrain, tmp_path):
     assert not list(run.glob(".*"))
 
 
+def test_only_a_wrong_setting_is_called_one(pretrain, monkeypatch):
+    output = pretrain("--stft-windows", "4", code=2)
+    assert "STFT window of 4 samples" in output
+
+    def odd(*_):
+        raise ValueError("odd")
+
+    monkeypatch.setattr(Trainer, "__init__", lambda self, **_: odd())
+    assert "a bug in biofound, ValueError: odd" in pretrain(code=1)
+
+
 def test_resume_and_resume_from_exclude_each_other_and_force_needs_one(pretrain):
     assert "option --resume, option --resume-from: " in pretrain("--resume", "--resume-from", "x.pt", code=2)
     assert "option --force: " in pretrain("--force", code=2)

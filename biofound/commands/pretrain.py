@@ -103,22 +103,19 @@ def execute(invocation: Invocation[PretrainSettings], windows: tuple[Windows, Wi
             if device.type == "cpu":
                 keep_freed_memory()
             model = build_model(settings.fill(ModelConfig), seed=settings.seed)
-            try:
-                trainer = Trainer(
-                    model=model,
-                    train=_cached(train, device),
-                    val=_cached(val, device),
-                    data=describe_data(train, val, settings),
-                    config=train_config(settings, precision=precision, windows=len(train)),
-                    settings=plain_values(settings),
-                    output_dir=settings.output_dir,
-                    device=device,
-                    group=group,
-                    stop=lambda: bool(received),
-                    probe=probe,
-                )
-            except ValueError as problem:
-                raise SettingsError(str(problem)) from problem
+            trainer = Trainer(
+                model=model,
+                train=_cached(train, device),
+                val=_cached(val, device),
+                data=describe_data(train, val, settings),
+                config=train_config(settings, precision=precision, windows=len(train)),
+                settings=plain_values(settings),
+                output_dir=settings.output_dir,
+                device=device,
+                group=group,
+                stop=lambda: bool(received),
+                probe=probe,
+            )
             threads, processes = torch.get_num_threads(), group.size
             summary = {
                 **summarize_data(train, val, settings, data_dirs),

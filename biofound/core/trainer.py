@@ -34,6 +34,7 @@ from biofound.core.history import (
     TrainingEvent,
     WriteFailure,
     history_json,
+    per_second,
 )
 from biofound.core.losses import LossSums, PretrainingLoss
 from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
@@ -313,7 +314,7 @@ class Trainer:
             monitor=monitor,
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - started,
-            windows_per_second=len(self.train) / trained,
+            windows_per_second=per_second(len(self.train), trained),
             best=best,
             probe=probe,
         )
