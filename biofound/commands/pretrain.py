@@ -134,7 +134,8 @@ def execute(invocation: Invocation[PretrainSettings], windows: tuple[Windows, Wi
                     trainer.restore(checkpoint)
                 if settings.resume_from is not None:
                     best = best_to_carry(path, checkpoint, trainer)
-                    trainer.best_val_loss = None if best is None else best.best_val_loss
+                    if best is None:
+                        trainer.forget_best()
             group.wait()  # every rank has read the run to resume before rank 0 touches the directory
             if group.rank == 0:
                 resolved = {"settings": invocation.resolved.as_json(), "resolved": summary}

@@ -560,6 +560,11 @@ class Trainer:
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.best_val_loss = checkpoint.best_val_loss
 
+    def forget_best(self) -> None:
+        """Let the best of the epochs to come be the best: the model of the best so far is not at hand."""
+        self.best_val_loss = None
+        self.epochs_done = [replace(epoch, best=False) for epoch in self.epochs_done]
+
     def _checkpoint_is_due(self) -> bool:
         """Asked of rank 0's clock only: the others write nothing."""
         if self.group.rank or self.config.checkpoint_minutes == 0:
