@@ -43,7 +43,7 @@ from biofound.core.models import ModelConfig, build_model, parameter_count
 from biofound.core.trainer import BEST, LAST, TrainConfig, Trainer
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
-from biofound.errors import DataError, SettingsError, checkpoint_error_context, write_error_context
+from biofound.errors import DataError, checkpoint_error_context, write_error_context
 from biofound.figures import Example, draw_losses, draw_reconstructions
 from biofound.files import hold_directory, sweep_temporary_files, write_json
 from biofound.options import Invocation
