@@ -190,8 +190,10 @@ def window_grid(windows: int, channels: int, *, row: float, more: float) -> tupl
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG, atomically, and close it."""
     # Without the software's version and date, the same run gives the same bytes.
-    write_atomically(
-        path,
-        lambda file: figure.savefig(file, format="png", dpi=PIXELS_PER_INCH, metadata={"Software": None}),
-    )
-    plt.close(figure)
+    try:
+        write_atomically(
+            path,
+            lambda file: figure.savefig(file, format="png", dpi=PIXELS_PER_INCH, metadata={"Software": None}),
+        )
+    finally:
+        plt.close(figure)

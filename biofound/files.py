@@ -1,11 +1,16 @@
-"""Atomic writes (temporary name, fsync, rename), and JSON files of a known kind."""
+"""Atomic writes (temporary name, fsync, rename), locked directories, and JSON files of a known kind."""
 
+import fcntl
 import hashlib
 import json
 import os
 import reprlib
+import socket
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote_to_bytes
@@ -15,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from biofound.errors import CheckpointError, DataError
 
 TEMPORARY_SUFFIX = ".partial"
+LOCK_NAME = ".lock"
 _PROBLEMS_SHOWN = 3
 _FILE_URI = "file://"
 
@@ -73,6 +79,22 @@ def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     sync_directory(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to `path`, whole or not at all.
+
+    Raises:
+        OSError: when the disk refuses; what was there before stays as it was.
+    """
+    with path.open("ab", buffering=0) as file:
+        before, left = file.tell(), f"{line}\n".encode()
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
 def sync_directory(directory: Path) -> None:
     """Make a rename inside `directory` survive a power cut (POSIX: fsync of the directory itself)."""
     handle = os.open(directory, os.O_RDONLY)
@@ -80,6 +102,65 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def hold_directory(directory: Path, *, option: str) -> Iterator[None]:
+    """Lock `directory` against a second process that would write into it; it is made if missing.
+
+    The lock is the system's own, on the file `.lock` in it, so it ends with the process however that ends,
+    and NFS passes it on between hosts. The file says who holds it. Both are gone afterwards, as is a
+    directory that was made and stayed empty.
+
+    Args:
+        directory: what to lock.
+        option: the option by which another directory is chosen.
+
+    Raises:
+        DataError: when another process holds it.
+        OSError: when it cannot be made or written.
+    """
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    handle = _locked(directory, option)
+    try:
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n".encode())
+        yield
+    finally:
+        (directory / LOCK_NAME).unlink(missing_ok=True)  # before the lock ends: the next one makes its own
+        os.close(handle)
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def _locked(directory: Path, option: str) -> int:
+    """A descriptor of the directory's lock file, locked."""
+    path = directory / LOCK_NAME
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            holder = os.pread(handle, 1000, 0).decode(errors="replace").strip()
+            os.close(handle)
+            raise DataError(
+                f"{directory}: another run writes into it: {holder or 'a process that just started'}; wait "
+                f"for it, or choose another place with {option}"
+            ) from error
+        except OSError as error:
+            warnings.warn(
+                f"{directory}: this file system has no locks ({error.strerror}), so nothing keeps a second "
+                "run out of it",
+                stacklevel=4,
+            )
+            return handle
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)  # the file of one who has just left
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,7 +4,10 @@ import functools
 import json
 import multiprocessing
 import os
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,37 @@ def done(*arguments: object) -> Any:
 def answer(*arguments: object) -> dict:
     """What `biofound ARGUMENTS --json` answers."""
     return json.loads(done(*arguments, "--json").stdout)
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: a full disk, with the system's own error at the real write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+HARDLY_TRAINED = "better than a constant guess"
+"""The check that the model of `SMALL_RUN` fails, after so few steps."""
+
+
+def verify(*arguments: object) -> dict[str, Any]:
+    """The checks of `biofound verify ARGUMENTS` by name; its exit code and message agree with them."""
+    result = run("verify", *arguments, "--json")
+    told = json.loads(result.stdout)
+    found = {check["name"]: check for check in told["checks"]}
+    assert told["passed"] == all(check["passed"] for check in found.values())
+    assert result.exit_code == (0 if told["passed"] else 1)
+    assert all(name in result.stderr for name, check in found.items() if not check["passed"])
+    return found
+
+
+def failed(checks: dict[str, Any]) -> list[str]:
+    """The names of the checks that failed."""
+    return [name for name, check in checks.items() if not check["passed"]]
 
 
 @functools.cache

@@ -20,7 +20,18 @@ from biofound.core.history import EpochMetrics, Losses
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.store import read_index
 from biofound.settings import PretrainSettings
-from tests.chain import SMALL_RUN, Chain, answer, done, run, start, write_plain
+from tests.chain import (
+    HARDLY_TRAINED,
+    SMALL_RUN,
+    Chain,
+    answer,
+    done,
+    failed,
+    run,
+    start,
+    verify,
+    write_plain,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -116,19 +127,18 @@ def test_nothing_temporary_is_left(all_done: Chain) -> None:
 
 
 def test_checkpoint_and_store_are_verified(all_done: Chain) -> None:
-    result = answer("verify", "--checkpoint", all_done.output / "best_model.pt", "--data-dir", all_done.store)
-    assert result["passed"] is True
-    names = [check["name"] for check in result["checks"]]
+    found = verify("--checkpoint", all_done.output / "best_model.pt", "--data-dir", all_done.store)
+    assert failed(found) == [HARDLY_TRAINED]
     for name in ("checkpoint learned", "inflation is exact", "train: checksums", "splits: no subject in two"):
-        assert name in names
-    assert "windows of train" in result["checks"][0]["measured"]
+        assert name in found
+    assert "windows of train" in found["windows to check on"]["measured"]
 
 
 def test_inflated_checkpoint_is_verified(all_done: Chain) -> None:
-    told = answer("verify", "--checkpoint", all_done.inflated, "--data-dir", all_done.store)
-    assert told["passed"] is True
-    assert "probe windows" in told["checks"][0]["measured"]
-    assert "ACC_X" in told["checks"][0]["measured"]
+    found = verify("--checkpoint", all_done.inflated, "--data-dir", all_done.store)
+    assert failed(found) == [HARDLY_TRAINED]
+    for words in ("probe windows", "ACC_X"):
+        assert words in found["windows to check on"]["measured"]
 
 
 def test_inflated_encoder_computes_what_the_original_does(all_done: Chain) -> None:
@@ -166,7 +176,8 @@ def test_plain_npz_trains_alike_and_says_what_it_took_for_granted(all_done: Chai
     reference = tmp_path / "reference"
     done("pretrain", "--data-dir", all_done.store, "--output-dir", reference, *SMALL_RUN, "--no-random-crop")
     assert losses(output) == losses(reference)
-    assert answer("verify", "--checkpoint", output / "best_model.pt", "--data-dir", plain)["passed"] is True
+    found = verify("--checkpoint", output / "best_model.pt", "--data-dir", plain)
+    assert failed(found) == [HARDLY_TRAINED]
     resolved = json.loads((output / "training_config.json").read_text())["resolved"]
     assert resolved["assumed rate"].startswith("125 Hz")
 

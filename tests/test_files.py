@@ -2,14 +2,20 @@ import errno
 import io
 import json
 import os
+import socket
 import stat
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from biofound import console, files
+from biofound.errors import DataError
 from biofound.files import (
+    append_line,
+    hold_directory,
     path_from_text,
     path_to_text,
     printable_name,
@@ -18,6 +24,7 @@ from biofound.files import (
     write_atomically,
     write_json,
 )
+from tests.chain import files_end_at
 
 
 def write(path, content=b"new"):
@@ -70,6 +77,15 @@ def test_whatever_fails_the_old_file_stays_and_nothing_beside_it(tmp_path, monke
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, "first")
+    with files_end_at(8), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        append_line(path, "second")
+    append_line(path, "third")
+    assert path.read_text() == "first\nthird\n"
+
+
 def test_a_file_gets_the_permissions_that_the_umask_allows(tmp_path):
     before = os.umask(0o027)
     try:
@@ -120,3 +136,42 @@ def test_leftovers_of_killed_runs_are_swept_and_nothing_else(tmp_path):
 def test_sha256_is_that_of_the_standard(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+
+
+def test_a_directory_is_held_by_one_and_the_other_is_told_by_whom(tmp_path):
+    made = tmp_path / "a" / "b"
+    who = rf"a/b: another run .*process {os.getpid()} on {socket.gethostname()}, since 20.* with --output-dir"
+    hold = partial(hold_directory, made, option="--output-dir")
+    with hold(), pytest.raises(DataError, match=who), hold():
+        pass
+    assert list(tmp_path.iterdir()) == []  # it was made for nothing
+    with hold():
+        (made / "model.pt").touch()
+    assert [path.name for path in made.iterdir()] == ["model.pt"]
+
+
+def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
+    program = (
+        "import sys, time, pathlib; from biofound.files import hold_directory\n"
+        "with hold_directory(pathlib.Path(sys.argv[1]), option='x'):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(DataError, match=f"process {holder.pid} "), hold_directory(tmp_path, option="x"):
+            pass
+        holder.kill()
+    assert (tmp_path / ".lock").exists()
+    with hold_directory(tmp_path, option="x"):
+        assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match="no locks"), hold_directory(tmp_path, option="x"):
+        pass

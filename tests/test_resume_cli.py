@@ -1,18 +1,33 @@
 """`biofound pretrain --resume` as a user meets it: what continues, what is refused, what is set aside."""
 
+import errno
 import json
+import os
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from biofound.core.checkpoint import load_checkpoint
+from biofound.commands import pretrain as commands
+from biofound.core.checkpoint import load_checkpoint, save_checkpoint
+from biofound.core.trainer import Trainer
 from biofound.core.verify import probe_windows
-from tests.chain import run
+from biofound.files import hold_directory
+from tests.chain import files_end_at, run, tree
 
 SMALL = {"d-model": 16, "num-layers": 1, "expansion-factor": 2, "context-length": 250, "patch-size": 25}
 SHORT = {"epochs": 4, "warmup-epochs": 2, "batch-size": 8, "log-interval": 1}
+DRAW_FIGURES = commands.draw_figures
 RUN = [part for name, value in {**SMALL, **SHORT}.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing takes longer than training here."""
+    monkeypatch.setattr("biofound.commands.pretrain.draw_figures", lambda trainer, val: None)
 
 
 @pytest.fixture
@@ -42,7 +57,6 @@ def pretrain(data, tmp_path):
 @pytest.fixture
 def stopped(pretrain, tmp_path, monkeypatch):
     """A run of the command that was stopped after so many steps, as by a signal."""
-    from biofound.core.trainer import Trainer
 
     def stopped(steps):
         with monkeypatch.context() as patched:
@@ -136,9 +150,66 @@ def test_a_run_goes_on_from_a_named_checkpoint_into_another_directory(pretrain, 
     assert history(other) == history(run)
 
 
+def test_a_run_that_cannot_be_resumed_keeps_every_file_in_its_place(pretrain, tmp_path):
+    pretrain()
+    run = tmp_path / "run"
+    whole = load_checkpoint(run / "best_model.pt")
+    save_checkpoint(run / "inflated.pt", replace(whole, resume=None, optimizer=None))
+    before = tree(run)
+    for name, options, code, message in [
+        ("best_model.pt", [], 2, "this run is finished, all its 12 steps are done"),
+        ("last_model.pt", [], 2, "this run is finished"),
+        ("inflated.pt", [], 1, "no run that could be resumed"),
+        ("best_model.pt", ["--d-model", "32", "--force"], 1, "cannot go on with this model"),
+        ("best_model.pt", ["--stft-windows", "64", "--force"], 1, "cannot go on with this model"),
+        ("no.pt", [], 1, "no such file"),
+    ]:
+        output = pretrain("--resume-from", str(run / name), *options, code=code)
+        assert f"{run / name}: " in output and message in output
+        assert tree(run) == before
+    pretrain("--resume-from", str(run / "best_model.pt"), "--force", "--epochs", "5")
+    assert {name: content for name, content in tree(run).items() if name.startswith("earlier_1/")} == {
+        f"earlier_1/{name}": content for name, content in before.items()
+    }
+    assert load_checkpoint(run / "last_model.pt").epoch == 5
+
+
+@pytest.fixture
+def validation_losses(monkeypatch):
+    """Validation losses of the epochs: the second of four is the best."""
+    sound = Trainer.validate
+
+    def validate(self, *, baseline=False):
+        losses, monitor = sound(self, baseline=baseline)
+        return replace(losses, loss=0.6 if baseline else [0.5, 0.2, 0.4, 0.3][self.epoch]), monitor
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+
+
+def test_a_run_resumed_elsewhere_has_its_best_model_there(pretrain, tmp_path, validation_losses):
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    pretrain("--save-interval", "1")
+    alone.mkdir()
+    shutil.copy(run / "checkpoint_epoch_3.pt", alone)
+    for number, (start, epoch, loss) in enumerate(
+        [
+            (run / "checkpoint_epoch_2.pt", 2, 0.2),  # itself
+            (run / "checkpoint_epoch_3.pt", 2, 0.2),  # the one beside it
+            (alone / "checkpoint_epoch_3.pt", 4, 0.3),  # the best of the epochs to come
+        ]
+    ):
+        output = tmp_path / f"resumed_{number}"
+        pretrain("--resume-from", start, "--output-dir", output)
+        best = load_checkpoint(output / "best_model.pt")
+        assert (best.epoch, best.best_val_loss) == (epoch, loss)
+        assert json.loads((output / "training_history.json").read_text())["best_epoch"] == epoch
+        assert load_checkpoint(output / "last_model.pt").best_val_loss == loss
+
+
 def test_an_earlier_run_is_set_aside_whole_and_no_file_is_lost(pretrain, tmp_path):
     run = tmp_path / "run"
     pretrain()
+    (run / "loss_curves.png").write_bytes(b"picture")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     (run / "notes.txt").write_text("mine")
     assert "earlier_1" in pretrain()
@@ -147,12 +218,35 @@ def test_an_earlier_run_is_set_aside_whole_and_no_file_is_lost(pretrain, tmp_pat
     assert "earlier_2" in pretrain()
 
 
+def test_a_second_run_in_the_same_directory_is_refused_and_touches_nothing(pretrain, stopped, tmp_path):
+    stopped(5)
+    with hold_directory(tmp_path / "run", option="--output-dir"):
+        before = tree(tmp_path / "run")
+        for options in ((), ("--resume",)):
+            output = pretrain(*options, code=1)
+            assert f"{tmp_path / 'run'}: another run writes into it: process {os.getpid()} on " in output
+            assert "--output-dir" in output
+        assert tree(tmp_path / "run") == before
+    assert "resumed" in pretrain("--resume")
+
+
 def test_what_a_killed_run_left_half_written_is_swept(pretrain, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / ".last_model.pt.x.partial").write_bytes(b"half")
     pretrain()
     assert not list(run.glob(".*"))
+
+
+def test_only_a_wrong_setting_is_called_one(pretrain, monkeypatch):
+    output = pretrain("--stft-windows", "4", code=2)
+    assert "STFT window of 4 samples" in output
+
+    def odd(*_):
+        raise ValueError("odd")
+
+    monkeypatch.setattr(Trainer, "__init__", lambda self, **_: odd())
+    assert "a bug in biofound, ValueError: odd" in pretrain(code=1)
 
 
 def test_resume_and_resume_from_exclude_each_other_and_force_needs_one(pretrain):
@@ -169,6 +263,40 @@ def test_tensorboard_events_hold_the_runs_numbers(pretrain, tmp_path):
     shown = [event.value for event in events.Scalars("val/loss")]
     assert shown == pytest.approx(history(tmp_path / "run")["val_loss"], rel=1e-6)
     assert len(events.Scalars("step/gradient_norm")) == 12
+
+
+ROOM = 14_000
+"""Bytes that settings, history and metrics need at most, and checkpoints and pictures more than."""
+
+
+def test_on_a_full_disk_the_run_goes_on_without_checkpoints_and_pictures(pretrain, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "draw_figures", DRAW_FIGURES)
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(bytes(50_000)))
+    run, full = tmp_path / "run", os.strerror(errno.EFBIG)
+    with files_end_at(ROOM):
+        output = pretrain("--on-write-error", "continue")
+    for name in ("best_model.pt", "last_model.pt", "loss_curves.png", "reconstructions.png"):
+        assert f"{run / name} not written: {full}" in output
+        assert not (run / name).exists()
+    assert len(history(run)["train_loss"]) == 4
+    with files_end_at(ROOM):
+        assert f"{run / 'last_model.pt'}: {full}; the file written before it is whole" in pretrain(code=1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
+def test_on_a_full_disk_the_run_goes_on_without_tensorboard(pretrain, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="needs biofound[tensorboard]")
+    add = commands._add_event
+
+    def add_on_a_full_disk(writer, event):
+        with files_end_at(100):
+            add(writer, event)
+            writer.flush()  # else after two minutes
+
+    monkeypatch.setattr(commands, "_add_event", add_on_a_full_disk)
+    output = pretrain("--on-write-error", "continue", "--tensorboard")
+    assert output.count("the run continues without TensorBoard events") == 1
+    assert len(history(tmp_path / "run")["train_loss"]) == 4
 
 
 def test_without_the_extra_tensorboard_is_refused_before_anything_is_written(pretrain, tmp_path, monkeypatch):

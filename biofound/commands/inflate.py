@@ -8,7 +8,13 @@ from pathlib import Path
 from biofound import console
 from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from biofound.core.inflate import TensorTransfer, inflate, inflated_checkpoint
-from biofound.errors import SettingsError, checkpoint_error_context, write_error_context
+from biofound.errors import (
+    CheckpointError,
+    SettingsError,
+    checkpoint_error_context,
+    write_error_context,
+)
+from biofound.files import sha256_of
 from biofound.options import Invocation
 from biofound.settings import InflateSettings, ResolvedChannels
 
@@ -26,6 +32,7 @@ def execute(invocation: Invocation[InflateSettings], table: ResolvedChannels, pa
     old = checkpoint.model.channels
     names = _channels_afterwards(settings, old, table)
     new = table.named([name for name in names if name not in old])
+    _refuse_other_file(settings, path)
     with checkpoint_error_context(settings.checkpoint):
         inflation = inflate(checkpoint, channels=names, seed=settings.seed)
     result = inflated_checkpoint(
@@ -73,6 +80,25 @@ def _channels_afterwards(
             f"give {settings.to} names with --channels, or put them into the table"
         )
     return names
+
+
+def _refuse_other_file(settings: InflateSettings, path: Path) -> None:
+    """Refuse to replace a file that is not what an earlier call made of the same checkpoint, unless told to.
+
+    Raises:
+        SettingsError: when `path` is such a file.
+    """
+    if settings.overwrite or not path.exists():
+        return
+    try:
+        origin = load_checkpoint(path).inflated_from
+    except CheckpointError:
+        origin = None
+    if origin is None or origin["sha256"] != sha256_of(settings.checkpoint):
+        raise SettingsError(
+            f"--output {path}: this file exists and was not inflated from {settings.checkpoint}; name "
+            "another file, or replace it with --overwrite"
+        )
 
 
 def _show_transfers(

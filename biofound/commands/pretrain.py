@@ -6,8 +6,9 @@
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,10 +25,10 @@ from biofound.commands.pretrain_data import (
     parts_of,
     summarize_data,
 )
-from biofound.commands.pretrain_resume import checkpoint_to_resume, differences
-from biofound.core.checkpoint import load_checkpoint
+from biofound.commands.pretrain_resume import best_to_carry, checkpoint_to_resume, differences
+from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from biofound.core.devices import resolve_device, resolve_precision
-from biofound.core.distributed import joined_group
+from biofound.core.distributed import Group, joined_group
 from biofound.core.gpu_cache import GpuWindowCache, fits
 from biofound.core.history import (
     EpochMetrics,
@@ -39,12 +40,12 @@ from biofound.core.history import (
 )
 from biofound.core.memory import keep_freed_memory, return_freed_memory
 from biofound.core.models import ModelConfig, build_model, parameter_count
-from biofound.core.trainer import LAST, TrainConfig, Trainer
+from biofound.core.trainer import BEST, LAST, TrainConfig, Trainer
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
-from biofound.errors import SettingsError, write_error_context
+from biofound.errors import DataError, checkpoint_error_context, write_error_context
 from biofound.figures import Example, draw_losses, draw_reconstructions
-from biofound.files import sweep_temporary_files, write_json
+from biofound.files import hold_directory, sweep_temporary_files, write_json
 from biofound.options import Invocation
 from biofound.settings import DEFAULT_STORE, PretrainSettings
 from biofound.settings.resolve import plain_values
@@ -84,7 +85,13 @@ def execute(
     """
     settings = invocation.settings
     data_dirs = settings.data_dir or (str(DEFAULT_STORE),)
-    with joined_group(resolve_device(settings.device)) as (group, device):
+    with (
+        joined_group(resolve_device(settings.device)) as (group, device),
+        _output_held(settings, group, device),
+    ):
+        checkpoint, path = None, checkpoint_to_resume(settings)
+        if path is not None:
+            checkpoint = load_checkpoint(path)
         if windows is None:
             data_dirs = (str(settings.output_dir / EMBEDDED),)
             if group.rank == 0:
@@ -100,22 +107,19 @@ def execute(
             if device.type == "cpu":
                 keep_freed_memory()
             model = build_model(settings.fill(ModelConfig), seed=settings.seed)
-            try:
-                trainer = Trainer(
-                    model=model,
-                    train=_cached(train, device),
-                    val=_cached(val, device),
-                    data=describe_data(train, val, settings),
-                    config=train_config(settings, precision=precision, windows=len(train)),
-                    settings=plain_values(settings),
-                    output_dir=settings.output_dir,
-                    device=device,
-                    group=group,
-                    stop=lambda: bool(received),
-                    probe=probe,
-                )
-            except ValueError as problem:
-                raise SettingsError(str(problem)) from problem
+            trainer = Trainer(
+                model=model,
+                train=_cached(train, device),
+                val=_cached(val, device),
+                data=describe_data(train, val, settings),
+                config=train_config(settings, precision=precision, windows=len(train)),
+                settings=plain_values(settings),
+                output_dir=settings.output_dir,
+                device=device,
+                group=group,
+                stop=lambda: bool(received),
+                probe=probe,
+            )
             threads, processes = torch.get_num_threads(), group.size
             summary = {
                 **summarize_data(train, val, settings, data_dirs),
@@ -125,19 +129,22 @@ def execute(
                 f"{threads} thread{'s' if threads > 1 else ''}",
                 "output": str(settings.output_dir),
             }
-            checkpoint, path = None, checkpoint_to_resume(settings)
-            if path is not None:
-                checkpoint = load_checkpoint(path)
+            best = None
+            if checkpoint is not None and path is not None:
                 summary["resumed"] = f"{path}, after step {checkpoint.step} of {trainer.total_steps}"
                 if forced := differences(path, checkpoint, settings, trainer):
                     summary["forced"] = "; ".join(forced)
+                with checkpoint_error_context(path):
+                    trainer.restore(checkpoint)
+                if settings.resume_from is not None:
+                    best = best_to_carry(path, checkpoint, trainer)
+                    if best is None:
+                        trainer.forget_best()
             group.wait()  # every rank has read the run to resume before rank 0 touches the directory
             if group.rank == 0:
                 resolved = {"settings": invocation.resolved.as_json(), "resolved": summary}
-                if (aside := _prepare_output(settings, resolved)) is not None:
+                if (aside := _prepare_output(settings, resolved, best)) is not None:
                     summary["earlier run"] = f"moved to {aside}"
-            if checkpoint is not None:
-                trainer.restore(checkpoint)
 
             console.table("pretraining", ("what", "value"), list(summary.items()))
             with _tensorboard_writer(settings, trainer) as write_event:
@@ -200,14 +207,39 @@ def stop_on_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(each, handler)
 
 
-def _prepare_output(settings: PretrainSettings, config: Mapping[str, Any]) -> Path | None:
-    """Make the output directory ready, and move an earlier run in it away; the directory it is in then."""
+@contextmanager
+def _output_held(settings: PretrainSettings, group: Group, device: torch.device) -> Iterator[None]:
+    """Rank 0 locks the output directory for all ranks; where it cannot, all of them end."""
+    with ExitStack() as held:
+        refusal = None
+        if group.rank == 0:
+            try:
+                with write_error_context(settings.output_dir, option="--output-dir"):
+                    held.enter_context(hold_directory(settings.output_dir, option="--output-dir"))
+            except DataError as problem:
+                refusal = problem
+        refused = group.sum(torch.tensor([float(refusal is not None)], device=device)).item()
+        if refusal is not None:
+            raise refusal
+        if refused:
+            raise SystemExit(1)  # rank 0 says why
+        yield
+
+
+def _prepare_output(
+    settings: PretrainSettings, config: Mapping[str, Any], best: Checkpoint | None
+) -> Path | None:
+    """Make the output directory ready, and move an earlier run in it away; the directory it is in then.
+
+    `best` is the best model so far of a run that is resumed from elsewhere.
+    """
     directory = settings.output_dir
     with write_error_context(directory, option="--output-dir"):
-        directory.mkdir(parents=True, exist_ok=True)
         sweep_temporary_files(directory)
         aside = None if settings.resume else _move_earlier_run(directory)
         write_json(directory / CONFIG_NAME, config)
+        if best is not None:
+            save_checkpoint(directory / BEST, best)
     return aside
 
 
@@ -242,7 +274,7 @@ def _train(trainer: Trainer, write_event: Callable[[TrainingEvent], None]) -> No
                 progress.advance(event.step - done, text=f"epoch {event.epoch}  {text}")
                 done = event.step
             elif isinstance(event, WriteFailure):
-                progress.line(f"WARNING: {event.path} not written: {event.error}; the run continues")
+                progress.line(f"WARNING: {_not_written(event)}; the run continues")
             else:
                 progress.line(epoch_line(event, trainer.config.epochs))
                 if event.probe is not None:
@@ -285,24 +317,37 @@ def _tensorboard_writer(
         return
     from torch.utils.tensorboard import SummaryWriter  # an extra
 
-    with SummaryWriter(str(settings.output_dir / "tensorboard"), purge_step=trainer.step + 1) as writer:
+    writers: list[SummaryWriter] = []
+    failures: list[WriteFailure] = []
 
-        def write(event: TrainingEvent) -> None:
-            if isinstance(event, StepMetrics):
-                for name in ("loss", "msm", "stft", "lr", "gradient_norm", "windows_per_second", "data_wait"):
-                    writer.add_scalar(f"step/{name}", getattr(event, name), event.step)
-            elif isinstance(event, EpochMetrics):
-                for name in ("r_peak_recall", "r_peak_precision", "latent_rank"):
-                    if event.monitor[name] is not None:
-                        writer.add_scalar(f"monitor/{name}", event.monitor[name], event.epoch)
-                if event.probe is not None:
-                    for name in ("error", "constant_error"):
-                        writer.add_scalar(f"probe/{name}", getattr(event.probe, name), event.epoch)
-                for split, losses in (("train", event.train), ("val", event.val)):
-                    for name in ("loss", "msm", "stft"):
-                        writer.add_scalar(f"{split}/{name}", getattr(losses, name), event.epoch)
+    def attempt(write: Callable[[Path], object]) -> None:
+        """After the first failure nothing more is written."""
+        if not failures:
+            failures.extend(trainer.write("tensorboard", write))
+            for failure in failures:
+                console.warning(f"{_not_written(failure)}; the run continues without TensorBoard events")
 
-        yield write
+    attempt(lambda path: writers.append(SummaryWriter(str(path), purge_step=trainer.step + 1)))
+    try:
+        yield lambda event: attempt(lambda _: _add_event(writers[0], event))
+    finally:
+        attempt(lambda _: writers[0].close())
+
+
+def _add_event(writer: Any, event: TrainingEvent) -> None:
+    if isinstance(event, StepMetrics):
+        for name in ("loss", "msm", "stft", "lr", "gradient_norm", "windows_per_second", "data_wait"):
+            writer.add_scalar(f"step/{name}", getattr(event, name), event.step)
+    elif isinstance(event, EpochMetrics):
+        for name in ("r_peak_recall", "r_peak_precision", "latent_rank"):
+            if event.monitor[name] is not None:
+                writer.add_scalar(f"monitor/{name}", event.monitor[name], event.epoch)
+        if event.probe is not None:
+            for name in ("error", "constant_error"):
+                writer.add_scalar(f"probe/{name}", getattr(event.probe, name), event.epoch)
+        for split, losses in (("train", event.train), ("val", event.val)):
+            for name in ("loss", "msm", "stft"):
+                writer.add_scalar(f"{split}/{name}", getattr(losses, name), event.epoch)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -311,17 +356,25 @@ def _tensorboard_writer(
 
 def draw_figures(trainer: Trainer, val: Windows) -> None:
     """Draw the loss curves and, unless the run was interrupted, a few reconstructions."""
+    failures: list[WriteFailure] = []
     if trainer.epochs_done:
-        draw_losses(trainer.output_dir / "loss_curves.png", trainer.history())
+        failures += trainer.write("loss_curves.png", lambda path: draw_losses(path, trainer.history()))
     if not trainer.interrupted:
-        draw_reconstructions(
-            trainer.output_dir / "reconstructions.png",
-            reconstruct_examples(trainer, val),
+        draw = partial(
+            draw_reconstructions,
+            examples=reconstruct_examples(trainer, val),
             channels=trainer.model.config.channels,
             units=trainer.data.units,
             sfreq=trainer.data.sfreq,
             synthetic=val.synthetic,
         )
+        failures += trainer.write("reconstructions.png", draw)
+    for failure in failures:
+        console.warning(_not_written(failure))
+
+
+def _not_written(failure: WriteFailure) -> str:
+    return f"{failure.path} not written: {failure.error}"
 
 
 def reconstruct_examples(trainer: Trainer, val: Windows) -> list[Example]:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from biofound.core.checkpoint import Checkpoint
+from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.optimizer import learning_rate
-from biofound.core.trainer import LAST, Trainer
-from biofound.errors import SettingsError
+from biofound.core.trainer import BEST, LAST, Trainer
+from biofound.errors import CheckpointError, SettingsError
 from biofound.settings import PretrainSettings
 from biofound.settings.resolve import plain_values
 
@@ -63,6 +63,31 @@ def differences(
             "Use the settings it was started with, choose another --output-dir, or resume with --force"
         )
     return found
+
+
+def best_to_carry(path: Path, checkpoint: Checkpoint, trainer: Trainer) -> Checkpoint | None:
+    """The best model so far of a run that is resumed into another place, which shall have it too.
+
+    It is `checkpoint` itself, where that was the best epoch, or `best_model.pt` beside its file. None where
+    that is another run's, or missing: then the best of the epochs to come counts.
+
+    Raises:
+        SettingsError: when nothing is left of the run.
+    """
+    if trainer.step >= trainer.total_steps:
+        raise SettingsError(
+            f"--resume-from {path}: this run is finished, all its {trainer.total_steps} steps are done; "
+            "leave --resume-from out to start another, or train it longer with more --epochs and --force"
+        )
+    between_epochs = trainer.step == trainer.epoch * trainer.steps_per_epoch
+    if trainer.epochs_done and trainer.epochs_done[-1].best and between_epochs:
+        return checkpoint
+    try:
+        beside = load_checkpoint(path.with_name(BEST))
+    except CheckpointError:
+        return None
+    same_run = beside.data.fingerprint == checkpoint.data.fingerprint
+    return beside if same_run and beside.best_val_loss == checkpoint.best_val_loss else None
 
 
 def _only_grows(checkpoint: Checkpoint, before: Any, now: Any, trainer: Trainer) -> bool:

@@ -1,9 +1,17 @@
-"""Checkpoints: a trained model in one file that describes itself and loads with `weights_only=True`."""
+"""Checkpoints: a trained model in one file that describes itself and loads with `weights_only=True`.
 
+torch does not check the CRC of its archives, so a damaged weight would load without a word. A checkpoint
+holds a digest of every tensor and one of all other values, which loading compares.
+"""
+
+import hashlib
+import json
 import platform
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +23,7 @@ from biofound.errors import CheckpointError
 from biofound.files import require_checkpoint_file, write_atomically
 
 KIND = "biofound-checkpoint"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,25 +121,30 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "inflated_from": checkpoint.inflated_from,
         "versions": checkpoint.versions,
     }
-    write_atomically(path, lambda file: torch.save(content, file))
+    content["tensor_sha256"] = {name: _sha256_of_tensor(tensor) for name, tensor in _leaves(content)}
+    content["values_sha256"] = _sha256_of_values(content)
+    buffer = BytesIO()  # torch.save into a file makes a RuntimeError of what the disk says
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, onto the CPU.
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint, onto the CPU, and compare all that it holds with its digests.
 
     Raises:
-        CheckpointError: when the file is missing, truncated, no biofound checkpoint, or of a
-            format this version does not know.
+        CheckpointError: when the file is missing, damaged, no biofound checkpoint, of a format this version
+            does not know, or a tensor in it is none, not finite or of another dtype.
     """
+    path = Path(path)
     content = _read(path)
     found = content.get("format_version")
     if found != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: checkpoint format {found!r}, but biofound {version('biofound')} reads format "
-            f"{FORMAT_VERSION}; it was written by another version of biofound: use that version, or update"
+            f"{FORMAT_VERSION}; another version of biofound wrote it: use that version, or train again"
         )
     try:
-        return Checkpoint(
+        checkpoint = Checkpoint(
             model=ModelConfig.from_json(content["model"]),
             encoder=content["encoder_state_dict"],
             decoder=content["decoder_state_dict"],
@@ -154,8 +167,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             inflated_from=content["inflated_from"],
             versions=content["versions"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+        fault = _fault(content)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a complete checkpoint: {type(error).__name__} {error}") from error
+    if fault is not None:
+        raise CheckpointError(f"{path}: {fault}; use another checkpoint of the run")
+    return checkpoint
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -176,6 +193,61 @@ def _read(path: Path) -> dict[str, Any]:
             "expected one such as the best_model.pt of a pretraining run"
         )
     return content
+
+
+def _fault(content: dict[str, Any]) -> str | None:
+    """What is wrong with the tensors and values of a file's content, in words; None where nothing is."""
+    for part in ("encoder_state_dict", "decoder_state_dict"):
+        for name, tensor in content[part].items():
+            if not isinstance(tensor, Tensor):
+                return f"{part}.{name}: expected a tensor, got {type(tensor).__name__}"
+            if tensor.dtype != torch.float32:
+                return f"{part}.{name}: expected a tensor of float32, got {tensor.dtype}"
+    tensors = dict(_leaves(content))
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            return f"{name}: expected a tensor with its own number for each element, got another layout"
+        if not torch.isfinite(tensor).all():
+            return f"{name}: holds NaN or infinity"
+    digests = content["tensor_sha256"]
+    if tensors.keys() != digests.keys():
+        return f"{min(tensors.keys() ^ digests.keys())}: missing, or not saved by biofound (it has no digest)"
+    for name, tensor in tensors.items():
+        if _sha256_of_tensor(tensor) != digests[name]:
+            return f"{name}: damaged, its numbers are not those that were saved (SHA-256)"
+    if _sha256_of_values(content) != content["values_sha256"]:
+        return "damaged, the values beside the tensors are not those that were saved (SHA-256)"
+    return None
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors inside of dictionaries and lists, each with its keys as its name."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{name}.{number}")
+
+
+def _sha256_of_tensor(tensor: Tensor) -> str:
+    """The SHA-256 of a tensor's dtype, shape and bytes."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sha256_of_values(content: Mapping[str, Any]) -> str:
+    """The SHA-256 of everything in a checkpoint but the tensors, as JSON."""
+    plain = {key: value for key, value in content.items() if key != "values_sha256"}
+    return hashlib.sha256(json.dumps(plain, default=_no_value).encode()).hexdigest()
+
+
+def _no_value(value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{type(value).__name__} in a checkpoint: expected tensors and plain values")
 
 
 def _load_exactly(module: torch.nn.Module, state: dict[str, Tensor]) -> None:

@@ -126,6 +126,11 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def per_second(amount: float, seconds: float) -> float:
+    """A rate; 0 where the clock has not moved, so that nothing is measured."""
+    return amount / seconds if seconds > 0 else 0.0
+
+
 class ThroughputMeter:
     """Windows per second, and the share of the time spent waiting for data, since the last `reset`."""
 
@@ -151,8 +156,8 @@ class ThroughputMeter:
 
     def rate(self) -> float:
         """Windows per second."""
-        return self._windows / max(time.perf_counter() - self._started, 1e-9)
+        return per_second(self._windows, time.perf_counter() - self._started)
 
     def data_wait_fraction(self) -> float:
         """The share of the time spent waiting, 0 to 1."""
-        return self._waited / max(time.perf_counter() - self._started, 1e-9)
+        return per_second(self._waited, time.perf_counter() - self._started)

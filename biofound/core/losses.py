@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from biofound.core.global_term import RhythmTargets, global_terms, rate_term
 from biofound.core.history import Losses
 from biofound.core.models import Reconstruction
+from biofound.errors import SettingsError
 
 FURTHER_TERMS = ("global", "rhythm", "rate")
 """The loss terms beside MSM and STFT, in the order in which `LossSums` holds them."""
@@ -147,7 +148,7 @@ class MultiResolutionSTFT(nn.Module):
             floor: what is added to the power, relative to a signal of unit variance.
 
         Raises:
-            ValueError: when a window is so short that no bin lies in a channel's band.
+            SettingsError: when a window is so short that no bin lies in a channel's band.
         """
         super().__init__()
         self.window_lengths = tuple(window_lengths)
@@ -159,7 +160,7 @@ class MultiResolutionSTFT(nn.Module):
             for c, (low, high) in enumerate(bands):
                 bins = [k for k in range(n // 2 + 1) if low <= k * sfreq / n <= high]
                 if not bins:
-                    raise ValueError(
+                    raise SettingsError(
                         f"an STFT window of {n} samples at {sfreq:g} Hz has no frequency bin between "
                         f"{low:g} and {high:g} Hz; use windows of at least {int(sfreq / high) + 1} samples"
                     )

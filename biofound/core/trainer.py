@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ from biofound.core.history import (
     TrainingEvent,
     WriteFailure,
     history_json,
+    per_second,
 )
 from biofound.core.losses import LossSums, PretrainingLoss
 from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
@@ -44,7 +46,7 @@ from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batche
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
 from biofound.errors import CheckpointError, TrainingError
-from biofound.files import write_atomically, write_json
+from biofound.files import append_line, write_atomically, write_json
 
 if TYPE_CHECKING:  # scikit-learn is imported by runs with a probe alone
     from biofound.core.validation_probe import ValidationProbe
@@ -211,10 +213,16 @@ class Trainer:
         """
         self.interrupted = False
         with self._micro_batches.sharing_threads():
-            if self.step == 0:
-                yield from self._save(LAST)  # so that a run killed at any time can be resumed
+            yield from self._prepare_files()
             while self.epoch < self.config.epochs and not self.interrupted:
                 yield from self._fit_epoch()
+
+    def _prepare_files(self) -> Iterator[WriteFailure]:
+        """Make the files those of a run at this step, so that killed at any time it can be resumed."""
+        if (self.output_dir / METRICS).is_file():
+            yield from self.write(METRICS, lambda path: _drop_lines_after(path, self.step))
+        if self.step == 0 or not (self.output_dir / LAST).is_file():
+            yield from self._save(LAST)
 
     def _fit_epoch(self) -> Iterator[TrainingEvent]:
         """The steps that are left of the epoch, then its validation."""
@@ -306,7 +314,7 @@ class Trainer:
             monitor=monitor,
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - started,
-            windows_per_second=len(self.train) / trained,
+            windows_per_second=per_second(len(self.train), trained),
             best=best,
             probe=probe,
         )
@@ -319,7 +327,7 @@ class Trainer:
             yield from self._save(BEST)
         if self.epoch % self.config.save_interval == 0:
             yield from self._save(f"checkpoint_epoch_{self.epoch}.pt")
-        yield from self._write(HISTORY, lambda path: write_json(path, self.history()))
+        yield from self.write(HISTORY, lambda path: write_json(path, self.history()))
         yield from self._save(LAST)
         yield metrics
 
@@ -500,7 +508,7 @@ class Trainer:
         metrics: dict[str, Any] = {}
         if self.epochs_done:
             last = asdict(self.epochs_done[-1])
-            metrics = {name: last[name] for name in ("train", "val", "lr", "probe")}
+            metrics = {name: last[name] for name in ("train", "val", "monitor", "lr", "probe")}
         return Checkpoint(
             model=self.model.config,
             encoder=_on_cpu(self.model.encoder),
@@ -528,24 +536,34 @@ class Trainer:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from `checkpoint`, on any number of processes.
+        """Go on from `checkpoint`, on any number of processes. No file is touched.
 
         Raises:
-            CheckpointError: when it holds no run that could be continued.
+            CheckpointError: when it holds no run that could be continued, or one of another model.
         """
         if checkpoint.resume is None or checkpoint.optimizer is None:
             raise CheckpointError("this checkpoint holds a model, but no run that could be resumed")
         model = checkpoint.build()
-        self.model.load_state_dict(model.state_dict())
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        self.scaler.load_state_dict(checkpoint.resume["scaler"])
+        try:
+            self.model.load_state_dict(model.state_dict())
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+            self.scaler.load_state_dict(checkpoint.resume["scaler"])
+            self.epochs_done = [EpochMetrics.from_json(row) for row in checkpoint.resume["epochs_done"]]
+            sums = self._epoch_sums.values.copy_(checkpoint.resume["epoch_sums"])
+            self._seconds_before = checkpoint.resume["seconds"]
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the run in it cannot go on with this model and these settings: {shorten(str(error), 300)}; "
+                "use those it was started with"
+            ) from error
+        self._epoch_sums = LossSums(sums)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.best_val_loss = checkpoint.best_val_loss
-        self.epochs_done = [EpochMetrics.from_json(row) for row in checkpoint.resume["epochs_done"]]
-        self._epoch_sums = LossSums(checkpoint.resume["epoch_sums"].to(self.device))
-        self._seconds_before = checkpoint.resume["seconds"]
-        if self.group.rank == 0 and (self.output_dir / METRICS).is_file():
-            _drop_lines_after(self.output_dir / METRICS, self.step)
+
+    def forget_best(self) -> None:
+        """Let the best of the epochs to come be the best: the model of the best so far is not at hand."""
+        self.best_val_loss = None
+        self.epochs_done = [replace(epoch, best=False) for epoch in self.epochs_done]
 
     def _checkpoint_is_due(self) -> bool:
         """Asked of rank 0's clock only: the others write nothing."""
@@ -556,9 +574,17 @@ class Trainer:
     def _save(self, name: str) -> Iterator[WriteFailure]:
         if name == LAST:
             self._saved_at = time.monotonic()
-        yield from self._write(name, lambda path: save_checkpoint(path, self.checkpoint()))
+        yield from self.write(name, lambda path: save_checkpoint(path, self.checkpoint()))
 
-    def _write(self, name: str, write: Callable[[Path], None]) -> Iterator[WriteFailure]:
+    def write(self, name: str, write: Callable[[Path], object]) -> Iterator[WriteFailure]:
+        """Write a file of the run on rank 0: `write` is called with its path in the output directory.
+
+        Yields:
+            A `WriteFailure` when it cannot be written, and the run is to go on.
+
+        Raises:
+            TrainingError: when it cannot be written, and the run is to stop.
+        """
         if self.group.rank:
             return
         path = self.output_dir / name
@@ -573,11 +599,7 @@ class Trainer:
             yield WriteFailure(path=str(path), error=error.strerror or str(error))
 
     def _log(self, metrics: StepMetrics) -> Iterator[StepMetrics | WriteFailure]:
-        def append(path: Path) -> None:
-            with path.open("a") as file:
-                file.write(json.dumps(asdict(metrics)) + "\n")
-
-        yield from self._write(METRICS, append)
+        yield from self.write(METRICS, lambda path: append_line(path, json.dumps(asdict(metrics))))
         yield metrics
 
 

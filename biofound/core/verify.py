@@ -96,7 +96,7 @@ def probe_windows(
 def verify(target: VerificationTarget) -> Iterator[Check]:
     """Run every check that applies, in the order of the table."""
     for name, check in CHECKS.items():
-        if target.checkpoint is not None or check not in (checkpoint_is_complete, checkpoint_learned):
+        if target.checkpoint is not None or check not in OF_CHECKPOINTS:
             yield run_check(name, target)
 
 
@@ -657,6 +657,20 @@ def checkpoint_learned(target: VerificationTarget) -> str:
     return f"{text} in {checkpoint.step} steps"
 
 
+def better_than_a_constant_guess(target: VerificationTarget) -> str:
+    """In validation every channel's MSM is below that of the visible samples' mean, the constant guess."""
+    checkpoint = _given(target)
+    if not checkpoint.metrics:
+        return f"does not apply: {checkpoint.step} steps done, and no epoch validated yet"
+    found = checkpoint.metrics["val"]["msm_by_channel"]
+    guessed = checkpoint.metrics["monitor"]["constant_guess_msm"]
+    listed = ", ".join(f"{name} {found[name]:.3f} (constant guess {guessed[name]:.3f})" for name in found)
+    text = f"validation MSM of epoch {checkpoint.epoch}: {listed}"
+    worse = [name for name in found if not found[name] < guessed[name]]
+    _require(not worse, f"{text}; {', '.join(worse)} no better: train longer, or at a higher learning rate")
+    return text
+
+
 CHECKS: dict[str, Callable[[VerificationTarget], str]] = {
     "imports": imports,
     "encoder": encoder_shape,
@@ -686,7 +700,10 @@ CHECKS: dict[str, Callable[[VerificationTarget], str]] = {
     "inflation is exact": inflation_is_exact,
     "checkpoint is complete": checkpoint_is_complete,
     "checkpoint learned": checkpoint_learned,
+    "better than a constant guess": better_than_a_constant_guess,
 }
+OF_CHECKPOINTS = (checkpoint_is_complete, checkpoint_learned, better_than_a_constant_guess)
+"""Checks that need a checkpoint."""
 
 
 # ---------------------------------------------------------------------------------------------------------

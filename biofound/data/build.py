@@ -4,7 +4,6 @@ A case's old sidecar goes before its npz is replaced, and its new one comes afte
 there describes the npz beside it. The index goes before anything it describes changes, and comes last.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -39,7 +38,7 @@ from biofound.data.store import (
     total,
 )
 from biofound.errors import DataError, SettingsError
-from biofound.files import sha256_of, sweep_temporary_files, write_atomically, write_json
+from biofound.files import hold_directory, sha256_of, sweep_temporary_files, write_atomically, write_json
 
 SIDECAR_KIND = CaseHeader.model_fields["kind"].default
 
@@ -319,25 +318,13 @@ def _build(
 
 @contextmanager
 def _only_builder(directory: Path) -> Iterator[None]:
-    """Lock `directory` against a second build, and remove temporary files that killed builds left.
-
-    The lock ends with the process, however it ends.
-    """
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"{directory}: another `biofound windows` is building here; wait for it"
-            ) from error
+    """Lock `directory` against a second build, and remove temporary files that killed builds left."""
+    with hold_directory(directory, option="--outdir"):
         sweep_temporary_files(directory)
         try:
             yield
         finally:
             sweep_temporary_files(directory)
-    finally:
-        os.close(handle)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from biofound.data.store import (
 )
 from biofound.data.windows import Windows, open_windows
 from biofound.errors import DataError
-from biofound.files import sha256_of
+from biofound.files import LOCK_NAME, sha256_of
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MAX_NAMED = 3
@@ -189,7 +189,7 @@ def _check_files(directory: Path, index: StoreIndex) -> Check:
     listed = {INDEX_NAME}
     for case in index.cases:
         listed |= {case.file, f"{file_stem(case.case_id)}.json"}
-    unlisted = [path.name for path in sorted(directory.iterdir()) if path.name not in listed]
+    unlisted = [path.name for path in sorted(directory.iterdir()) if path.name not in {*listed, LOCK_NAME}]
     return _check_empty("files", unlisted, f"{len(listed)} files, all in the index", "not in the index")
 
 
@@ -214,6 +214,7 @@ def _check_sidecars(index: StoreIndex, sidecars: Sequence[Sidecar], expected: St
         )
         if not (same_case and same_settings and sidecar.source == index.source["name"]):
             bad.append(case.case_id)
+    bad += sorted(set(index.failed_cases) & by_id.keys())
     if index.synthetic != expected.synthetic:
         bad.append("synthetic")
     return _check_empty("sidecars", bad, f"{len(sidecars)} agree with the index", "sidecar disagrees")
@@ -226,12 +227,23 @@ def _check_counts(index: StoreIndex, sidecars: Sequence[Sidecar], expected: Stor
         for sidecar in sidecars
         if sidecar.windows + total(sidecar.dropped) != sidecar.candidates
         or sidecar.hours != sidecar.hours_of(sidecar.windows)
+        or not _rejected_fit(sidecar)
     ]
     sums = ("totals", "dropped", "rejected")
     bad += [f"{name} of the index" for name in sums if getattr(index, name) != getattr(expected, name)]
     kept, candidates = index.totals.windows, index.totals.candidates
     measured = f"{kept} kept + {total(index.dropped)} dropped = {candidates}"
     return _check_empty("counts", bad, measured, "does not add up")
+
+
+def _rejected_fit(sidecar: Sidecar) -> bool:
+    """Whether each dropped window is one that its channel alone rejects, and each rejected one is dropped."""
+    rejected, dropped = sidecar.rejected, total(sidecar.dropped)
+    return all(sum(row.values()) <= dropped for row in rejected.values()) and all(
+        count <= rejected.get(channel, {}).get(reason, 0)
+        for reason, row in sidecar.dropped.items()
+        for channel, count in row.items()
+    )
 
 
 def _check_fingerprint(index: StoreIndex) -> Check:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from biofound.settings.base import REQUIRED, Conflict, Settings, setting
 from biofound.settings.channels import CHANNELS_YAML_HELP, ChannelNames
+from biofound.settings.pretrain import DEFAULT_OUTPUT
 
 
 class InflateSettings(Settings):
@@ -13,7 +14,9 @@ class InflateSettings(Settings):
 
     command: ClassVar[str] = "inflate"
 
-    checkpoint: Path = setting(REQUIRED, "Checkpoint written by `biofound pretrain`.", panel="Data")
+    checkpoint: Path = setting(
+        DEFAULT_OUTPUT / "best_model.pt", "Checkpoint written by `biofound pretrain`.", panel="Data"
+    )
     to: int = setting(REQUIRED, "Number of channels afterwards.", panel="Channels", unit="channels", ge=1)
     channels: ChannelNames | None = setting(
         None,
@@ -25,6 +28,11 @@ class InflateSettings(Settings):
     output: Path | None = setting(
         None,
         "Checkpoint to write; by default beside the old one, as <name>_<to>ch.pt.",
+        panel="Output",
+    )
+    overwrite: bool = setting(
+        False,
+        "Replace a file of the output's name, also one that was not inflated from this checkpoint.",
         panel="Output",
     )
     seed: int = setting(42, "Seed of the new channels' weights.", panel="Output", ge=0, lt=2**32)

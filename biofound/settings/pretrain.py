@@ -18,6 +18,7 @@ from biofound.settings.windows import DEFAULT_STORE
 
 Lengths = Annotated[tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...], BeforeValidator(split_commas)]
 PatchEmbedding = Literal["linear", "convolutional"]
+DEFAULT_OUTPUT = Path("artifacts/foundation_model")
 STREAM_PREFIX = "synthetic:"
 """What a synthetic stream among the data directories begins with."""
 TRUTH = "truth"
@@ -76,7 +77,7 @@ class PretrainSettings(Settings):
         panel="Data",
     )
     output_dir: Path = setting(
-        Path("artifacts/foundation_model"), "Directory for checkpoints, history and pictures.", panel="Output"
+        DEFAULT_OUTPUT, "Directory for checkpoints, history and pictures.", panel="Output"
     )
     resume: bool = setting(
         False,

@@ -1,10 +1,15 @@
+import errno
 import json
+import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from biofound.core.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from biofound.errors import CheckpointError
+from tests.chain import files_end_at
 
 
 def test_a_model_rebuilt_from_its_file_alone_gives_the_same_bits(path, model, x):
@@ -82,6 +87,86 @@ def test_a_missing_file_and_a_missing_key_are_named(path):
         load_checkpoint(path)
 
 
+def test_one_flipped_bit_in_a_tensor_is_refused_by_the_tensors_name(path):
+    whole, state = path.read_bytes(), torch.load(path, weights_only=True)
+    tensors = [
+        (f"{part}.{name}", tensor)
+        for part in ("encoder_state_dict", "decoder_state_dict")
+        for name, tensor in state[part].items()
+    ]
+    for name, tensor in tensors:
+        content = tensor.numpy().tobytes()
+        if whole.count(content) > 1:
+            continue  # zeros or ones, as in another tensor
+        damaged = bytearray(whole)
+        damaged[whole.index(content)] ^= 1  # the last bit of the first number's mantissa
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=rf"best_model\.pt: {name}: damaged"):
+            load_checkpoint(path)
+
+
+def test_one_flipped_bit_anywhere_never_loads_anything_else(path, checkpoint):
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    pickled = range(whole.index(b"data.pkl"), whole.index(b".format_version"))
+    places = [*random.integers(0, len(whole), 12), *random.choice(pickled, 12), *range(-22, 0, 4)]
+    refused = 0
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = vars(load_checkpoint(path))
+        except CheckpointError:
+            refused += 1
+            continue
+        for name, value in vars(checkpoint).items():
+            if name in ("encoder", "decoder"):
+                assert value.keys() == loaded[name].keys()
+                assert all(torch.equal(tensor, loaded[name][key]) for key, tensor in value.items())
+            else:
+                assert value == loaded[name]
+    assert refused > len(places) / 2
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor([1.0, float("nan")]), "holds NaN or infinity"),
+        (torch.tensor([1.0, -float("inf")]), "holds NaN or infinity"),
+        (torch.zeros(8, dtype=torch.float64), "float32, got torch.float64"),
+        (torch.zeros(8, dtype=torch.bfloat16), "float32, got torch.bfloat16"),
+        (torch.zeros(1).expand(8), "another layout"),
+        (torch.zeros(8).to_sparse(), "another layout"),
+        ([0.0] * 8, "expected a tensor, got list"),
+        (None, "expected a tensor, got NoneType"),
+    ],
+)
+def test_what_is_no_sound_tensor_is_refused_by_name(path, value, message):
+    content = torch.load(path, weights_only=True)
+    content["encoder_state_dict"]["mask_token"] = value
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=rf"encoder_state_dict\.mask_token: .*{message}"):
+        load_checkpoint(path)
+
+
+def test_the_optimizers_tensors_are_judged_too(path, checkpoint):
+    moments = {"state": {3: {"exp_avg": torch.tensor([float("nan")])}}}
+    save_checkpoint(path, replace(checkpoint, optimizer=moments))
+    with pytest.raises(CheckpointError, match=r"optimizer_state_dict\.state\.3\.exp_avg: holds NaN"):
+        load_checkpoint(path)
+
+
+def test_values_beside_the_tensors_have_a_digest_too(path):
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "sfreq": 126.0}, path)
+    with pytest.raises(CheckpointError, match="damaged, the values beside the tensors"):
+        load_checkpoint(path)
+
+
+def test_a_path_may_be_text(path):
+    assert load_checkpoint(str(path)).step == load_checkpoint(path).step
+
+
 def test_no_tensor_may_be_missing_left_over_or_of_another_shape(path):
     for change in (
         lambda state: state.pop("mask_token"),
@@ -94,15 +179,16 @@ def test_no_tensor_may_be_missing_left_over_or_of_another_shape(path):
             loaded.build()
 
 
-def test_a_failing_write_leaves_the_old_file_whole_and_nothing_beside_it(path, checkpoint, monkeypatch):
+def test_on_a_disk_that_is_full_at_any_byte_the_systems_own_error_arrives_and_the_old_file_stays(
+    path, checkpoint
+):
     before = path.read_bytes()
-
-    def half(content, file):
-        file.write(before[:1000])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="No space left"):
+    for size in [*range(0, len(before), len(before) // 30), len(before) - 1]:
+        with files_end_at(size), pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as raised:
+            save_checkpoint(path, checkpoint)
+        assert raised.value.errno == errno.EFBIG
+        assert raised.value.filename == str(path)
+        assert path.read_bytes() == before
+        assert [p.name for p in path.parent.iterdir()] == ["best_model.pt"]
+    with files_end_at(len(before)):
         save_checkpoint(path, checkpoint)
-    assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == ["best_model.pt"]

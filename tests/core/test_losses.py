@@ -13,6 +13,7 @@ from biofound.core.losses import (
     msm_loss,
     stft_loss,
 )
+from biofound.errors import SettingsError
 
 BANDS = [(0.5, 8.0), (0.5, 40.0)]
 
@@ -185,7 +186,7 @@ def test_a_window_that_does_not_fit_and_a_band_without_bins_are_refused():
     x = signals(samples=200)
     with pytest.raises(ValueError, match="256 samples does not fit windows of 200"):
         make_stft()(x, x, torch.ones_like(x, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"no frequency bin between 0\.5 and 1 Hz"):
+    with pytest.raises(SettingsError, match=r"no frequency bin between 0\.5 and 1 Hz"):
         make_stft(bands=[(0.5, 1.0)], lengths=(64,))
 
 

@@ -1,6 +1,8 @@
 """A run that was stopped and resumed is the run that was left alone, bit for bit."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +14,7 @@ from biofound.core.checkpoint import load_checkpoint
 from biofound.core.history import EpochMetrics, Losses, StepMetrics, WriteFailure
 from biofound.core.trainer import LAST, Trainer
 from biofound.errors import CheckpointError, TrainingError
+from tests.chain import files_end_at
 
 from .conftest import validation_probe
 from .small_run import mixed_windows
@@ -194,31 +197,20 @@ def test_metrics_lines_that_are_truncated_or_of_later_steps_are_dropped(make, tm
     assert [step for step, *_ in metrics(tmp_path)] == list(range(1, 10))
 
 
-@pytest.fixture
-def full_disk(monkeypatch):
-    """A disk that is full once `full_disk.append(...)` was called, for checkpoints only."""
-    full = []
-    save = torch.save
-
-    def refuse(content, file):
-        if full:
-            file.write(b"half a checkpoint")
-            raise OSError(28, "No space left on device")
-        save(content, file)
-
-    monkeypatch.setattr(torch, "save", refuse)
-    return full
+ROOM = 20_000
+"""Bytes that a history or metrics need at most, and a checkpoint more than."""
 
 
-def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, tmp_path, full_disk):
+def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, tmp_path):
     trainer = make(tmp_path)
-    with pytest.raises(TrainingError, match=r"last_model\.pt|best_model\.pt: No space left"):
-        for event in trainer.fit():
-            if isinstance(event, EpochMetrics):
-                full_disk.append(True)
+    events = trainer.fit()
+    while not isinstance(next(events), EpochMetrics):
+        pass
+    message = rf"(last_model|best_model)\.pt: {os.strerror(errno.EFBIG)}; .* --on-write-error continue"
+    with files_end_at(ROOM), pytest.raises(TrainingError, match=message):
+        list(events)
     assert load_checkpoint(tmp_path / LAST).epoch == 1
     assert not list(tmp_path.glob(".*"))
-    full_disk.clear()
     second = resumed(make(tmp_path))
     list(second.fit())
     reference = make(tmp_path / "reference")
@@ -226,16 +218,27 @@ def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, t
     assert_same_run(second, reference)
 
 
-def test_on_a_full_disk_the_run_goes_on_when_told_to_and_says_so(make, tmp_path, full_disk):
+@pytest.mark.parametrize("room", [0, 100, 1000, ROOM])
+def test_on_a_full_disk_the_run_goes_on_when_told_to_and_says_so(make, tmp_path, room):
     trainer = make(tmp_path, on_write_error="continue")
-    failures = []
-    for event in trainer.fit():
-        if isinstance(event, EpochMetrics):
-            full_disk[:] = [True] if event.epoch < 3 else []
-        if isinstance(event, WriteFailure):
-            failures.append(event)
-    assert failures
-    assert failures[0].error == "No space left on device"
-    assert trainer.step == 9
+    events = trainer.fit()
+    while not isinstance(next(events), EpochMetrics):
+        pass
+    with files_end_at(room):
+        failures = []
+        for event in events:
+            if isinstance(event, WriteFailure):
+                failures.append(event)
+            if isinstance(event, EpochMetrics) and event.epoch == 2:
+                break
+    assert {failure.error for failure in failures} == {os.strerror(errno.EFBIG)}
+    assert {str(tmp_path / name) for name in (LAST, "checkpoint_epoch_2.pt")} <= {
+        failure.path for failure in failures
+    }
     assert load_checkpoint(tmp_path / LAST).epoch == 1
+    list(events)  # there is room again
+    assert trainer.step == 9
+    assert load_checkpoint(tmp_path / LAST).epoch == 3
     assert not list(tmp_path.glob(".*"))
+    steps = [step for step, *_ in metrics(tmp_path)]  # whole lines only
+    assert steps[:3] + steps[-3:] == [1, 2, 3, 7, 8, 9]

@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +234,13 @@ def test_a_channel_of_gaps_only_stops_the_run_instead_of_scoring_0(make, windows
     trainer = make(**{part: empty})
     with pytest.raises(TrainingError, match="has a real sample of ECG where the mask hides it"):
         list(trainer.fit())
+
+
+def test_rates_are_0_where_the_clock_stands_still(make_trainer, monkeypatch):
+    for clock in ("perf_counter", "monotonic", "time"):
+        monkeypatch.setattr(time, clock, lambda: 7.0)
+    trainer = make_trainer(epochs=1)
+    steps = [event for event in trainer.fit() if isinstance(event, StepMetrics)]
+    assert {(step.windows_per_second, step.data_wait) for step in steps} == {(0.0, 0.0)}
+    history = trainer.history()
+    assert history["seconds"] == history["windows_per_second"] == [0.0]

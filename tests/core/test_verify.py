@@ -12,8 +12,11 @@ from biofound.core.checkpoint import Checkpoint
 from biofound.core.embedding import ConvolutionalEmbedding
 from biofound.core.masking import Stream
 from biofound.core.models import ModelConfig, build_model
+from biofound.core.verify import probe_windows
 from biofound.data import stream
 from biofound.settings import PretrainSettings
+
+from .conftest import DATA, SMALL, TRAINING, MemoryWindows
 
 
 @pytest.fixture
@@ -21,11 +24,28 @@ def target(model, data, train_config, windows):
     return verify.VerificationTarget(model=model, data=data, config=train_config, windows=windows)
 
 
-@pytest.fixture
-def with_checkpoint(target, make_trainer, windows, tmp_path):
-    run = make_trainer(tmp_path, val=windows, epochs=1, model_seed=target.config.seed)
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """The checkpoint of a run of 16 steps, after which the validation windows are known by heart."""
+    windows = probe_windows(windows=12, channels=2, samples=250, sfreq=125.0, seed=0)
+    changes = {"epochs": 1, "warmup_epochs": 0, "batch_size": 24, "lr": 0.03, "random_crop": False}
+    run = trainer.Trainer(
+        model=build_model(ModelConfig(channels=("PPG", "ECG"), dropout=0.0, **SMALL), seed=TRAINING.seed),
+        train=MemoryWindows(np.tile(windows, (32, 1, 1))),
+        val=MemoryWindows(windows),
+        data=DATA,
+        config=replace(TRAINING, **changes),
+        settings={},
+        output_dir=tmp_path_factory.mktemp("learned"),
+        device=torch.device("cpu"),
+    )
     list(run.fit())
-    return replace(target, model=run.checkpoint().build(), checkpoint=run.checkpoint())
+    return run.checkpoint()
+
+
+@pytest.fixture
+def with_checkpoint(target, learned):
+    return replace(target, model=learned.build(), checkpoint=learned)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +61,7 @@ def outcome(target, name):
 def test_every_check_passes_on_a_sound_model_and_says_what_it_measured(target):
     checks = list(verify.verify(target))
     assert [c.name for c in checks if not c.passed] == []
-    assert len(checks) == len(verify.CHECKS) - 2
+    assert len(checks) == len(verify.CHECKS) - len(verify.OF_CHECKPOINTS)
     assert all(any(character.isdigit() for character in c.measured) for c in checks)
 
 
@@ -75,7 +95,7 @@ def test_the_default_recipe_passes(data):
         model=build_model(recipe.fill(ModelConfig), seed=0),
         data=data,
         config=recipe.fill(trainer.TrainConfig, precision="fp32"),
-        windows=verify.probe_windows(windows=8, channels=2, samples=1250, sfreq=125.0, seed=0),
+        windows=probe_windows(windows=8, channels=2, samples=1250, sfreq=125.0, seed=0),
     )
     assert [c for c in verify.verify(target) if not c.passed] == []
 
@@ -492,8 +512,9 @@ def test_hidden_samples_that_only_the_convolutions_read_are_noticed(target, conf
 
 def test_every_check_has_a_test_that_breaks_it():
     mark = test_a_check_fails_when_its_property_is_broken.pytestmark[0]
-    elsewhere = {"imports", "checkpoint is complete", "checkpoint learned"}
-    assert {name for name, _ in mark.args[1]} | elsewhere == set(verify.CHECKS)
+    elsewhere = {verify.imports, *verify.OF_CHECKPOINTS}
+    broken = {name for name, _ in mark.args[1]}
+    assert broken == {name for name, check in verify.CHECKS.items() if check not in elsewhere}
 
 
 def test_a_stand_in_for_granite_is_noticed(target):
@@ -536,6 +557,26 @@ def test_a_checkpoint_that_never_learned_is_noticed(with_checkpoint, train_confi
     broken = {name: tensor * float("nan") for name, tensor in whole.encoder.items()}
     damaged = Checkpoint(**{**vars(whole), "encoder": broken})
     assert not outcome(replace(with_checkpoint, checkpoint=damaged), "checkpoint learned").passed
+
+
+def test_a_checkpoint_no_better_than_a_constant_guess_in_one_channel_fails(with_checkpoint):
+    name, whole = "better than a constant guess", with_checkpoint.checkpoint
+    val, guess = whole.metrics["val"]["msm_by_channel"], whole.metrics["monitor"]["constant_guess_msm"]
+    check = outcome(with_checkpoint, name)
+    assert check.passed
+    assert f"PPG {val['PPG']:.3f} (constant guess {guess['PPG']:.3f})" in check.measured
+
+    def with_msm(**msm):
+        metrics = {**whole.metrics, "val": {**whole.metrics["val"], "msm_by_channel": {**val, **msm}}}
+        return outcome(replace(with_checkpoint, checkpoint=replace(whole, metrics=metrics)), name)
+
+    assert with_msm(ECG=guess["ECG"] - 1e-6).passed
+    for worse in (guess["ECG"], 2 * guess["ECG"], float("nan")):
+        check = with_msm(ECG=worse)
+        assert not check.passed
+        assert "; ECG no better" in check.measured
+    unvalidated = replace(with_checkpoint, checkpoint=replace(whole, metrics={}))
+    assert outcome(unvalidated, name).measured.startswith("does not apply")
 
 
 def test_crops_that_the_settings_turn_off_are_noticed(target, monkeypatch):

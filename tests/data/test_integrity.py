@@ -9,7 +9,7 @@ import pytest
 
 from biofound.data.integrity import QUANTILES, check_store, inspect_store, splits_in
 from biofound.data.npz import write_npz
-from biofound.data.store import IndexedCase, StoreHeader, fingerprint_of, total
+from biofound.data.store import IndexedCase, StoreHeader, fingerprint_of, sum_counts, total
 from biofound.errors import DataError
 from biofound.files import sha256_of
 from tests.data.cohort import build, building, cohort, entries_of
@@ -99,6 +99,17 @@ def in_arrays(**functions):
     return lambda data_dir: change_arrays(data_dir, **functions)
 
 
+def rejected_in_both(**changes):
+    """Let the sidecars say this of rejected windows, and the index their sum."""
+
+    def damage(data_dir):
+        for name in (FIRST, SECOND):
+            change(data_dir / "train" / f"{name}.json", rejected=changes)
+        change(data_dir / "train" / "index.json", rejected=sum_counts([changes, changes]))
+
+    return damage
+
+
 FIRST, SECOND = "syn0001_1", "syn0002_1"
 
 
@@ -117,6 +128,10 @@ FIRST, SECOND = "syn0001_1", "syn0002_1"
         (in_sidecar(FIRST, hours=9.0), "counts", FIRST),
         (in_index(dropped={}), "counts", "dropped of the index"),
         (in_index(rejected={}), "counts", "rejected of the index"),
+        (rejected_in_both(PPG={"flat": 13}, ECG={}), "counts", FIRST),
+        (rejected_in_both(PPG={}, ECG={}), "counts", "does not add up: syn"),
+        (in_index(failed_cases=[SECOND]), "sidecars", SECOND),
+        (in_index(source={"name": "wfdb"}, synthetic=False), "sidecars", FIRST),
         (in_index(fingerprint="0" * 64), "fingerprint", "0" * 12),
         (in_arrays(x=lambda x: x.astype(np.float32)), "shapes", FIRST),
         (in_arrays(quality=lambda q: q.astype(np.float64)), "shapes", FIRST),
