@@ -7,6 +7,7 @@ windows join without a seam (same units, none normalised on its own). NaN sample
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -168,7 +169,17 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     compressed = member_names(path)
     plain = [name for name, is_compressed in compressed.items() if not is_compressed]
     mapped = map_members(path, find_members(path, plain))
-    return mapped | unpack_members(path, compressed.keys() - mapped.keys())
+    arrays = mapped | unpack_members(path, compressed.keys() - mapped.keys())
+    for name, array in arrays.items():
+        if array.dtype.kind == "U" and _code_points(array).max(initial=0) > sys.maxunicode:
+            raise DataError(f"{path}: `{name}` should be text, and holds what is none: the file is damaged")
+    return arrays
+
+
+def _code_points(text: NDArray[Any]) -> NDArray[np.uint32]:
+    """The characters of an array of text as numbers, which numpy does not check."""
+    native = text.dtype.newbyteorder("=")
+    return np.ascontiguousarray(text, native).reshape(-1).view(np.uint32)
 
 
 def _channel_names(arrays: dict[str, NDArray[Any]]) -> tuple[str, ...]:

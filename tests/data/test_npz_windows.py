@@ -104,6 +104,7 @@ def test_a_file_that_does_not_say_its_rate_needs_somebody_who_does(tmp_path):
         ({"x": X, "sfreq": np.nan}, "above 0"),
         ({"x": X, "sfreq": [125.0, 250.0]}, "one number"),
         ({"x": X, "subjects": ["a", "b"]}, r"`subjects` must have shape \(6,\)"),
+        ({"x": X, "subjects": np.full(6, 2**21, np.uint32).view("U1")}, "`subjects` should be text"),
         ({"x": X, "quality": np.ones(6)}, r"`quality` must have shape \(6, 2\)"),
         ({"x": X, "start_s": np.full(6, np.nan)}, "`start_s` must hold finite numbers"),
     ],

@@ -88,8 +88,12 @@ class Attacks:
         self._files = sorted(
             path.relative_to(self._whole) for path in self._whole.rglob("*") if path.is_file()
         )
+        self.original = self.read_whole()
+
+    def read_whole(self) -> dict[str, str]:
+        """What the whole files are read as, flattened."""
         self._copy_whole()
-        self._original = flatten(surface.read(self._work))
+        return flatten(self.surface.read(self._work))
 
     def _copy_whole(self) -> None:
         shutil.rmtree(self._work, ignore_errors=True)
@@ -132,9 +136,7 @@ class Attacks:
                 kind=kind, what=f"{type(error).__name__}, {_place_of(error)}", details=f"{how}\n{text}"
             )
         else:
-            changed = sorted(
-                k for k in found.keys() | self._original if found.get(k) != self._original.get(k)
-            )
+            changed = sorted(k for k in found.keys() | self.original if found.get(k) != self.original.get(k))
             kind = "unchanged" if not changed else "silent" if guarded else "different"
             details = f"{how}\nread differently: {', '.join(changed[:8])}"
             outcome = Outcome(

@@ -184,7 +184,7 @@ def read_store(directory: Path) -> object:
         assert isinstance(windows, StoreWindows)
         found.append((_samples(windows), windows.index, windows.segments()))
         found.append(inspect_store(directory / split))
-        random_windows(directory / split, count=2, seed=0)
+        found.append(random_windows(windows, count=2, seed=0))
     failed = [check.name for check in check_store(directory) if not check.passed]
     if failed:
         raise VerificationError(", ".join(failed))

@@ -94,6 +94,12 @@ def test_seed_and_index_repeat_an_attack_and_others_differ(tmp_path):
     assert damaged("a3", 0, 5) != damaged("b3", 1, 5)
 
 
+@pytest.mark.parametrize("name", SURFACES)
+def test_every_surface_reads_its_own_whole_files_and_reads_them_alike(name, tmp_path, same_threads):
+    attacks = Attacks(SURFACES[name], tmp_path, seed=0, limits=Limits())
+    assert attacks.read_whole() == attacks.original
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SURFACES)
 def test_a_minute_of_damaged_files_finds_nothing(name):
