@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -79,10 +80,14 @@ class Checkpoint:
         """The model itself, with these weights, in eval mode.
 
         Raises:
-            CheckpointError: when a tensor is missing, left over or of another shape.
+            CheckpointError: when a tensor is missing, left over or of another shape, or no such model can be.
         """
-        with torch.random.fork_rng(devices=[]):
-            model = PretrainingModel(self.model)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = PretrainingModel(self.model)
+        except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            reason = shorten(str(error), 200)
+            raise CheckpointError(f"the model that it describes cannot be made: {reason}") from error
         for module, state in ((model.encoder, self.encoder), (model.decoder, self.decoder)):
             _load_exactly(module, state)
         return model.eval()
@@ -121,11 +126,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "inflated_from": checkpoint.inflated_from,
         "versions": checkpoint.versions,
     }
-    content["tensor_sha256"] = {name: _sha256_of_tensor(tensor) for name, tensor in _leaves(content)}
-    content["values_sha256"] = _sha256_of_values(content)
+    content = with_digests(content)
     buffer = BytesIO()  # torch.save into a file makes a RuntimeError of what the disk says
     torch.save(content, buffer)
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def with_digests(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint's file, with the digests of all that it holds now."""
+    digests = {name: _sha256_of_tensor(tensor) for name, tensor in _leaves(content)}
+    whole = {**content, "tensor_sha256": digests}
+    return {**whole, "values_sha256": _sha256_of_values(whole)}
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

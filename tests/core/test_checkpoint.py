@@ -156,6 +156,11 @@ def test_the_optimizers_tensors_are_judged_too(path, checkpoint):
         load_checkpoint(path)
 
 
+def test_a_model_that_cannot_be_made_is_refused(checkpoint):
+    with pytest.raises(CheckpointError, match="the model that it describes cannot be made"):
+        replace(checkpoint, model=replace(checkpoint.model, d_model=10**30)).build()
+
+
 def test_values_beside_the_tensors_have_a_digest_too(path):
     content = torch.load(path, weights_only=True)
     torch.save({**content, "sfreq": 126.0}, path)

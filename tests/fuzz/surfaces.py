@@ -84,8 +84,10 @@ def read_checkpoint(directory: Path) -> object:
 
 
 def change_a_value(content: bytes, random: Random) -> bytes:
-    """Replace or drop one value of a checkpoint, wherever it stands, and write the file whole."""
+    """Replace or drop one value of a checkpoint, wherever it stands, and make the digests fit again."""
     import torch
+
+    from biofound.core.checkpoint import with_digests
 
     odd: list[object] = [
         None,
@@ -116,6 +118,10 @@ def change_a_value(content: bytes, random: Random) -> bytes:
         del inner[key]
     else:
         inner[key] = random.choice(odd)
+    with contextlib.suppress(
+        RuntimeError, MemoryError
+    ):  # a tensor that is sparse, or a number repeated without end
+        whole = with_digests(whole)
     out = io.BytesIO()
     torch.save(whole, out)
     return out.getvalue()

@@ -373,7 +373,7 @@ MUTANTS = (
     Mutant(
         "a resumed run forgets the sums of its epoch",
         f"{CORE}/trainer.py",
-        'self._epoch_sums = LossSums(checkpoint.resume["epoch_sums"].to(self.device))',
+        "self._epoch_sums = LossSums(sums)",
         "self._epoch_sums = self._no_sums()",
         f"{T_CORE}/test_resume.py::test_stopped_after_any_step_and_resumed_it_is_the_same_run",
     ),
@@ -397,6 +397,27 @@ MUTANTS = (
         "if found != FORMAT_VERSION:",
         "if False:",
         f"{T_CORE}/test_checkpoint.py::test_a_future_format_is_refused_by_number",
+    ),
+    Mutant(
+        "a damaged tensor is loaded without a word",
+        f"{CORE}/checkpoint.py",
+        "if _sha256_of_tensor(tensor) != digests[name]:",
+        "if False:",
+        f"{T_CORE}/test_checkpoint.py::test_one_flipped_bit_in_a_tensor_is_refused_by_the_tensors_name",
+    ),
+    Mutant(
+        "a model that is worse than a constant guess passes",
+        f"{CORE}/verify.py",
+        "if not found[name] < guessed[name]]",
+        "if found[name] > 10]",
+        f"{T_CORE}/test_verify.py::test_a_checkpoint_no_better_than_a_constant_guess_in_one_channel_fails",
+    ),
+    Mutant(
+        "two runs write into one directory",
+        "biofound/files.py",
+        "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "tests/test_files.py::test_a_directory_is_held_by_one_and_the_other_is_told_by_whom",
     ),
     # ------------------------------------------------------------ several processes
     Mutant(
