@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class ExactSteps(Trainer):
         self.epoch += 1
         yield from ()
 
-    def _write(self, name: str, write: Callable[..., None]) -> Iterator[WriteFailure]:
+    def write(self, name: str, write: Callable[[Path], object]) -> Iterator[WriteFailure]:
         yield from ()
 
 
