@@ -171,8 +171,8 @@ def _embed_recordings(
             progress.advance(text=f"{counts.windows} windows")
     if not counts.windows:
         raise DataError(
-            f"no window of {len(cases)} recordings was kept, and {len(counts.failed)} failed; --no-gate keeps "
-            "windows of bad quality, and `biofound windows` says what is wrong with them"
+            f"no window of {len(cases)} recordings was kept, and {len(counts.failed)} failed; "
+            "`biofound windows` says what is wrong with them, --no-gate keeps windows of bad quality"
         )
 
 
