@@ -172,7 +172,7 @@ def read_vectors_header(path: Path) -> VectorsHeader:
         else:
             said = map_members(path, find_members(path, [HEADER_KEY]))[HEADER_KEY].item()
         return VectorsHeader.model_validate_json(said)
-    except (OSError, KeyError, ValueError) as error:  # Arrow's and pydantic's errors are ValueErrors
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:  # pydantic's are ValueErrors
         raise DataError(f"{path}: no vector file that `biofound embed` wrote") from error
 
 
