@@ -118,7 +118,7 @@ def _embed_windows(embedder: WindowEmbedder, parts: Sequence[Windows]) -> Iterat
 def _with_tracks(
     settings: EmbedSettings, channels: Sequence[Channel], table: ResolvedChannels
 ) -> list[Channel]:
-    """The checkpoint's channels, with the tracks of the channel table.
+    """The channels of the table, with the filters, units and quality thresholds of the checkpoint's.
 
     Raises:
         SettingsError: when a table of the user's own lacks a channel, or has another filter or unit.
@@ -131,7 +131,10 @@ def _with_tracks(
                     f"{table.origin}: the {what} of {ours.name} is {other}, but {settings.checkpoint} was "
                     f"trained on windows with {own}; give the table that these were built with"
                 )
-    return [replace(ours, tracks=theirs.tracks) for ours, theirs in zip(channels, named, strict=True)]
+    return [
+        replace(theirs, band=ours.band, unit=ours.unit, quality_threshold=ours.quality_threshold)
+        for ours, theirs in zip(channels, named, strict=True)
+    ]
 
 
 def _embed_recordings(

@@ -24,7 +24,7 @@ from biofound.errors import CheckpointError
 from biofound.files import require_checkpoint_file, write_atomically
 
 KIND = "biofound-checkpoint"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True)
