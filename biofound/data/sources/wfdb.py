@@ -8,7 +8,6 @@ samples whose sum is not the header's checksum.
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,9 +31,9 @@ from biofound.data.sources import (
     list_recordings,
     survey_recordings,
 )
-from biofound.data.sources.subjects import find_subjects
+from biofound.data.sources.subjects import compile_subject_pattern, find_subjects
 from biofound.data.sources.units import conversion
-from biofound.errors import DataError, SettingsError
+from biofound.errors import DataError
 from biofound.files import path_from_text, path_to_text, printable_name, sha256_of
 
 SUBJECT_PATTERN = r"mimic2wdb/matched/(s\d+)"
@@ -572,16 +571,3 @@ def _comments_of(header: Path) -> list[str]:
 
 def _lines_of(header: Path) -> list[str]:
     return header.read_text(encoding="ascii", errors="ignore").splitlines()
-
-
-def compile_subject_pattern(pattern: str) -> re.Pattern[str]:
-    """Compile a regular expression with a group; SettingsError where it is none."""
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise SettingsError(f"subject_pattern {pattern!r} is not a regular expression: {error}") from error
-    if compiled.groups < 1:
-        raise SettingsError(
-            f"subject_pattern {pattern!r}: expected a group, (...), around the subject; it has none"
-        )
-    return compiled
