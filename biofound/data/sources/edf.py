@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
-from biofound.data.sources import ListedTrack, Recording, Signal
+from biofound.data.sources import AbsentChannelError, ListedTrack, Recording, Signal, present_channels
 from biofound.data.sources.packets import align_packets
 from biofound.data.sources.recording_files import FilesSource
 from biofound.data.sources.units import conversion
@@ -59,17 +59,18 @@ class EdfSource(FilesSource):
         header = _read_header(path, what)
         starts = _record_starts(header, f"{what}: {path}")
         labels = [signal.label for signal in header.signals]
-        signals = {}
-        for channel in channels:
+
+        def signal_of(channel: Channel) -> Signal:
             of_channel = f"{what}, channel {channel.name}"
             label = self.find_track(channel, labels, what=of_channel)
             if label is None:
-                raise DataError(
+                raise AbsentChannelError(
                     f"{of_channel}: expected a signal named {' or '.join(channel.tracks)}; {path} has "
                     f"{', '.join(labels) or 'none'}. Name it in the channel's tracks."
                 )
-            signals[channel.name] = _signal(header.signals[labels.index(label)], starts, channel, of_channel)
-        return Recording(case_id=case_id, signals=signals)
+            return _signal(header.signals[labels.index(label)], starts, channel, of_channel)
+
+        return Recording(case_id=case_id, signals=present_channels(channels, signal_of))
 
 
 def _edfio() -> Any:

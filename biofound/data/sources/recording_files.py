@@ -16,6 +16,7 @@ from biofound.data.sources import (
     Survey,
     TrackList,
     list_recordings,
+    missing_channels,
     survey_recordings,
 )
 from biofound.data.sources.subjects import compile_subject_pattern, find_subjects
@@ -112,7 +113,7 @@ class FilesSource(Source):
                 channel.name: self.find_track(channel, listed, what=f"case {case_id}, channel {channel.name}")
                 for channel in channels
             }
-            lacking = tuple(name for name, track in found.items() if track is None)
+            lacking = missing_channels(channels, lambda channel: found[channel.name] is not None)
             seconds = [listed[track].duration_s for track in found.values() if track is not None]
             known = [duration for duration in seconds if duration is not None]
             return lacking or Case(

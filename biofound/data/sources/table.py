@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
-from biofound.data.sources import ListedTrack, Recording, Signal
+from biofound.data.sources import AbsentChannelError, ListedTrack, Recording, Signal, present_channels
 from biofound.data.sources.packets import align_packets, check_rate, find_rate
 from biofound.data.sources.recording_files import FilesSource
 from biofound.data.sources.registry import TimeUnit
@@ -23,7 +23,7 @@ TIME_COLUMNS = ("time", "timestamp", "t", "seconds")
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 """Length in seconds of the units that times given as numbers may have."""
 
-ROWS_LISTED = 50_000
+ROWS_LISTED = 10_000
 """Rows from which the rate is taken when recordings are listed."""
 
 _MOST_SEAMS = 0.04  # of the times may not continue the one before
@@ -133,33 +133,44 @@ class TableSource(FilesSource):
         table = open_table(self.path_of(case_id), what=what)
         time = self._time_of(table)
         by_track = {table.track(name): name for name in self._tracks_of(table, time)}
-        columns: dict[str, str] = {}
-        for channel in channels:
+
+        def column_of(channel: Channel) -> str:
             track = self.find_track(channel, by_track, what=f"{what}, channel {channel.name}")
             if track is None:
-                raise DataError(
+                raise AbsentChannelError(
                     f"{what}, channel {channel.name}: expected a column named {' or '.join(channel.tracks)}; "
                     f"{table.path} has {', '.join(by_track) or 'none'}. Name it in the channel's tracks."
                 )
-            columns[channel.name] = by_track[track]
+            return by_track[track]
+
+        columns = present_channels(channels, column_of)
         wanted = list(dict.fromkeys(columns.values()))
         read = table.read([*wanted, *([time] if time else [])], time=time)
-        for channel in channels:
-            if not np.isfinite(read[columns[channel.name]]).any():
-                raise DataError(
-                    f"{what}, channel {channel.name}: {table.path}: column {columns[channel.name]} holds no "
-                    "value. Leave the file out."
+
+        def filled(channel: Channel) -> str:
+            column = columns[channel.name]
+            if not np.isfinite(read[column]).any():
+                raise AbsentChannelError(
+                    f"{what}, channel {channel.name}: {table.path}: column {column} holds no value. Leave "
+                    "the file out."
                 )
+            return column
+
+        there = [channel for channel in channels if channel.name in columns]
+        held = present_channels(there, filled)
+        wanted = list(dict.fromkeys(held.values()))
         if time is None:
             signals = {name: self._untimed(table, name, read[name]) for name in wanted}
             _check_durations(signals, table)
         else:
             stamps = self._seconds(read.pop(time), table, time)
-            signals = self._timed(table, read, stamps)
+            signals = self._timed(table, {name: read[name] for name in wanted}, stamps)
         return Recording(
             case_id=case_id,
             signals={
-                channel.name: _in_unit(signals[columns[channel.name]], channel, table) for channel in channels
+                channel.name: _in_unit(signals[held[channel.name]], channel, table)
+                for channel in channels
+                if channel.name in held
             },
         )
 
@@ -300,7 +311,9 @@ def _found_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], *, what:
     usual = float(f"{np.median(counts[:-1] / np.diff(starts)):.6g}")
     found = find_rate(starts, counts, sfreq=usual)
     rounded = float(f"{found:.4g}")
-    return rounded if find_rate(starts, counts, sfreq=rounded) == rounded else found
+    if rounded != found and find_rate(starts, counts, sfreq=rounded) == rounded:
+        return rounded
+    return found
 
 
 def _required(table: Table, column: str, setting: str) -> str:

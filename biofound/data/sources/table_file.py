@@ -74,7 +74,7 @@ class Table(ABC):
         Args:
             columns: names, `time` included.
             time: the column of times: numbers as they are, time stamps in seconds since 1970 in UTC.
-            rows: read no more than about so many of the first rows.
+            rows: read no more than so many of the first rows.
 
         Raises:
             DataError: a cell is no number or time, or the file is damaged.
@@ -158,7 +158,7 @@ class _ArrowTable(Table):
                 break
         kinds = {name: np.float64 if name == time else np.float32 for name in columns}
         return {
-            name: np.concatenate(arrays) if arrays else np.empty(0, kinds[name])
+            name: np.concatenate(arrays)[:rows] if arrays else np.empty(0, kinds[name])
             for name, arrays in pieces.items()
         }
 

@@ -28,6 +28,7 @@ from biofound.data.sources import (
     Source,
     Survey,
     TrackList,
+    missing_channels,
     survey_recordings,
 )
 from biofound.data.sources.download import GZIP_MAGIC, fetch
@@ -357,12 +358,13 @@ class VitalFilesSource(FilesSource):
 
 
 def _lacking(channels: Sequence[Channel], tracks: Sequence[str], case_id: str) -> tuple[str, ...]:
-    """The channels none of whose tracks are there."""
-    return tuple(
-        channel.name
-        for channel in channels
-        if find_track(channel.tracks, tracks, what=f"case {case_id}, channel {channel.name}") is None
-    )
+    """The channels that a case would need to have a track of."""
+
+    def has(channel: Channel) -> bool:
+        what = f"case {case_id}, channel {channel.name}"
+        return find_track(channel.tracks, tracks, what=what) is not None
+
+    return missing_channels(channels, has)
 
 
 def _tracks_of(channels: Sequence[Channel]) -> str:
