@@ -13,32 +13,42 @@ from biofound.data.sources.registry import (
     MIN_MINUTES,
     CaseSet,
     SourceName,
+    TimeUnit,
 )
-from biofound.data.sources.wfdb import compile_subject_pattern
+from biofound.data.sources.subjects import compile_subject_pattern
 from biofound.errors import SettingsError
 from biofound.settings.base import VITALDB_URL, VITALDB_URL_HELP, Conflict, Derived, Settings, setting
 from biofound.settings.channels import CHANNELS_YAML_HELP, Section
 
+_FILES = ("wfdb", "vital", "table", "edf")
 _ONLY_FOR = {
-    "root": ("wfdb", "vital"),
+    "root": _FILES,
     "case_set": ("vitaldb",),
     "subjects": ("synthetic",),
     "minutes": ("synthetic",),
     "population": ("synthetic",),
-    "subjects_csv": ("wfdb", "vital"),
-    "subject_pattern": ("wfdb",),
-    "record_is_subject": ("wfdb", "vital"),
-    "list_tracks": ("wfdb", "vitaldb", "vital"),
+    "subjects_csv": _FILES,
+    "subject_pattern": _FILES,
+    "subject_column": ("table",),
+    "record_is_subject": _FILES,
+    "sfreq": ("table",),
+    "time_column": ("table",),
+    "time_unit": ("table",),
+    "list_tracks": (*_FILES, "vitaldb"),
     "ignore_checksums": ("wfdb",),
 }
 """Settings that only some sources have, and which."""
+
+_SUBJECT_RULES = ("subjects_csv", "subject_pattern", "subject_column", "record_is_subject")
 
 
 class SourceSettings(Settings):
     """Base of the settings of commands that read recordings."""
 
     source: SourceName | None = setting(None, "Where recordings come from.", panel="Source")
-    root: Path | None = setting(None, "Directory of the recordings (wfdb, vital).", panel="Source")
+    root: Path | None = setting(
+        None, "Directory of the recordings (wfdb, vital, table, edf).", panel="Source"
+    )
     cache_dir: Path = setting(Path("data/vitaldb"), "Directory for downloads (vitaldb).", panel="Source")
     vitaldb_url: str | None = setting(None, VITALDB_URL_HELP, panel="Source", env=VITALDB_URL)
     subjects: int | None = setting(
@@ -56,15 +66,35 @@ class SourceSettings(Settings):
         None, "Whose hearts: rest (the default), icu or exercise (synthetic).", panel="Source"
     )
     subjects_csv: Path | None = setting(
-        None, "CSV with the columns record (vital: file or record) and subject.", panel="Source"
+        None, "CSV with the columns record (or file, except wfdb) and subject.", panel="Source"
     )
     subject_pattern: str | None = setting(
         None,
-        "Regular expression whose first group is the patient, searched in the header comments (wfdb).",
+        "Regular expression whose first group is the patient, searched in the header comments (wfdb) or in "
+        "the file's path below root (vital, table, edf).",
         panel="Source",
     )
+    subject_column: str | None = setting(
+        None, "Column whose one value in a file is the patient (table).", panel="Source"
+    )
     record_is_subject: bool = setting(
-        False, "Treat each record as a different patient (wfdb, vital).", panel="Source"
+        False, "Treat each record as a different patient (wfdb, vital, table, edf).", panel="Source"
+    )
+    sfreq: float | None = setting(
+        None,
+        "Sampling rate of all columns; needed without a column of times (table).",
+        panel="Source",
+        unit="Hz",
+        gt=0,
+        le=100_000,
+    )
+    time_column: str | None = setting(
+        None,
+        "Column of the times of the rows; by default one called time, timestamp, t or seconds (table).",
+        panel="Source",
+    )
+    time_unit: TimeUnit | None = setting(
+        None, "Unit of times that are numbers; s by default (table).", panel="Source"
     )
     ignore_checksums: bool = setting(
         False,
@@ -110,7 +140,7 @@ class SourceSettings(Settings):
                 belongs = " and ".join(_ONLY_FOR[name])
                 message = f"{name} belongs to source {belongs}, not to {self.source}: leave it out"
                 yield Conflict((name, "source"), message)
-        rules = tuple(n for n in given if n in ("subjects_csv", "subject_pattern", "record_is_subject"))
+        rules = tuple(n for n in given if n in _SUBJECT_RULES)
         if len(rules) > 1:
             yield Conflict(rules, f"only one rule can say who the patient is, not {' and '.join(rules)}")
 
@@ -138,7 +168,11 @@ class SourceSettings(Settings):
                 "root": self.root,
                 "subjects_csv": self.subjects_csv,
                 "subject_pattern": self.subject_pattern,
+                "subject_column": self.subject_column,
                 "record_is_subject": self.record_is_subject or None,
+                "sfreq": self.sfreq,
+                "time_column": self.time_column,
+                "time_unit": self.time_unit,
                 "ignore_checksums": self.ignore_checksums or None,
             }
         return {"name": self.source, **{name: value for name, value in given.items() if value is not None}}
