@@ -170,6 +170,24 @@ def test_the_gate_is_the_checkpoints_and_can_be_left_out(checkpoint) -> None:
     np.testing.assert_array_equal(biofound.embed_array(lenient, noise, **known).vectors, everything.vectors)
 
 
+def test_a_channel_that_a_table_lacks_and_need_not_have_is_unobserved(checkpoint, tmp_path) -> None:
+    table = resolve_channels(None, "pretrain")
+    source = SyntheticSource(subjects=3, minutes=0.6, seed=1)
+    ppg = source.read(source.cases(table.channels)[0].case_id, table.channels[:1]).signals["PPG"]
+    recordings, channels, output = tmp_path / "tables", tmp_path / "channels.yaml", tmp_path / "v.npz"
+    recordings.mkdir()
+    np.savez(recordings / "p1.npz", PPG=ppg.samples, sfreq=ppg.sfreq)
+    known = ("--source", "table", "--root", recordings, "--channels-yaml", channels, "--output", output)
+    channels.write_text("pretrain: {PPG: {}, ECG: {}}\n")
+    assert "has PPG, ECG" in run("embed", "--checkpoint", checkpoint, *known).stderr
+    channels.write_text("pretrain: {PPG: {}, ECG: {required: false}}\n")
+    done("embed", "--checkpoint", checkpoint, *known, "--record-is-subject")
+    with np.load(output) as found:
+        assert len(found["vector"]) and np.isfinite(found["vector"]).all()
+        assert np.isfinite(found["quality"][:, 0]).all() and np.isnan(found["quality"][:, 1]).all()
+        assert set(found["case_id"]) == set(found["subject_id"]) == {"p1"}
+
+
 @pytest.mark.parametrize(
     ("shape", "changes", "words"),
     [

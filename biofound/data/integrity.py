@@ -238,9 +238,13 @@ def _check_counts(index: StoreIndex, sidecars: Sequence[Sidecar], expected: Stor
 
 
 def _rejected_fit(sidecar: Sidecar) -> bool:
-    """Whether each dropped window is one that its channel alone rejects, and each rejected one is dropped."""
+    """Whether each dropped window is one that its channel alone rejects, and each rejected one is dropped.
+
+    One that an optional channel rejects may be kept.
+    """
     rejected, dropped = sidecar.rejected, total(sidecar.dropped)
-    return all(sum(row.values()) <= dropped for row in rejected.values()) and all(
+    most = dict.fromkeys(sidecar.optional_channels, sidecar.candidates)
+    return all(sum(row.values()) <= most.get(channel, dropped) for channel, row in rejected.items()) and all(
         count <= rejected.get(channel, {}).get(reason, 0)
         for reason, row in sidecar.dropped.items()
         for channel, count in row.items()
