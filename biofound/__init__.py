@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from biofound.core.checkpoint import load_checkpoint
+    from biofound.core.embed import embed_array
     from biofound.core.inflate import load_pretrained_with_channel_inflate
 
 __version__ = version("biofound")
 
-__all__ = ["__version__", "load_checkpoint", "load_pretrained_with_channel_inflate"]
+__all__ = ["__version__", "embed_array", "load_checkpoint", "load_pretrained_with_channel_inflate"]
 
 _HOMES = {
+    "embed_array": "biofound.core.embed",
     "load_checkpoint": "biofound.core.checkpoint",
     "load_pretrained_with_channel_inflate": "biofound.core.inflate",
 }

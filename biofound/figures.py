@@ -145,7 +145,9 @@ def draw_windows(
         seconds = np.arange(window.samples.shape[1]) / sfreq
         for c, axis in enumerate(row):
             axis.plot(seconds, window.samples[c], color=_SIGNAL, linewidth=0.8)
-            axis.set_title(f"quality {window.quality[c]:.2f}", fontsize=8, loc="right", pad=2)
+            known = np.isfinite(window.quality[c])
+            quality = f"quality {window.quality[c]:.2f}" if known else "missing"
+            axis.set_title(quality, fontsize=8, loc="right", pad=2)
             axis.grid(alpha=0.3)
         title = f"{window.split}: {window.case_id} at {window.start_s:g} s"
         row[0].set_title(title, fontsize=8, loc="left", pad=2)

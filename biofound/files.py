@@ -1,6 +1,7 @@
 """Atomic writes (temporary name, fsync, rename), locked directories, and JSON files of a known kind."""
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -254,9 +255,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sweep_temporary_files(directory: Path) -> int:
-    """Remove what killed runs left of `write_atomically` in `directory`; the number of files removed."""
-    leftovers = list(directory.glob(f".*{TEMPORARY_SUFFIX}")) if directory.is_dir() else []
+def sweep_temporary_files(directory: Path, *, name: str = "") -> int:
+    """Remove what killed runs left of `write_atomically` in `directory`; the number of files removed.
+
+    With `name` only what is left of that file.
+    """
+    pattern = f".{glob.escape(name)}.*{TEMPORARY_SUFFIX}" if name else f".*{TEMPORARY_SUFFIX}"
+    leftovers = list(directory.glob(pattern)) if directory.is_dir() else []
     for path in leftovers:
         path.unlink(missing_ok=True)
     return len(leftovers)

@@ -94,9 +94,14 @@ def test_every_key_of_the_channel_table_changes_its_channel_and_no_other(
     for part in key[:-1]:
         inner = inner[part]
     value = inner[key[-1]]
-    inner[key[-1]] = ["OTHER"] if isinstance(value, list) else "kg" if isinstance(value, str) else value / 2
     if key[-1] == "order":
         inner["order"] = 3
+    elif isinstance(value, bool):
+        inner[key[-1]] = not value
+    else:
+        inner[key[-1]] = (
+            ["OTHER"] if isinstance(value, list) else "kg" if isinstance(value, str) else value / 2
+        )
     path = tmp_path / "channels.yaml"
     path.write_text(yaml.safe_dump(table, sort_keys=False))
     changed = [

@@ -326,7 +326,7 @@ STORES: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = 
         ("filters", "PPG 0.5 to 8 Hz", "PPG 0.1 to 8 Hz"),
     ),
     "patients": (lambda index: index["cases"][0].update(subject_id="SHARED"), ("1 patient", "(SHARED)")),
-    "format": (lambda index: index.update(format_version=9), ("format_version: expected 2, got 9",)),
+    "format": (lambda index: index.update(format_version=9), ("format_version: expected 3, got 9",)),
     "nothing": (lambda index: index.update(cases=[]), ("val holds no window",)),
     "file gone": (lambda index: index["cases"][0].update(file="gone.npz"), ("1 of the 2 files", "gone.npz")),
     "file cut short": (lambda index: None, ("1 of the 2 files in index.json are truncated",)),

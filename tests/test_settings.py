@@ -357,7 +357,7 @@ def test_models_refuse_conflicts_without_a_command_line_too() -> None:
         ({"source": "wfdb", "root": "x", "case_set": "bis"}, ("case_set", "vitaldb", "wfdb")),
         ({"source": "wfdb", "root": "x", "subject_pattern": "("}, ("--subject-pattern: ", "'('")),
         ({"source": "wfdb", "root": "x", "subject_pattern": "a"}, ("--subject-pattern: ", "group")),
-        ({"source": "vital", "root": "x", "subject_pattern": "(a)"}, ("subject_pattern", "wfdb", "vital")),
+        ({"source": "vital", "root": "x", "subject_column": "a"}, ("subject_column", "table", "vital")),
         (
             {"source": "wfdb", "root": "x", "record_is_subject": True, "subjects_csv": "y"},
             ("option --subjects-csv, option --record-is-subject: ",),

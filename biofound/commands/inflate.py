@@ -39,8 +39,7 @@ def execute(invocation: Invocation[InflateSettings], table: ResolvedChannels, pa
         checkpoint,
         inflation,
         path=settings.checkpoint,
-        filters={channel.name: channel.band.as_json() for channel in new},
-        units={channel.name: channel.unit for channel in new},
+        new=new,
     )
     with write_error_context(path, option="--output"):
         save_checkpoint(path, result)

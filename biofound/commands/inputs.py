@@ -11,9 +11,10 @@ from typing import Any
 
 from biofound.data.integrity import splits_in
 from biofound.errors import SettingsError, write_error_context
-from biofound.files import require_checkpoint_file
+from biofound.files import path_to_text, require_checkpoint_file, sha256_of
 from biofound.settings import (
     DEFAULT_STORE,
+    EmbedSettings,
     InflateSettings,
     PretrainSettings,
     ProbeSettings,
@@ -40,6 +41,8 @@ def open_inputs(settings: Settings) -> dict[str, Any]:
             return _pretrain(settings)
         case ProbeSettings():
             return _probe(settings)
+        case EmbedSettings():
+            return _embed(settings)
         case InflateSettings():
             return _inflate(settings)
         case VerifySettings():
@@ -86,6 +89,38 @@ def _probe(settings: ProbeSettings) -> dict[str, Any]:
         require_writable(settings.picture.parent, option="--picture")
     directories = [settings.data_dir, settings.test_data_dir]
     return {"sets": [open_labelled(settings, path) for path in directories if path is not None]}
+
+
+def _embed(settings: EmbedSettings) -> dict[str, Any]:
+    from biofound.data.sources.registry import open_source
+    from biofound.data.vectors import VectorsOrigin, refuse_other_vectors
+    from biofound.data.windows import open_windows
+
+    require_checkpoint_file(settings.checkpoint)
+    if settings.output.is_dir():
+        raise SettingsError(f"--output {settings.output}: this is a directory; name a file")
+    require_writable(settings.output.parent, option="--output")
+    table = resolve_channels(settings.channels_yaml, settings.section)
+    data: dict[str, Any]
+    if settings.data_dir is not None:
+        windows = {split: open_windows(settings.data_dir, split) for split in splits_in(settings.data_dir)}
+        fingerprints = {split: part.fingerprint for split, part in windows.items()}
+        data = {"data_dir": path_to_text(settings.data_dir.absolute()), "fingerprints": fingerprints}
+        opened: dict[str, Any] = {"windows": list(windows.values()), "source": None}
+    else:
+        source = open_source(**settings.source_description())
+        data = {"source": source.describe(), "dataset_version": source.version()}
+        opened = {"windows": None, "source": source}
+    origin = VectorsOrigin(
+        checkpoint=path_to_text(settings.checkpoint.absolute()),
+        checkpoint_sha256=sha256_of(settings.checkpoint),
+        readout=settings.readout,
+        gate=settings.gate,
+        data=data,
+    )
+    if not settings.overwrite:
+        refuse_other_vectors(settings.output, origin)
+    return {**opened, "table": table, "origin": origin}
 
 
 def _inflate(settings: InflateSettings) -> dict[str, Any]:

@@ -13,7 +13,14 @@ from biofound.data.mixture import MixedWindows, Part, changes_by_epoch
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.splits import make_splits, save_splits
 from biofound.data.stream import SyntheticStream
-from biofound.data.windows import StoreWindows, Windows, open_windows, select_channels
+from biofound.data.windows import (
+    Gate,
+    StoreWindows,
+    Windows,
+    gate_of,
+    open_windows,
+    select_channels,
+)
 from biofound.errors import DataError, write_error_context
 from biofound.files import path_from_text, path_to_text
 from biofound.options import ending_on_sigterm
@@ -258,11 +265,18 @@ def describe_data(train: Windows, val: Windows, settings: PretrainSettings) -> "
         channels = resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels)
         filters = {channel.name: channel.band.as_json() for channel in channels}
         units = {channel.name: channel.unit for channel in channels}
+    gate = next((found for part in parts_of(train, name="") if (found := gate_of(part.windows))), None)
+    if gate is None:
+        channels = resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels)
+        thresholds = {channel.name: channel.quality_threshold for channel in channels}
+        gate = Gate(quality_thresholds=thresholds, max_gap_seconds=WindowsSettings().max_gap_seconds)
     parts = train.parts if isinstance(train, MixedWindows) else ()
     return DataDescription(
         sfreq=train.sfreq,
         filters=filters,
         units=units,
+        quality_thresholds=dict(gate.quality_thresholds),
+        max_gap_seconds=gate.max_gap_seconds,
         fingerprint=train.fingerprint,
         synthetic=train.synthetic and val.synthetic,
         subjects=train.subjects,

@@ -105,7 +105,7 @@ def run_probe(settings: ProbeSettings, sets: Sequence[LabelledWindows]) -> Probe
     functions = _load_functions(settings.encoder)
     bench = _bench_of(settings, sets)
     for name, checkpoint in checkpoints.items():
-        check_fit(name, checkpoint, bench.windows)
+        check_fit(name, checkpoint, bench.windows.parts)
     rows = list(_rows(bench, checkpoints, functions))
     outcomes = []
     with console.progress(f"probe of {settings.target}", total=len(rows), unit="rows") as progress:

@@ -225,14 +225,14 @@ def _open_recordings(wanted: LabelRequest, description: Mapping[str, Any]) -> Wf
     return source
 
 
-def check_fit(name: str, checkpoint: "Checkpoint", windows: JoinedWindows) -> None:
+def check_fit(name: str, checkpoint: "Checkpoint", parts: Sequence[Windows]) -> None:
     """Refuse windows that are not of the kind that a checkpoint was trained on.
 
     Raises:
         DataError: when channels, length, rate, filters or units differ.
     """
     model, data = checkpoint.model, checkpoint.data
-    for part in windows.parts:
+    for part in parts:
         absent = [channel for channel in model.channels if channel not in part.channels]
         if absent or (part.sfreq, part.window_samples) != (data.sfreq, model.context_length):
             raise DataError(

@@ -77,6 +77,8 @@ def _default_data(settings: PretrainSettings) -> DataDescription:
         sfreq=WindowsSettings().sfreq,
         filters={channel.name: channel.band.as_json() for channel in channels},
         units={channel.name: channel.unit for channel in channels},
+        quality_thresholds={channel.name: channel.quality_threshold for channel in channels},
+        max_gap_seconds=WindowsSettings().max_gap_seconds,
         fingerprint="",
         synthetic=True,
     )

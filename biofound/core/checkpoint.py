@@ -24,7 +24,7 @@ from biofound.errors import CheckpointError
 from biofound.files import require_checkpoint_file, write_atomically
 
 KIND = "biofound-checkpoint"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,9 @@ class DataDescription:
     """Description of the training data, in plain JSON: enough to condition new recordings alike.
 
     `filters` maps channel name to its pass band (`low_hz`, `high_hz`, `order`), `units` to its physical
-    unit. `fingerprint` identifies the training windows, `subjects` are those in them (sorted; empty where the
-    windows do not say). `synthetic` says that no person was recorded.
+    unit, `quality_thresholds` to the quality (0 to 1) from which on a window was kept; gaps of at most
+    `max_gap_seconds` were bridged. `fingerprint` identifies the training windows, `subjects` are those in
+    them (sorted; empty where the windows do not say). `synthetic` says that no person was recorded.
     `parts` lists what several stores and streams gave: `name`, `windows` an epoch, `synthetic`; it is empty
     for a single store.
     """
@@ -41,6 +42,8 @@ class DataDescription:
     sfreq: float
     filters: dict[str, dict[str, Any]]
     units: dict[str, str]
+    quality_thresholds: dict[str, float]
+    max_gap_seconds: float
     fingerprint: str
     synthetic: bool
     subjects: tuple[str, ...] = ()
@@ -114,6 +117,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "sfreq": checkpoint.data.sfreq,
         "filters": checkpoint.data.filters,
         "units": checkpoint.data.units,
+        "quality_thresholds": checkpoint.data.quality_thresholds,
+        "max_gap_seconds": checkpoint.data.max_gap_seconds,
         "data_fingerprint": checkpoint.data.fingerprint,
         "synthetic": checkpoint.data.synthetic,
         "subjects": list(checkpoint.data.subjects),
@@ -163,6 +168,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
                 sfreq=content["sfreq"],
                 filters=content["filters"],
                 units=content["units"],
+                quality_thresholds=content["quality_thresholds"],
+                max_gap_seconds=content["max_gap_seconds"],
                 fingerprint=content["data_fingerprint"],
                 synthetic=content["synthetic"],
                 subjects=tuple(content["subjects"]),

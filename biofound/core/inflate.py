@@ -10,7 +10,7 @@ from torch import Tensor
 
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.models import Encoder, ModelConfig, PretrainingModel, build_model, channel_rows
-from biofound.data.channels import FINETUNE_CHANNELS
+from biofound.data.channels import FINETUNE_CHANNELS, Channel
 from biofound.errors import CheckpointError, SettingsError
 from biofound.files import sha256_of
 
@@ -95,8 +95,7 @@ def inflated_checkpoint(
     inflation: Inflation,
     *,
     path: Path,
-    filters: Mapping[str, dict[str, Any]],
-    units: Mapping[str, str],
+    new: Sequence[Channel],
 ) -> Checkpoint:
     """The inflated model as a checkpoint that says where it came from.
 
@@ -104,8 +103,7 @@ def inflated_checkpoint(
         checkpoint: the checkpoint that was inflated.
         inflation: the result.
         path: the file of `checkpoint`, for its SHA-256.
-        filters: the pass bands of the new channels, by name.
-        units: the units of the new channels, by name.
+        new: the new channels.
     """
     model, data = inflation.model, checkpoint.data
     return replace(
@@ -113,7 +111,13 @@ def inflated_checkpoint(
         model=model.config,
         encoder=model.encoder.state_dict(),
         decoder=model.decoder.state_dict(),
-        data=replace(data, filters={**filters, **data.filters}, units={**units, **data.units}),
+        data=replace(
+            data,
+            filters={channel.name: channel.band.as_json() for channel in new} | data.filters,
+            units={channel.name: channel.unit for channel in new} | data.units,
+            quality_thresholds={channel.name: channel.quality_threshold for channel in new}
+            | data.quality_thresholds,
+        ),
         optimizer=None,
         resume=None,
         inflated_from={"channels": list(checkpoint.model.channels), "sha256": sha256_of(path)},

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from biofound.core.models import Encoder
-from biofound.core.readout_names import DEFAULT_READOUT
+from biofound.core.readout_names import DEFAULT_BATCH_SIZE, DEFAULT_READOUT
 
 
 class WindowReader(Protocol):
@@ -122,7 +122,7 @@ def embed_windows(
     windows: NDArray[Any] | WindowReader,
     *,
     readout: str | Readout = DEFAULT_READOUT,
-    batch_size: int = 256,
+    batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> NDArray[np.float32]:
     """Features (N, F) of N windows (N, C, T) from a frozen encoder: eval mode, no gradient, by batch.
 

@@ -1,4 +1,4 @@
-"""Names of the read-outs in `biofound.core.readout`, apart from it so that settings need not import torch."""
+"""Names and defaults of the read-outs in `biofound.core.readout`, so that settings need not import torch."""
 
 from typing import Literal
 
@@ -9,3 +9,6 @@ ReadoutName = Literal[
 
 DEFAULT_READOUT: ReadoutName = "channels_mean_std"
 """The read-out with the smallest error of heart rate on BIDMC for its size."""
+
+DEFAULT_BATCH_SIZE = 256
+"""Windows that go through the encoder at once; features do not depend on it."""

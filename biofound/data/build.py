@@ -97,6 +97,7 @@ class BuildConfig:
             biofound_version=__version__,
             settings_sha256=self.digest(),
             channels=tuple(channel.name for channel in self.channels),
+            optional_channels=tuple(channel.name for channel in self.channels if not channel.required),
             units={channel.name: channel.unit for channel in self.channels},
             filters={channel.name: channel.band for channel in self.channels},
             quality_thresholds={channel.name: channel.quality_threshold for channel in self.channels},

@@ -32,6 +32,7 @@ class Channel:
 
     `tracks` are the names it may have in a source, in order of preference; `unit` is its
     physical unit; a window is kept when the channel's quality is at least `quality_threshold` (0 to 1).
+    A recording may lack a channel that is not `required`: it is then a gap, as in windows where it is bad.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Channel:
     unit: str
     band: PassBand
     quality_threshold: float
+    required: bool = True
 
     @property
     def modality(self) -> str:

@@ -73,16 +73,20 @@ def condition(
         max_gap_seconds: longest gap that is bridged.
 
     Raises:
-        DataError: a channel is not in the recording, or its native rate cannot hold its pass band.
+        DataError: a required channel is not in the recording, or a native rate cannot hold its pass band.
         SettingsError: a pass band that does not fit below sfreq / 2.
     """
     signals = [_signal_of(recording, channel) for channel in channels]
+    present = [signal for signal in signals if signal is not None]
     filters = [design(channel.band, sfreq=sfreq) for channel in channels]
-    length = max((_samples_at(len(s.samples), s.sfreq, sfreq) for s in signals), default=0)
+    length = max((_samples_at(len(s.samples), s.sfreq, sfreq) for s in present), default=0)
     samples = np.zeros((len(channels), length), dtype=np.float32)
     invalid = np.ones((len(channels), length), dtype=np.bool_)
     bridged_samples = []
     for row, (channel, signal, sos) in enumerate(zip(channels, signals, filters, strict=True)):
+        if signal is None:
+            bridged_samples.append(0)
+            continue
         bridged, gaps = bridge_gaps(signal.samples, longest=math.floor(max_gap_seconds * signal.sfreq + 1e-9))
         missing = np.count_nonzero(~np.isfinite(signal.samples))
         bridged_samples.append(int(missing - np.sum(gaps[:, 1] - gaps[:, 0])))
@@ -196,8 +200,11 @@ def filter_zero_phase(
     return np.asarray(filtered, dtype=np.float32)
 
 
-def _signal_of(recording: Recording, channel: Channel) -> Signal:
+def _signal_of(recording: Recording, channel: Channel) -> Signal | None:
+    """The signal of a channel; None for one that is not required and that the recording lacks."""
     signal = recording.signals.get(channel.name)
+    if signal is None and not channel.required:
+        return None
     if signal is None:
         raise DataError(
             f"case {recording.case_id}: expected channel {channel.name}, got"

@@ -1,6 +1,7 @@
 """Extract the windows of one case from its recording: filter, assess quality, take the good windows.
 
-Windows are joint: one is kept only when every channel is good over the same seconds.
+Windows are joint: one is kept only when every required channel is good over the same seconds (where none is
+required, any). A channel that is not required, and is missing or bad there, is NaN in it.
 """
 
 from collections.abc import Sequence
@@ -26,15 +27,18 @@ class CaseWindows:
     """N kept windows of C channels and T samples, and why the others were dropped.
 
     Attributes:
-        x: (N, C, T) float16 or float32, physical units after filtering.
+        x: (N, C, T) float16 or float32, physical units after filtering; a channel that is not required may
+            be NaN throughout a window, and so are then its `mean`, `std` and `quality`.
         mean: (N, C) float32 mean of `x` over each window.
         std: (N, C) float32 standard deviation of `x` over each window.
         start_s: (N,) float64 seconds from the recording's start, ascending multiples of the window length.
         quality: (N, C) float32 in [0, 1].
         candidates: the number of windows in the recording; N of them were kept.
         dropped: windows by reason and channel. Each dropped window counts once, under the first test that
-            any channel fails and the first channel that fails it: the counts and N add up to `candidates`.
-        rejected: windows that each channel alone would have dropped, by channel and reason.
+            any required channel fails and the first channel that fails it: the counts and N add up to
+            `candidates`.
+        rejected: windows that each channel alone would have dropped, by channel and reason; for channels that
+            are not required, in which they are missing or bad.
         timing: rates, bridged and contradicting samples of the recording, by channel.
     """
 
@@ -58,7 +62,7 @@ def extract_windows(
     max_gap_seconds: float,
     dtype: str,
 ) -> CaseWindows:
-    """Filter a whole recording, assess its windows, and keep those in which every channel is good.
+    """Filter a whole recording, assess its windows, and keep those in which every required channel is good.
 
     Args:
         recording: the channels at their native rates.
@@ -74,7 +78,7 @@ def extract_windows(
     conditioned = condition(recording, channels, sfreq=sfreq, max_gap_seconds=max_gap_seconds)
     assessments = [
         assess(
-            recording.signals[channel.name],
+            recording.signals.get(channel.name),
             conditioned.samples[row],
             conditioned.invalid[row],
             channel=channel,
@@ -86,23 +90,33 @@ def extract_windows(
     names = [channel.name for channel in channels]
     reasons = np.stack([assessment.reason for assessment in assessments], axis=1)
     quality = np.stack([assessment.quality for assessment in assessments], axis=1)
-    kept = np.flatnonzero((reasons == Reason.KEPT).all(axis=1))
+    good = reasons == Reason.KEPT
+    required = np.array([channel.required for channel in channels])
+    if required.any():
+        is_kept, deciding = good[:, required].all(axis=1), np.flatnonzero(required)
+    else:
+        is_kept, deciding = good.any(axis=1), np.arange(len(channels))
+    kept, observed = np.flatnonzero(is_kept), good[is_kept]
     count = len(reasons)
     grid = conditioned.samples[:, : count * window_samples].reshape(len(channels), count, window_samples)
-    x = _as_dtype(grid[:, kept].transpose(1, 0, 2), dtype, names, recording.case_id)
+    windows = grid[:, kept].transpose(1, 0, 2)
+    if not observed.all():
+        windows = np.where(observed[:, :, None], windows, np.float32(np.nan))
+    x = _as_dtype(windows, dtype, names, recording.case_id)
     values = x.astype(np.float32)
     return CaseWindows(
         x=x,
         mean=values.mean(axis=2, dtype=np.float64).astype(np.float32),
         std=values.std(axis=2, dtype=np.float64).astype(np.float32),
         start_s=kept * window_samples / sfreq,
-        quality=quality[kept].astype(np.float32),
+        quality=np.where(observed, quality[kept], np.nan).astype(np.float32),
         candidates=count,
-        dropped=count_dropped(reasons, names),
+        dropped=count_dropped(reasons[~is_kept][:, deciding], [names[row] for row in deciding]),
         rejected=count_rejected(reasons, names),
         timing={
             name: _timing(recording.signals[name], bridged)
             for name, bridged in zip(names, conditioned.bridged_samples, strict=True)
+            if name in recording.signals
         },
     )
 
@@ -153,14 +167,16 @@ def _as_dtype(x: NDArray[np.float32], dtype: str, channels: Sequence[str], case_
     with np.errstate(over="ignore"):
         small = np.ascontiguousarray(x, dtype=np.float16)
     for row, channel in enumerate(channels):
-        largest = float(np.abs(x[:, row]).max())
-        if not np.isfinite(small[:, row]).all():
+        known = ~np.isnan(x[:, row, 0])  # a missing channel is NaN throughout the window
+        wanted, rounded = x[known, row], small[known, row]
+        largest = float(np.abs(wanted).max(initial=0.0))
+        if not np.isfinite(rounded).all():
             raise DataError(
                 f"case {case_id}, channel {channel}: values reach {largest:g}, float16 ends at 65504; "
                 "set dtype to float32, or give the channel a larger unit"
             )
-        error = np.sqrt(np.square(x[:, row] - small[:, row].astype(np.float32)).mean(axis=1))
-        spread = x[:, row].std(axis=1)
+        error = np.sqrt(np.square(wanted - rounded.astype(np.float32)).mean(axis=1))
+        spread = wanted.std(axis=1)
         if (error > FLOAT16_MAX_ERROR * spread).any():
             raise DataError(
                 f"case {case_id}, channel {channel}: float16 would round away more than "

@@ -109,8 +109,9 @@ def _quantiles(
 ) -> dict[str, tuple[float, ...]]:
     if not quality:
         return {}
-    values = np.quantile(np.concatenate(quality).astype(np.float64), QUANTILES, axis=0)
-    return {name: tuple(values[:, column].tolist()) for column, name in enumerate(channels)}
+    by_channel = np.concatenate(quality).astype(np.float64).T
+    known = {name: row[~np.isnan(row)] for name, row in zip(channels, by_channel, strict=True)}
+    return {name: tuple(np.quantile(row, QUANTILES).tolist()) for name, row in known.items() if len(row)}
 
 
 def _notable_timing(directory: Path, case: IndexedCase) -> dict[str, dict[str, str | float]]:
@@ -237,9 +238,13 @@ def _check_counts(index: StoreIndex, sidecars: Sequence[Sidecar], expected: Stor
 
 
 def _rejected_fit(sidecar: Sidecar) -> bool:
-    """Whether each dropped window is one that its channel alone rejects, and each rejected one is dropped."""
+    """Whether each dropped window is one that its channel alone rejects, and each rejected one is dropped.
+
+    One that an optional channel rejects may be kept.
+    """
     rejected, dropped = sidecar.rejected, total(sidecar.dropped)
-    return all(sum(row.values()) <= dropped for row in rejected.values()) and all(
+    most = dict.fromkeys(sidecar.optional_channels, sidecar.candidates)
+    return all(sum(row.values()) <= most.get(channel, dropped) for channel, row in rejected.items()) and all(
         count <= rejected.get(channel, {}).get(reason, 0)
         for reason, row in sidecar.dropped.items()
         for channel, count in row.items()
@@ -285,18 +290,25 @@ def _shapes_fit(arrays: Mapping[str, NDArray[Any]], case: IndexedCase, index: St
 
 
 def _faults(arrays: Mapping[str, NDArray[Any]], index: StoreIndex) -> dict[str, bool]:
-    """Which properties the arrays of one case break."""
+    """Which properties the arrays of one case break.
+
+    Where an optional channel has no quality, it must be NaN throughout the window.
+    """
+    optional = np.isin(index.channels, index.optional_channels)
+    absent = np.isnan(arrays["quality"]) & optional
     finite, moments_fit = True, True
     for start in range(0, len(arrays["x"]), BLOCK_WINDOWS):
         block = slice(start, start + BLOCK_WINDOWS)
         x = arrays["x"][block].astype(np.float32)
-        if not np.isfinite(x).all():
+        real = ~absent[block]
+        if not (np.isfinite(x) == real[:, :, None]).all():
             finite = False
             continue
         mean, std = x.mean(axis=2, dtype=np.float64), x.std(axis=2, dtype=np.float64)
         tolerance = 1e-4 * (np.abs(mean) + std) + 1e-12
-        moments_fit &= bool((np.abs(arrays["mean"][block] - mean) <= tolerance).all())
-        moments_fit &= bool((np.abs(arrays["std"][block] - std) <= tolerance).all())
+        for name, values in (("mean", mean), ("std", std)):
+            fits = np.abs(arrays[name][block] - values) <= tolerance
+            moments_fit &= bool(np.where(real, fits, np.isnan(arrays[name][block])).all())
     thresholds = np.array([index.quality_thresholds[name] for name in index.channels], np.float32)
     quality = arrays["quality"]
     number = arrays["start_s"] * index.sfreq / index.window_samples
@@ -304,7 +316,7 @@ def _faults(arrays: Mapping[str, NDArray[Any]], index: StoreIndex) -> dict[str, 
     return {
         "finite": not finite,
         "mean and std": not moments_fit,
-        "quality": not ((quality >= thresholds) & (quality <= 1)).all(),
+        "quality": not (absent | ((quality >= thresholds) & (quality <= 1))).all(),
         "grid": not (on_grid.all() and (np.diff(number) > 0.5).all() and (number >= 0).all()),
     }
 

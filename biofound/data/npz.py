@@ -65,7 +65,21 @@ class Member:
         return self.dtype.itemsize * math.prod(self.shape)  # in integers without an end
 
 
-def write_npz(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ArrayPieces:
+    """An array of `shape` and `dtype` that is written piece by piece along its first axis."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    pieces: Iterable[NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        """The array's length in bytes."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def write_npz(file: BinaryIO, arrays: Mapping[str, NDArray[Any] | ArrayPieces]) -> None:
     """Write `arrays` as an uncompressed npz whose bytes depend on nothing but the arrays.
 
     Every member starts on a 64-byte boundary, so that mapped arrays are aligned.
@@ -78,7 +92,18 @@ def write_npz(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
             info.extra = _padding(file.tell() + _LOCAL_HEADER_BYTES + len(info.filename))
             info.file_size = array.nbytes + 256  # lets zipfile choose the 64-bit layout for huge arrays
             with archive.open(info, "w") as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+                if isinstance(array, ArrayPieces):
+                    _write_pieces(member, array)
+                else:
+                    np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _write_pieces(member: IO[bytes], array: ArrayPieces) -> None:
+    descr = np.lib.format.dtype_to_descr(array.dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(member, header)
+    for piece in array.pieces:
+        member.write(np.ascontiguousarray(piece, array.dtype).tobytes())
 
 
 def _padding(position: int) -> bytes:

@@ -34,7 +34,7 @@ class ArrayWindows:
         subjects: (N,) whose window it is.
         case_ids: (N,) the recording it was taken from; by default `name` and the row.
         start_s: (N,) start in seconds since its recording started; without it no two windows adjoin.
-        quality: (N, C) in [0, 1].
+        quality: (N, C) in [0, 1], NaN where unknown.
         filters: channel name to its pass band as JSON.
         units: channel name to its physical unit.
         synthetic: whether nobody was recorded.
@@ -125,8 +125,10 @@ def _per_window(key: str, values: ArrayLike | None, shape: tuple[int, ...], dtyp
     array = np.asarray(values)
     if array.shape != shape:
         raise ValueError(f"`{key}` must have shape {shape}, got {array.shape}")
-    if dtype is not np.str_ and not (array.dtype.kind in "fiu" and np.isfinite(array).all()):
-        raise ValueError(f"`{key}` must hold finite numbers, got {array.dtype}")
+    if dtype is not np.str_:
+        may_be_nan = key == "quality"
+        if array.dtype.kind not in "fiu" or not (np.isfinite(array) | (may_be_nan & np.isnan(array))).all():
+            raise ValueError(f"`{key}` must hold finite numbers, got {array.dtype}")
     return array.astype(dtype)
 
 

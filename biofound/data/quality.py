@@ -130,7 +130,7 @@ _SHAPES = {
 
 
 def assess(
-    signal: Signal,
+    signal: Signal | None,
     samples: Floats,
     invalid: Flags,
     *,
@@ -144,6 +144,7 @@ def assess(
 
     Args:
         signal: the channel as the source gave it: native rate, NaN gaps; clipping and flat lines show there.
+            None where the recording has none.
         samples: (T,) the same channel conditioned (`Conditioned.samples[row]`).
         invalid: (T,) where it must not be used (`Conditioned.invalid[row]`).
         channel: its modality sets the method, its `quality_threshold` which windows are kept.
@@ -159,6 +160,9 @@ def assess(
             f" got modality {channel.modality}. Rename the channel or leave it out."
         )
     grid = _Grid(count=len(samples) // window_samples, seconds=window_samples / sfreq)
+    if signal is None:
+        gaps = np.full(grid.count, Reason.GAP, np.uint8)
+        return WindowQuality(quality=np.zeros(grid.count, np.float32), reason=gaps)
     touched: Flags = np.any(
         invalid[: grid.count * window_samples].reshape(grid.count, window_samples), axis=1
     )

@@ -47,6 +47,7 @@ class StoreHeader(StrictModel):
     biofound_version: str
     settings_sha256: str
     channels: tuple[str, ...]
+    optional_channels: tuple[str, ...]
     units: dict[str, str]
     filters: dict[str, PassBand]
     quality_thresholds: dict[str, float]
@@ -59,6 +60,8 @@ class StoreHeader(StrictModel):
     def _describe_every_channel(self) -> Self:
         if not self.channels or len(set(self.channels)) < len(self.channels):
             raise ValueError(f"channels must be different names, got {', '.join(self.channels) or 'none'}")
+        if not set(self.optional_channels) <= set(self.channels):
+            raise ValueError(f"optional_channels must be among {', '.join(self.channels)}")
         for key in ("units", "filters", "quality_thresholds"):
             if getattr(self, key).keys() != set(self.channels):
                 raise ValueError(f"{key} must have the keys {', '.join(self.channels)}")
@@ -102,7 +105,7 @@ class CaseHeader(StoreHeader, JsonFile):
     """How the windows of one case were made. A case whose sidecar says the same is up to date."""
 
     kind: Literal["biofound-windows-case"] = "biofound-windows-case"
-    format_version: Literal[3] = 3
+    format_version: Literal[4] = 4
     case_id: str
     subject_id: str
     source: str
@@ -152,7 +155,7 @@ class StoreIndex(StoreHeader, JsonFile):
     """The index of one split's store; `dropped` and `rejected` are the sums of the sidecars'."""
 
     kind: Literal["biofound-windows"] = "biofound-windows"
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     split: SplitName
     synthetic: bool
     source: NamedSource

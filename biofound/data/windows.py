@@ -4,8 +4,8 @@ Two forms on disk: a store that `biofound windows` built (`StoreWindows`), and o
 (`ArrayWindows`, which holds arrays in memory too). `build.py` builds a store, `integrity.py` checks one.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,10 +19,12 @@ from biofound.errors import DataError, did_you_mean
 
 __all__ = [
     "ArrayWindows",
+    "Gate",
     "Segments",
     "StoreWindows",
     "WindowInfo",
     "Windows",
+    "gate_of",
     "open_windows",
     "select_channels",
     "source_of",
@@ -136,6 +138,27 @@ def select_channels(windows: Windows, channels: Sequence[str]) -> Windows:
             f"ask for other channels, or build windows with them{did_you_mean(absent[0], windows.channels)}"
         )
     return _SelectedChannels(windows, tuple(channels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What windows had to be to be kept: quality (0 to 1) by channel; longest gap in seconds."""
+
+    quality_thresholds: Mapping[str, float]
+    max_gap_seconds: float
+
+
+def gate_of(windows: Windows) -> Gate | None:
+    """The gate that a store's windows passed; None for windows that are no store."""
+    if isinstance(windows, _SelectedChannels):
+        found = gate_of(windows.unselected)
+        return found and replace(
+            found, quality_thresholds={name: found.quality_thresholds[name] for name in windows.channels}
+        )
+    if not isinstance(windows, StoreWindows):
+        return None
+    index = windows.index
+    return Gate(quality_thresholds=index.quality_thresholds, max_gap_seconds=index.max_gap_seconds)
 
 
 def source_of(windows: Windows) -> dict[str, Any]:

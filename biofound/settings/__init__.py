@@ -2,6 +2,7 @@
 
 from biofound.settings.base import Settings
 from biofound.settings.channels import ChannelSettings, ChannelsSettings, FilterSettings
+from biofound.settings.embed import EmbedSettings
 from biofound.settings.inflate import InflateSettings
 from biofound.settings.prepare import PrepareSettings
 from biofound.settings.pretrain import PretrainSettings
@@ -16,6 +17,7 @@ COMMANDS: tuple[type[Settings], ...] = (
     PretrainSettings,
     VerifySettings,
     ProbeSettings,
+    EmbedSettings,
     InflateSettings,
 )
 """Every command's settings, in the order of the work; `biofound/commands/<command>.py` executes each."""
@@ -25,6 +27,7 @@ __all__ = [
     "DEFAULT_STORE",
     "ChannelSettings",
     "ChannelsSettings",
+    "EmbedSettings",
     "FilterSettings",
     "InflateSettings",
     "PrepareSettings",

@@ -55,6 +55,10 @@ class ChannelSettings(Settings):
     quality_threshold: float = setting(
         REQUIRED, "A window is kept when the channel's quality (0 to 1) is at least this.", ge=0, le=1
     )
+    required: bool = setting(
+        True,
+        "Whether recordings and windows must have the channel; if not, it is a gap where missing or bad.",
+    )
 
     def as_channel(self, name: str) -> Channel:
         """The plain values that the data package takes."""
@@ -65,6 +69,7 @@ class ChannelSettings(Settings):
             unit=self.unit,
             band=band,
             quality_threshold=self.quality_threshold,
+            required=self.required,
         )
 
 

@@ -4,101 +4,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import BeforeValidator
 
-from biofound.data.sources.populations import PopulationName
-from biofound.data.sources.registry import (
-    DEFAULT_CASE_SET,
-    MAX_MINUTES,
-    MIN_MINUTES,
-    CaseSet,
-    SourceName,
-)
-from biofound.data.sources.wfdb import compile_subject_pattern
+from biofound.data.sources.registry import SourceName
 from biofound.data.splits import FRACTIONS, Fractions, Mode, problem_of_fractions
-from biofound.errors import SettingsError
-from biofound.settings.base import (
-    REQUIRED,
-    VITALDB_URL,
-    VITALDB_URL_HELP,
-    Conflict,
-    Derived,
-    Settings,
-    setting,
-    split_commas,
-)
-from biofound.settings.channels import CHANNELS_YAML_HELP, Section
-
-_ONLY_FOR = {
-    "root": ("wfdb", "vital"),
-    "case_set": ("vitaldb",),
-    "subjects": ("synthetic",),
-    "minutes": ("synthetic",),
-    "population": ("synthetic",),
-    "subjects_csv": ("wfdb", "vital"),
-    "subject_pattern": ("wfdb",),
-    "record_is_subject": ("wfdb", "vital"),
-    "list_tracks": ("wfdb", "vitaldb", "vital"),
-    "ignore_checksums": ("wfdb",),
-}
-"""Settings that only some sources have, and which."""
+from biofound.settings.base import REQUIRED, Conflict, Derived, setting, split_commas
+from biofound.settings.source import SourceSettings
 
 
-class PrepareSettings(Settings):
+class PrepareSettings(SourceSettings):
     """List the cases of a source and split them by patient."""
 
     command: ClassVar[str] = "prepare"
 
     source: SourceName = setting(REQUIRED, "Where recordings come from.", panel="Source")
-    root: Path | None = setting(None, "Directory of the recordings (wfdb, vital).", panel="Source")
-    cache_dir: Path = setting(Path("data/vitaldb"), "Directory for downloads (vitaldb).", panel="Source")
-    vitaldb_url: str | None = setting(None, VITALDB_URL_HELP, panel="Source", env=VITALDB_URL)
-    subjects: int | None = setting(
-        None, "Number of patients in the synthetic cohort (synthetic).", panel="Source", ge=3, le=100_000
-    )
-    minutes: float | None = setting(
-        None,
-        "Length of each recording (synthetic).",
-        panel="Source",
-        unit="minutes",
-        ge=MIN_MINUTES,
-        le=MAX_MINUTES,
-    )
-    population: PopulationName | None = setting(
-        None, "Whose hearts: rest (the default), icu or exercise (synthetic).", panel="Source"
-    )
-    subjects_csv: Path | None = setting(
-        None, "CSV with the columns record (vital: file or record) and subject.", panel="Source"
-    )
-    subject_pattern: str | None = setting(
-        None,
-        "Regular expression whose first group is the patient, searched in the header comments (wfdb).",
-        panel="Source",
-    )
-    record_is_subject: bool = setting(
-        False, "Treat each record as a different patient (wfdb, vital).", panel="Source"
-    )
     list_tracks: bool = setting(
         False,
         "List the recordings with their tracks, rates and hours, to write channels.yaml from, and make no "
-        "splits (wfdb, vitaldb, vital).",
+        "splits (wfdb, vitaldb, vital, table, edf).",
         panel="Source",
-    )
-    ignore_checksums: bool = setting(
-        False,
-        "Read samples also where the header's checksum contradicts them, for data sets whose headers are "
-        "known to be wrong (wfdb).",
-        panel="Source",
-    )
-    skip_failed: bool = setting(
-        False, "Leave out recordings that cannot be used, and list them, instead of failing.", panel="Source"
-    )
-    channels_yaml: Path | None = setting(None, CHANNELS_YAML_HELP, panel="Source")
-    section: Section = setting(
-        "pretrain", "Section of the channel table: cases must have all its channels.", panel="Source"
-    )
-    case_set: CaseSet | None = setting(
-        None, f"Set of VitalDB's cases (vitaldb; {DEFAULT_CASE_SET} by default).", panel="Source"
     )
     mode: Mode = setting(
         "fasttrack",
@@ -120,31 +44,9 @@ class PrepareSettings(Settings):
         False, "Replace splits that were made of another source or with other settings.", panel="Output"
     )
 
-    @field_validator("subject_pattern")
-    @classmethod
-    def _is_pattern_with_group(cls, pattern: str | None) -> str | None:
-        try:
-            if pattern is not None:
-                compile_subject_pattern(pattern)
-        except SettingsError as problem:
-            raise ValueError(str(problem)) from problem
-        return pattern
-
     def conflicts(self) -> Iterator[Conflict]:
-        """Yields settings of other sources, and more than one rule for who the patient is."""
-        if self.source in _ONLY_FOR["root"] and self.root is None:
-            yield Conflict(
-                ("root", "source"), f"source {self.source} needs root, its directory of recordings"
-            )
-        given = [name for name in _ONLY_FOR if getattr(self, name) not in (None, False)]
-        for name in given:
-            if self.source not in _ONLY_FOR[name]:
-                belongs = " and ".join(_ONLY_FOR[name])
-                message = f"{name} belongs to source {belongs}, not to {self.source}: leave it out"
-                yield Conflict((name, "source"), message)
-        rules = tuple(n for n in given if n in ("subjects_csv", "subject_pattern", "record_is_subject"))
-        if len(rules) > 1:
-            yield Conflict(rules, f"only one rule can say who the patient is, not {' and '.join(rules)}")
+        """Yields what does not fit the source, and shares of the patients that cannot be."""
+        yield from super().conflicts()
         if problem := problem_of_fractions(self.fractions):
             yield Conflict(("fractions",), f"fractions: {problem}")
         if self.mode == "fasttrack" and self.fractions != FRACTIONS:
@@ -153,32 +55,8 @@ class PrepareSettings(Settings):
 
     @classmethod
     def derived_defaults(cls, given: Mapping[str, Any]) -> dict[str, Derived]:
-        """VitalDB's default set of cases, and the mode that takes every case where fractions are given."""
-        derived = {}
-        if given.get("source") == "vitaldb" and "case_set" not in given:
-            derived["case_set"] = Derived(DEFAULT_CASE_SET, "default for vitaldb")
+        """Those of the source, and the mode that takes every case where fractions are given."""
+        derived = super().derived_defaults(given)
         if "fractions" in given and "mode" not in given:
             derived["mode"] = Derived("full", "default with fractions")
         return derived
-
-    def source_description(self) -> dict[str, Any]:
-        """The keyword arguments of `biofound.data.sources.registry.open_source` that were given."""
-        given: dict[str, Any]
-        if self.source == "synthetic":
-            given = {"seed": self.seed, "subjects": self.subjects, "minutes": self.minutes}
-            given["population"] = self.population
-        elif self.source == "vitaldb":
-            given = {
-                "cache_dir": self.cache_dir,
-                "case_set": self.case_set,
-                "base_url": self.vitaldb_url,
-            }
-        else:
-            given = {
-                "root": self.root,
-                "subjects_csv": self.subjects_csv,
-                "subject_pattern": self.subject_pattern,
-                "record_is_subject": self.record_is_subject or None,
-                "ignore_checksums": self.ignore_checksums or None,
-            }
-        return {"name": self.source, **{name: value for name, value in given.items() if value is not None}}

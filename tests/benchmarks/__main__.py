@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.benchmarks.timing import cores
 
-KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "s", "sm", "w", "q")
+KEYS = ("a", "a2", "b", "b2", "c", "c2", "d", "stft", "e", "f", "g", "gpu", "s", "sm", "em", "w", "q")
 COLUMNS = ("", "what", "value", "quartiles", "measured", "target", "anonymous memory, MB")
 
 
@@ -61,6 +61,7 @@ def main() -> None:
 
 
 def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> tuple[list, str]:  # type: ignore[type-arg]
+    from tests.benchmarks.bench_embed import embed_rows
     from tests.benchmarks.bench_feeding import feeding_rows
     from tests.benchmarks.bench_gpu import gpu_rows
     from tests.benchmarks.bench_memory import memory_rows, stream_memory_rows
@@ -93,6 +94,8 @@ def measure_rows(only: set[str], given: argparse.Namespace, directory: Path) -> 
         rows += stream_rows(rounds=given.rounds)
     if "sm" in only:
         rows += stream_memory_rows(directory=directory / "stream", precision=precision, threads=given.threads)
+    if "em" in only:
+        rows += embed_rows(directory=directory / "embed", rounds=given.rounds)
     if "w" in only:
         rows += windows_rows(directory=directory / "windows", rounds=min(given.rounds, 5))
     if "q" in only:

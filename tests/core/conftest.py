@@ -23,6 +23,8 @@ DATA = DataDescription(
         "ECG": {"low_hz": 0.5, "high_hz": 40.0, "order": 4},
     },
     units={"PPG": "NU", "ECG": "mV"},
+    quality_thresholds={"PPG": 0.5, "ECG": 0.5},
+    max_gap_seconds=0.1,
     fingerprint="0" * 64,
     synthetic=True,
 )

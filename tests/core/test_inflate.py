@@ -5,6 +5,7 @@ from biofound.core.checkpoint import load_checkpoint, save_checkpoint
 from biofound.core.inflate import inflate, inflated_checkpoint, load_pretrained_with_channel_inflate
 from biofound.core.models import build_model, channel_rows
 from biofound.core.optimizer import make_optimizer
+from biofound.data.channels import Channel, PassBand
 from biofound.errors import CheckpointError, SettingsError
 
 from .conftest import checkpoint_of
@@ -95,13 +96,14 @@ def test_copied_tensors_are_equal_and_decoder_rows_stand_by_name(checkpoint, con
 
 def test_an_inflated_checkpoint_says_where_it_came_from_and_rebuilds_itself(checkpoint, path, tmp_path, x):
     inflation = inflate(checkpoint, channels=FIVE)
-    bands = {name: {"low_hz": 0.5, "high_hz": 10.0, "order": 4} for name in FIVE[:3]}
-    units = dict.fromkeys(FIVE[:3], "g")
-    result = inflated_checkpoint(checkpoint, inflation, path=path, filters=bands, units=units)
+    band = PassBand(low_hz=0.5, high_hz=10.0, order=4)
+    new = [Channel(name=name, tracks=(), unit="g", band=band, quality_threshold=0.2) for name in FIVE[:3]]
+    result = inflated_checkpoint(checkpoint, inflation, path=path, new=new)
     save_checkpoint(tmp_path / "inflated.pt", result)
     loaded = load_checkpoint(tmp_path / "inflated.pt")
     assert loaded.inflated_from["channels"] == ["PPG", "ECG"]
     assert set(loaded.data.filters) == set(loaded.data.units) == set(FIVE)
+    assert loaded.data.quality_thresholds == dict(zip(FIVE, (0.2, 0.2, 0.2, 0.5, 0.5), strict=True))
     assert loaded.optimizer is None
     wide = five(x, ACC["noise"])
     assert torch.equal(loaded.build().encoder(wide), inflation.model.encoder(wide))

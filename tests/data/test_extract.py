@@ -137,3 +137,42 @@ def test_a_pass_band_that_the_source_cannot_hold_names_case_and_channel():
     slow = recording(sfreq=90.0)
     with pytest.raises(DataError, match=r"syn0002_1, channel ECG"):
         extract_windows(slow, (PPG, wide), dtype="float16", **SETTINGS)
+
+
+def test_a_missing_channel_that_is_not_required_is_a_gap_and_drops_no_window():
+    maybe = replace(ECG, required=False)
+    whole = recording()
+    alone = Recording(case_id="c", signals={"PPG": whole.signals["PPG"]})
+    case = extract_windows(alone, (PPG, maybe), dtype="float16", **SETTINGS)
+    expected = extract_windows(alone, (PPG,), dtype="float16", **SETTINGS)
+    assert len(case.x) > 0 and np.array_equal(case.start_s, expected.start_s)
+    assert np.array_equal(case.x[:, :1], expected.x)
+    for values in (case.x[:, 1], case.mean[:, 1], case.std[:, 1], case.quality[:, 1]):
+        assert np.isnan(values).all()
+    assert case.dropped == expected.dropped and list(case.timing) == ["PPG"]
+    assert case.rejected["ECG"] == {"gap": case.candidates}
+    with pytest.raises(DataError, match="case c: expected channel ECG, got PPG"):
+        extract_windows(alone, CHANNELS, dtype="float16", **SETTINGS)
+
+
+def test_where_an_optional_channel_is_bad_the_window_is_kept_for_the_others():
+    """A gap of the ECG in the window from 60 s; where no channel is required, any that is good is enough."""
+    found = recording()
+    ecg = found.signals["ECG"].samples.copy()
+    ecg[(63 * 500) : (64 * 500)] = np.nan
+    found = replace(found, signals={**found.signals, "ECG": replace(found.signals["ECG"], samples=ecg)})
+    joint = extract_windows(found, CHANNELS, dtype="float32", **SETTINGS)
+    by_ppg = extract_windows(found, (PPG,), dtype="float32", **SETTINGS)
+    optional = extract_windows(found, (PPG, replace(ECG, required=False)), dtype="float32", **SETTINGS)
+    assert np.array_equal(optional.start_s, by_ppg.start_s) and 60.0 in set(by_ppg.start_s)
+    missing = np.isnan(optional.x).any(axis=2)
+    assert np.array_equal(missing, np.isnan(optional.x).all(axis=2))
+    assert np.array_equal(missing[:, 1], ~np.isin(optional.start_s, joint.start_s))
+    assert not missing[:, 0].any()
+    neither = [replace(channel, required=False) for channel in CHANNELS]
+    any_good = extract_windows(found, neither, dtype="float32", **SETTINGS)
+    by_ecg = extract_windows(found, (ECG,), dtype="float32", **SETTINGS)
+    assert set(any_good.start_s) == set(by_ppg.start_s) | set(by_ecg.start_s)
+    assert (
+        len(any_good.x) + sum(sum(row.values()) for row in any_good.dropped.values()) == any_good.candidates
+    )

@@ -158,6 +158,7 @@ def test_each_check_fails_when_its_property_is_broken_and_no_other_does(copied, 
 
 
 OTHER = {
+    "optional_channels": ["ECG"],
     "units": {"PPG": "V", "ECG": "V"},
     "filters": {name: {"low_hz": 0.5, "high_hz": 9.0, "order": 4} for name in ("PPG", "ECG")},
     "quality_thresholds": {"PPG": 0.0, "ECG": 0.0},

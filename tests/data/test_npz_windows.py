@@ -107,6 +107,7 @@ def test_a_file_that_does_not_say_its_rate_needs_somebody_who_does(tmp_path):
         ({"x": X, "subjects": np.full(6, 2**21, np.uint32).view("U1")}, "`subjects` should be text"),
         ({"x": X, "quality": np.ones(6)}, r"`quality` must have shape \(6, 2\)"),
         ({"x": X, "start_s": np.full(6, np.nan)}, "`start_s` must hold finite numbers"),
+        ({"x": X, "quality": np.full((6, 2), np.inf)}, "`quality` must hold finite numbers"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path, arrays, complaint):

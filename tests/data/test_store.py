@@ -124,8 +124,11 @@ def test_a_directory_without_windows_is_an_error_that_says_what_was_looked_for(t
         (b"{", "JSON"),
         (b"[]", "object"),
         (b'{"kind": "biofound-splits"}', "kind: expected 'biofound-windows', got 'biofound-splits'"),
-        (b'{"kind": "biofound-windows", "format_version": 99}', "format_version: expected 2, got 99"),
-        (b'{"kind": "biofound-windows", "format_version": 2, "channels": ["PPG"]}', "units: missing"),
+        (b'{"kind": "biofound-windows", "format_version": 99}', "format_version: expected 3, got 99"),
+        (
+            b'{"kind": "biofound-windows", "format_version": 3, "channels": ["PPG"]}',
+            "optional_channels: missing",
+        ),
         (b"[" * 10**6, "recursion"),
         (b'{"format_version": ' + b"9" * 5000 + b"}", "number"),
     ],

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from biofound.commands.pretrain_data import describe_data
 from biofound.data.store import StoreWindows
-from biofound.data.windows import ArrayWindows, Windows, open_windows, select_channels
+from biofound.data.windows import ArrayWindows, Gate, Windows, gate_of, open_windows, select_channels
 from biofound.errors import DataError
+from biofound.settings import PretrainSettings
 from tests.data.cohort import build
 
 RANDOM = np.random.default_rng(0)
@@ -149,3 +151,13 @@ def test_a_pickle_in_a_store_is_refused_and_not_executed(built, tmp_path, save_a
     with pytest.raises(DataError, match=r"syn0001_1\.npz"):
         open_windows(tmp_path, "train").read(np.array([0]))
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_gate_is_the_stores_and_what_a_checkpoint_says(stored, held) -> None:
+    assert gate_of(stored) == Gate(quality_thresholds={"PPG": 0.5, "ECG": 0.5}, max_gap_seconds=1.0)
+    one = gate_of(select_channels(stored, ["ECG"]))
+    assert one == Gate(quality_thresholds={"ECG": 0.5}, max_gap_seconds=1.0)
+    assert gate_of(held) is None
+    described = [describe_data(train, held, PretrainSettings()) for train in (stored, held)]
+    assert [data.max_gap_seconds for data in described] == [1.0, 0.1]  # where nobody says it, the default
+    assert all(data.quality_thresholds == {"PPG": 0.5, "ECG": 0.5} for data in described)

@@ -13,6 +13,8 @@ from biofound.errors import DataError
 
 _Seen = TypeVar("_Seen")
 
+_Found = TypeVar("_Found")
+
 SHOWN = 50
 """Recordings listed in one message."""
 
@@ -75,7 +77,8 @@ class Signal:
 class Recording:
     """The channels asked for of one case, all starting at the same instant.
 
-    `signals` maps channel *name* to its signal; rates may differ, the start does not.
+    `signals` maps channel *name* to its signal; rates may differ, the start does not. Channels that are
+    not required may be missing.
     """
 
     case_id: str
@@ -144,6 +147,37 @@ def _look_at_all(
     return refused
 
 
+class AbsentChannelError(DataError):
+    """A recording lacks a channel, or holds nothing but gaps of it."""
+
+
+def missing_channels(channels: Sequence[Channel], has: Callable[[Channel], bool]) -> tuple[str, ...]:
+    """The channels for whose lack a recording is left out: required ones; all, where it has none at all."""
+    missing = [channel for channel in channels if not has(channel)]
+    has_none = len(missing) == len(channels)
+    return tuple(channel.name for channel in missing if channel.required or has_none)
+
+
+def present_channels(channels: Iterable[Channel], find: Callable[[Channel], _Found]) -> dict[str, _Found]:
+    """What `find` gives of each channel, by name, without those that are not required and absent.
+
+    Raises:
+        AbsentChannelError: from `find`, for a required channel, or where all are absent.
+    """
+    found: dict[str, _Found] = {}
+    absent: AbsentChannelError | None = None
+    for channel in channels:
+        try:
+            found[channel.name] = find(channel)
+        except AbsentChannelError as error:
+            if channel.required:
+                raise
+            absent = error
+    if absent is not None and not found:
+        raise absent
+    return found
+
+
 class Source(Protocol):
     """A source of recordings. All methods raise `DataError` with the case and channel named.
 
@@ -162,15 +196,18 @@ class Source(Protocol):
         ...
 
     def survey(self, channels: Sequence[Channel]) -> Survey:
-        """All recordings: cases that have all `channels`, those that lack one, and those refused."""
+        """All recordings: cases that have all required `channels`, those that lack one, and those refused."""
         ...
 
     def cases(self, channels: Sequence[Channel]) -> list[Case]:
-        """The cases that have all `channels`, sorted by case id; refused recordings are an error."""
+        """The cases that have all required `channels`, sorted by id; refused recordings are an error."""
         return self.survey(channels).usable()
 
     def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
-        """The samples of one case. A channel that is missing, or NaN throughout, is an error."""
+        """The samples of one case. A channel that is missing, or NaN throughout, is an error.
+
+        One that is not required is then left out of `Recording.signals`, unless all are missing.
+        """
         ...
 
     def fingerprint(self, case_id: str) -> str:

@@ -13,9 +13,11 @@ _CLASSES = {
     "wfdb": "biofound.data.sources.wfdb:WfdbSource",
     "vitaldb": "biofound.data.sources.vitaldb:VitalDBSource",
     "vital": "biofound.data.sources.vitaldb:VitalFilesSource",
+    "table": "biofound.data.sources.table:TableSource",
+    "edf": "biofound.data.sources.edf:EdfSource",
 }
 
-SourceName = Literal["synthetic", "wfdb", "vitaldb", "vital"]
+SourceName = Literal["synthetic", "wfdb", "vitaldb", "vital", "table", "edf"]
 SOURCES: tuple[SourceName, ...] = get_args(SourceName)
 """The names a source can have."""
 
@@ -24,6 +26,9 @@ CASE_SETS: tuple[CaseSet, ...] = get_args(CaseSet)
 """Sets of cases that the `vitaldb` package ships (`caseids_*`), and `all` for every case."""
 
 DEFAULT_CASE_SET: CaseSet = "bis"
+
+TimeUnit = Literal["s", "ms", "us", "ns"]
+"""Units of times that are numbers."""
 
 MIN_MINUTES, MAX_MINUTES = 0.1, 1440
 """Bounds of the length of a synthetic recording."""

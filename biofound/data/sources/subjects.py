@@ -1,6 +1,7 @@
-"""Subjects of recordings, read from a CSV."""
+"""Subjects of recordings: read from a CSV, or found by a pattern."""
 
 import csv
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -69,3 +70,16 @@ def _read(path: Path, columns: Sequence[str], key_of: Callable[[str], str]) -> d
     if not subjects:
         raise DataError(f"subjects file {path}: expected rows below {expected}, found none")
     return subjects
+
+
+def compile_subject_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile a regular expression with a group; SettingsError where it is none."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise SettingsError(f"subject_pattern {pattern!r} is not a regular expression: {error}") from error
+    if compiled.groups < 1:
+        raise SettingsError(
+            f"subject_pattern {pattern!r}: expected a group, (...), around the subject; it has none"
+        )
+    return compiled

@@ -16,7 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
-from biofound.data.sources import Case, Recording, Signal, Source, Survey, survey_recordings
+from biofound.data.sources import (
+    AbsentChannelError,
+    Case,
+    Recording,
+    Signal,
+    Source,
+    Survey,
+    missing_channels,
+    present_channels,
+    survey_recordings,
+)
 from biofound.data.sources.heart_signals import render
 from biofound.data.sources.heart_truth import Truth, truth_of
 from biofound.data.sources.hearts import draw_heart
@@ -121,7 +131,7 @@ class SyntheticSource(Source):
 
     def survey(self, channels: Sequence[Channel]) -> Survey:
         """Every case, or none when a channel is none of PPG, ECG, ACC_X, ACC_Y, ACC_Z."""
-        absent = tuple(channel.name for channel in channels if _track_of(channel) is None)
+        absent = missing_channels(channels, lambda channel: _track_of(channel) is not None)
         subjects = {
             f"syn{subject:04d}_{case}": f"syn{subject:04d}"
             for subject in range(1, self.subjects + 1)
@@ -147,22 +157,21 @@ class SyntheticSource(Source):
             DataError: when there is no such case or channel, or gaps cover a channel throughout.
         """
         case = self._case(case_id)
-        signals = {}
-        for channel in channels:
+
+        def signal_of(channel: Channel) -> Signal:
             track = _track_of(channel)
             if track is None:
-                raise DataError(
+                raise AbsentChannelError(
                     f"case {case_id}, channel {channel.name}: expected one of the synthetic tracks "
                     f"{', '.join(UNITS)}, got {', '.join(channel.tracks) or 'no tracks'}; name one of "
                     "them in the channel's tracks"
                 )
             samples = case.samples_of(track)
             if np.isnan(samples).all():
-                raise DataError(f"case {case_id}, channel {channel.name}: every sample is a gap")
-            signals[channel.name] = Signal(
-                samples=samples.astype(np.float32), sfreq=self._rate(track), unit=UNITS[track]
-            )
-        return Recording(case_id=case_id, signals=signals)
+                raise AbsentChannelError(f"case {case_id}, channel {channel.name}: every sample is a gap")
+            return Signal(samples=samples.astype(np.float32), sfreq=self._rate(track), unit=UNITS[track])
+
+        return Recording(case_id=case_id, signals=present_channels(channels, signal_of))
 
     def fingerprint(self, case_id: str) -> str:
         """A SHA-256 over all settings that affect this case's samples."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
-from biofound.data.sources import ListedTrack, Recording, Signal
+from biofound.data.sources import AbsentChannelError, ListedTrack, Recording, Signal, present_channels
 from biofound.data.sources.packets import align_packets, check_rate, correct_late_stamps, find_rate
 from biofound.data.sources.units import conversion
 from biofound.data.sources.vital_format import (
@@ -109,17 +109,17 @@ def read_recording(
     what = f"case {case_id}"
     wanted = [name for channel in channels for name in channel.tracks]
     tracks = read_tracks(path, what=what, wanted=lambda name: any(_fits(one, name) for one in wanted))
-    waves = {channel.name: _wave_of(tracks, channel, path, what, known) for channel in channels}
+    waves = present_channels(channels, lambda channel: _wave_of(tracks, channel, path, what, known))
     origin = min(float(wave.starts[0]) for wave in waves.values())
-    signals = {}
-    for channel in channels:
+
+    def signal_of(channel: Channel) -> Signal:
         wave = waves[channel.name]
         factor, unit = conversion(wave.unit, channel, what=wave.what)
         samples, overlapping = _samples(wave, origin)
         samples *= np.float32(factor)
         if not np.isfinite(samples).any():
-            raise DataError(f"{wave.what}: the track holds nothing but gaps. Leave the case out.")
-        signals[channel.name] = Signal(
+            raise AbsentChannelError(f"{wave.what}: the track holds nothing but gaps. Leave the case out.")
+        return Signal(
             samples=samples,
             sfreq=wave.sfreq,
             unit=unit,
@@ -127,7 +127,9 @@ def read_recording(
             overlapping_samples=overlapping,
             track=wave.track.name,
         )
-    return Recording(case_id=case_id, signals=signals)
+
+    there = [channel for channel in channels if channel.name in waves]
+    return Recording(case_id=case_id, signals=present_channels(there, signal_of))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,7 @@ def _wave_of(
     """Find a channel's track in a file, check its header and packet times, and put its packets in order."""
     name = find_track(channel.tracks, tracks, what=f"{what}, channel {channel.name}")
     if name is None:
-        raise DataError(
+        raise AbsentChannelError(
             f"{what}, channel {channel.name}: expected one of the tracks {', '.join(channel.tracks)}; {path}"
             f" has {', '.join(tracks) or 'none'}. Name the track in the channel's tracks or leave the case"
             " out."
@@ -169,7 +171,7 @@ def _wave_of(
     what = f"{what}, channel {channel.name}, track {name}"
     _check_header(track, what, known.get(name, {}).get("srate"))
     if not track.starts:
-        raise DataError(f"{what}: the track is listed but holds no samples. Leave the case out.")
+        raise AbsentChannelError(f"{what}: the track is listed but holds no samples. Leave the case out.")
     if not np.isfinite(track.starts).all():
         raise DataError(f"{what}: a packet has no valid time. The file is damaged.")
     starts, counts, raw = _in_order(track)

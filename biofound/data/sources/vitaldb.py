@@ -8,11 +8,10 @@ import csv
 import gzip
 import hashlib
 import io
-import json
 import sys
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,12 @@ from biofound.data.sources import (
     Source,
     Survey,
     TrackList,
-    list_recordings,
+    missing_channels,
     survey_recordings,
 )
 from biofound.data.sources.download import GZIP_MAGIC, fetch
+from biofound.data.sources.recording_files import FilesSource
 from biofound.data.sources.registry import CASE_SETS, DEFAULT_CASE_SET
-from biofound.data.sources.subjects import find_subjects
 from biofound.data.sources.vital_file import (
     MAX_HOURS,
     check_complete,
@@ -44,7 +43,7 @@ from biofound.data.sources.vital_file import (
 )
 from biofound.data.sources.vitaldb_cost import Cost, estimate_cost
 from biofound.errors import DataError, SettingsError
-from biofound.files import path_from_text, path_to_text, printable_name, sha256_of, write_json
+from biofound.files import path_from_text, path_to_text, sha256_of, write_json
 
 BASE_URL = "https://api.vitaldb.net"
 """Address of the open data set's API."""
@@ -335,92 +334,19 @@ class VitalDBSource(Source):
         )
 
 
-class VitalFilesSource(Source):
-    """A directory of `.vital` files from any hospital, searched with its subdirectories.
-
-    A case is a file; its id is the path without `.vital`, `/` written as `__`. Its subject comes from
-    `subjects_csv`, else from `subjects.csv` in the root, else is the file itself with `record_is_subject`,
-    else is unknown.
-
-    Args:
-        root: the directory.
-        subjects_csv: columns `file` (or `record`; as in the directory, with or without `.vital`) and
-            `subject`.
-        record_is_subject: treat each file as a different subject.
-
-    Raises:
-        DataError: when the directory or the CSV cannot be read.
-        SettingsError: `record_is_subject` together with a CSV of subjects.
-    """
+class VitalFilesSource(FilesSource):
+    """A directory of `.vital` files from any hospital; see `FilesSource`."""
 
     name = "vital"
+    suffixes = (".vital",)
 
-    def __init__(
-        self, *, root: str | Path, subjects_csv: str | Path | None = None, record_is_subject: bool = False
-    ) -> None:
-        self.root = path_from_text(root).expanduser().absolute()
-        if not self.root.is_dir():
-            raise DataError(f"vital source: expected a directory of .vital files at {self.root}, found none")
-        self._given_csv = (
-            None if subjects_csv is None else path_from_text(subjects_csv).expanduser().absolute()
-        )
-        self.record_is_subject = record_is_subject
-        subjects = find_subjects(
-            self.root,
-            self._given_csv,
-            record_is_subject=record_is_subject,
-            source=self.name,
-            columns=("file", "record"),
-            key_of=lambda name: name.removesuffix(".vital").replace("/", "__"),
-        )
-        self._subjects = subjects or {}
-        self._listed: dict[str, tuple[ListedTrack, ...]] = {}
+    def list_file(self, path: Path, *, what: str) -> tuple[ListedTrack, ...]:
+        """The tracks of a file, which is read to its end for them."""
+        return list_tracks(path, what=what)
 
-    def describe(self) -> dict[str, str | int | float | bool | None]:
-        """Plain JSON that opens this source again."""
-        return {
-            "name": self.name,
-            "root": path_to_text(self.root),
-            "subjects_csv": None if self._given_csv is None else path_to_text(self._given_csv),
-            "record_is_subject": self.record_is_subject,
-        }
-
-    def version(self) -> str:
-        """A digest of the files' names, sizes and subjects (`fingerprint` covers the contents)."""
-        listing = {case_id: path.stat().st_size for case_id, path in self._files.items()}
-        text = json.dumps([listing, self._subjects], sort_keys=True)
-        return f"vital-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the tracks, which workers do not need."""
-        return {**self.__dict__, "_listed": {}}
-
-    def survey(self, channels: Sequence[Channel]) -> Survey:
-        """All files by the channels that they have; a damaged one is refused.
-
-        A case is as long as its shortest channel.
-
-        Raises:
-            DataError: none has every channel.
-        """
-
-        def look(case_id: str) -> Case | tuple[str, ...]:
-            names = [track.name for track in self._tracks(case_id)]
-            return _lacking(channels, names, case_id) or self._case(case_id, channels)
-
-        found = survey_recordings(self._files, look)
-        if not found.cases and not found.refused:
-            names = sorted({track.name for tracks in self._listed.values() for track in tracks})
-            raise DataError(
-                f"{self.root}: none of {len(self._files)} .vital files has every channel"
-                f" ({_tracks_of(channels)}). Their tracks: {', '.join(names) or 'none'}. Name the tracks in"
-                " the channels file; `biofound prepare --list-tracks` says which file has which."
-            )
-        return found
-
-    def tracks(self) -> TrackList:
-        """The tracks of every file, with the seconds of signal in its waves."""
-        return list_recordings(self._files, self._tracks)
+    def find_track(self, channel: Channel, names: Iterable[str], *, what: str) -> str | None:
+        """The track of a channel, with or without its device; see `vital_file.find_track`."""
+        return find_track(channel.tracks, names, what=what)
 
     def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
         """The samples of one file at their native rates, NaN in gaps, on one clock.
@@ -428,55 +354,17 @@ class VitalFilesSource(Source):
         Raises:
             DataError: the file is damaged, or a channel is absent, all gaps or not at the header's rate.
         """
-        return read_recording(self._path(case_id), case_id=case_id, channels=channels, known={})
-
-    def fingerprint(self, case_id: str) -> str:
-        """SHA-256 of the file."""
-        return sha256_of(self._path(case_id))
-
-    @cached_property
-    def _files(self) -> dict[str, Path]:
-        """File by case id, sorted."""
-        files: dict[str, Path] = {}
-        for path in sorted(path for path in self.root.rglob("*.vital") if path.is_file()):
-            case_id = printable_name("__".join(path.relative_to(self.root).with_suffix("").parts))
-            if case_id in files:
-                raise DataError(f"{path} and {files[case_id]} would both be case {case_id}. Rename one.")
-            files[case_id] = path
-        if not files:
-            raise DataError(f"{self.root}: expected .vital files, found none. Check the path.")
-        return dict(sorted(files.items()))
-
-    def _path(self, case_id: str) -> Path:
-        path = self._files.get(case_id)
-        if path is None:
-            raise DataError(f"case {case_id}: {self.root} has no such .vital file. Prepare the splits again.")
-        return path
-
-    def _tracks(self, case_id: str) -> tuple[ListedTrack, ...]:
-        """The tracks of a file, which is read to its end for them, once."""
-        if case_id not in self._listed:
-            self._listed[case_id] = list_tracks(self._path(case_id), what=f"case {case_id}")
-        return self._listed[case_id]
-
-    def _case(self, case_id: str, channels: Sequence[Channel]) -> Case:
-        seconds = {track.name: track.duration_s or 0.0 for track in self._tracks(case_id)}
-        used = [find_track(channel.tracks, seconds, what=f"case {case_id}") for channel in channels]
-        return Case(
-            case_id=case_id,
-            subject_id=case_id if self.record_is_subject else self._subjects.get(case_id),
-            tracks=tuple(seconds),
-            duration_s=min((seconds[name] for name in used if name is not None), default=None),
-        )
+        return read_recording(self.path_of(case_id), case_id=case_id, channels=channels, known={})
 
 
 def _lacking(channels: Sequence[Channel], tracks: Sequence[str], case_id: str) -> tuple[str, ...]:
-    """The channels none of whose tracks are there."""
-    return tuple(
-        channel.name
-        for channel in channels
-        if find_track(channel.tracks, tracks, what=f"case {case_id}, channel {channel.name}") is None
-    )
+    """The channels that a case would need to have a track of."""
+
+    def has(channel: Channel) -> bool:
+        what = f"case {case_id}, channel {channel.name}"
+        return find_track(channel.tracks, tracks, what=what) is not None
+
+    return missing_channels(channels, has)
 
 
 def _tracks_of(channels: Sequence[Channel]) -> str:

@@ -8,7 +8,6 @@ samples whose sum is not the header's checksum.
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
 from biofound.data.sources import (
+    AbsentChannelError,
     Case,
     ListedTrack,
     Recording,
@@ -30,11 +30,13 @@ from biofound.data.sources import (
     Survey,
     TrackList,
     list_recordings,
+    missing_channels,
+    present_channels,
     survey_recordings,
 )
-from biofound.data.sources.subjects import find_subjects
+from biofound.data.sources.subjects import compile_subject_pattern, find_subjects
 from biofound.data.sources.units import conversion
-from biofound.errors import DataError, SettingsError
+from biofound.errors import DataError
 from biofound.files import path_from_text, path_to_text, printable_name, sha256_of
 
 SUBJECT_PATTERN = r"mimic2wdb/matched/(s\d+)"
@@ -142,7 +144,7 @@ class WfdbSource(Source):
         def look(case_id: str) -> Case | tuple[str, ...] | None:
             path = self._records[case_id]
             header = _read_header(case_id, path)
-            absent = tuple(channel.name for channel in channels if header.index_of(channel) is None)
+            absent = missing_channels(channels, lambda channel: header.index_of(channel) is not None)
             if absent:
                 is_companion = case_id.endswith("n") and case_id.removesuffix("n") in self._records
                 return None if is_companion else absent
@@ -168,13 +170,13 @@ class WfdbSource(Source):
         """
         path = self.record_path(case_id)
         header = _read_header(case_id, path)
-        indices = [_found(header, channel) for channel in channels]
+        indices = present_channels(channels, lambda channel: _found(header, channel))
         header.check()
-        tracks = _read_tracks(header, sorted(set(indices)), ignore_checksums=self.ignore_checksums)
-        signals = {
-            channel.name: _signal(case_id, channel, tracks[index])
-            for channel, index in zip(channels, indices, strict=True)
-        }
+        tracks = _read_tracks(header, sorted(set(indices.values())), ignore_checksums=self.ignore_checksums)
+        signals = present_channels(
+            (channel for channel in channels if channel.name in indices),
+            lambda channel: _signal(case_id, channel, tracks[indices[channel.name]]),
+        )
         return Recording(case_id=case_id, signals=signals)
 
     def fingerprint(self, case_id: str) -> str:
@@ -507,7 +509,7 @@ def _check_length(header: _Header, index: int, got: int, expected: int) -> None:
 def _found(header: _Header, channel: Channel) -> int:
     index = header.index_of(channel)
     if index is None:
-        raise DataError(
+        raise AbsentChannelError(
             f"case {header.case_id}, channel {channel.name}: expected a signal named "
             f"{' or '.join(channel.tracks) or '(no tracks given)'}, the record has "
             f"{', '.join(normalised(name) for name in header.names) or 'none'}; add its name to the "
@@ -518,7 +520,7 @@ def _found(header: _Header, channel: Channel) -> int:
 
 def _signal(case_id: str, channel: Channel, track: _Track) -> Signal:
     if not np.isfinite(track.samples).any():
-        raise DataError(
+        raise AbsentChannelError(
             f"case {case_id}, channel {channel.name}: all {len(track.samples)} samples are invalid (NaN); "
             "take the record out of RECORDS"
         )
@@ -572,16 +574,3 @@ def _comments_of(header: Path) -> list[str]:
 
 def _lines_of(header: Path) -> list[str]:
     return header.read_text(encoding="ascii", errors="ignore").splitlines()
-
-
-def compile_subject_pattern(pattern: str) -> re.Pattern[str]:
-    """Compile a regular expression with a group; SettingsError where it is none."""
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise SettingsError(f"subject_pattern {pattern!r} is not a regular expression: {error}") from error
-    if compiled.groups < 1:
-        raise SettingsError(
-            f"subject_pattern {pattern!r}: expected a group, (...), around the subject; it has none"
-        )
-    return compiled

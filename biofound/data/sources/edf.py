@@ -1,0 +1,144 @@
+"""Read EDF, EDF+ and BDF files: signals, units, and the gaps of discontinuous recordings.
+
+Formats: https://www.edfplus.info/specs/ and https://www.biosemi.com/faq/file_format.htm. The `edfio` package
+(extra `biofound[edf]`) decodes them, and is imported only when a file is opened. Checked here is what it
+accepts with a warning or silently: files that are cut short, signals without a scale, and EDF+D, whose
+records it joins as if nothing were missing between them.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from biofound.data.channels import Channel
+from biofound.data.sources import AbsentChannelError, ListedTrack, Recording, Signal, present_channels
+from biofound.data.sources.packets import align_packets
+from biofound.data.sources.recording_files import FilesSource
+from biofound.data.sources.units import conversion
+from biofound.errors import DataError, SettingsError
+
+MOST_SAMPLES = 1 << 28
+"""Samples of a signal with its gaps beyond which a file is refused: 24 days at 125 Hz."""
+
+_ONSET = re.compile(rb"[+-]\d+(?:\.\d*)?(?=\x14)")
+
+
+class EdfSource(FilesSource):
+    """A directory of EDF, EDF+ and BDF files; see `FilesSource`."""
+
+    name = "edf"
+    suffixes = (".edf", ".bdf")
+
+    def list_file(self, path: Path, *, what: str) -> tuple[ListedTrack, ...]:
+        """The signals of a file by its header."""
+        header = _read_header(path, what)
+        seconds = header.num_data_records * header.data_record_duration
+        return tuple(
+            ListedTrack(
+                name=signal.label,
+                sfreq=signal.sampling_frequency,
+                unit=signal.physical_dimension,
+                duration_s=seconds,
+            )
+            for signal in header.signals
+        )
+
+    def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
+        """The samples of one file in the channels' units, at their native rates, NaN in the gaps of EDF+D.
+
+        Raises:
+            DataError: the file is damaged or cut short, or a channel is absent or without scale, or its unit
+                cannot be converted.
+        """
+        what, path = f"case {case_id}", self.path_of(case_id)
+        header = _read_header(path, what)
+        starts = _record_starts(header, f"{what}: {path}")
+        labels = [signal.label for signal in header.signals]
+
+        def signal_of(channel: Channel) -> Signal:
+            of_channel = f"{what}, channel {channel.name}"
+            label = self.find_track(channel, labels, what=of_channel)
+            if label is None:
+                raise AbsentChannelError(
+                    f"{of_channel}: expected a signal named {' or '.join(channel.tracks)}; {path} has "
+                    f"{', '.join(labels) or 'none'}. Name it in the channel's tracks."
+                )
+            return _signal(header.signals[labels.index(label)], starts, channel, of_channel)
+
+        return Recording(case_id=case_id, signals=present_channels(channels, signal_of))
+
+
+def _edfio() -> Any:
+    try:
+        import edfio
+    except ImportError as error:
+        raise SettingsError("source edf needs the package edfio: pip install 'biofound[edf]'") from error
+    return edfio
+
+
+def _read_header(path: Path, what: str) -> Any:
+    """An opened file, whose samples are read when they are asked for (of BDF now)."""
+    edfio = _edfio()
+    path.open("rb").close()  # the system's own words where it may not be read
+    read = edfio.read_bdf if path.suffix == ".bdf" else edfio.read_edf
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a cut file is a warning to the package
+            # Latin-1 reads every byte; the standard's ASCII has no µ, and recorders write it.
+            header = read(path, header_encoding="latin-1")
+            _ = header.num_data_records, [signal.sampling_frequency for signal in header.signals]
+    except Exception as error:  # it lets out whatever its conversions of damaged fields trip over
+        raise DataError(
+            f"{what}: {path} is no whole {path.suffix[1:].upper()} file ({error}); copy it again, or leave "
+            "it out"
+        ) from error
+    return header
+
+
+def _record_starts(header: Any, what: str) -> NDArray[np.float64]:
+    """The start of each data record in seconds: its own stamp in EDF+D, else one record after the other."""
+    count, duration = header.num_data_records, header.data_record_duration
+    if not header.reserved.startswith(("EDF+D", "BDF+D")):
+        return np.arange(count, dtype=np.float64) * float(duration)
+    stamps = next((signal for signal in header._signals if signal._is_annotation_signal), None)
+    if stamps is None:
+        raise DataError(f"{what}: it is discontinuous ({header.reserved}) but does not say when: damaged")
+    records = np.frombuffer(stamps.digital.tobytes(), np.uint8).reshape(count, -1)
+    onsets = [_ONSET.match(record.tobytes()) for record in records]
+    missing = [number for number, onset in enumerate(onsets, start=1) if onset is None]
+    if missing:
+        raise DataError(f"{what}: data record {missing[0]} of {count} has no time: the file is damaged")
+    starts = np.array([float(onset[0]) for onset in onsets if onset is not None])
+    if (np.diff(starts) < duration * 0.999).any():
+        number = int(np.argmax(np.diff(starts) < duration * 0.999)) + 2
+        raise DataError(
+            f"{what}: data record {number} starts at {starts[number - 1]:g} s, before the one before it "
+            "ends: the file is damaged"
+        )
+    return starts
+
+
+def _signal(signal: Any, starts: NDArray[np.float64], channel: Channel, what: str) -> Signal:
+    if signal.digital_min == signal.digital_max or signal.physical_min == signal.physical_max:
+        raise DataError(
+            f"{what}: signal {signal.label} has no scale: its smallest and largest value are the same. "
+            "Correct the header or leave the file out."
+        )
+    factor, unit = conversion(signal.physical_dimension, channel, what=what)
+    values = (signal.data * factor).astype(np.float32)
+    per_record, sfreq = signal.samples_per_data_record, signal.sampling_frequency
+    counts = np.full(len(starts), per_record)
+    if (starts[-1] - starts[0]) * sfreq > MOST_SAMPLES:
+        raise DataError(
+            f"{what}: it spans {(starts[-1] - starts[0]) / 3600:.0f} h at {sfreq:g} Hz, more than "
+            f"{MOST_SAMPLES:,} samples: a time is wrong, or the file must be split into several"
+        )
+    first = align_packets(starts, counts, sfreq=sfreq, origin=float(starts[0]))
+    samples = np.full(int(first[-1]) + per_record, np.nan, np.float32)
+    samples[(first[:, None] + np.arange(per_record)).ravel()] = values
+    return Signal(samples=samples, sfreq=sfreq, unit=unit, track=signal.label)

@@ -1,0 +1,455 @@
+"""Read columns of one CSV, TSV, Parquet or npz file as numbers, times and text.
+
+CSV and Parquet are read a block at a time: memory holds the columns asked for, not the file.
+"""
+
+import csv
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from biofound.data.npz import find_members, map_members, member_names, unpack_members
+from biofound.errors import DataError
+
+SUFFIXES = (".csv", ".tsv", ".parquet", ".npz")
+"""Names of files that are tables end in one of these."""
+
+MOST_SAMPLES = 1 << 28
+"""Rows of a file, and samples of a channel with its gaps, beyond which it is refused: 24 days at 125 Hz."""
+
+MISSING = ("", "NaN", "nan", "NAN", "NA", "N/A", "null", "NULL", "None")
+"""Cells of a CSV that stand for no value."""
+
+_DELIMITERS = (",", ";", "\t")
+_HEAD_ROWS = 200
+_LONGEST_HEADER = 1 << 20
+_BLOCK_BYTES = 1 << 22
+_UNIT = re.compile(r"(.*\S)\s*\[([^\[\]]*)\]")
+_ZONE = re.compile(r"\d(Z|[+-]\d\d(:?\d\d)?)$")
+_SECONDS_OF = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+
+class Table(ABC):
+    """A file with named columns of which some are signals. A name may end in its unit: `ECG [mV]`.
+
+    Attributes:
+        path: the file.
+        what: how messages begin.
+        names: the columns, as the file names them.
+        rates: rate in Hz by column, where the file says it.
+        lengths: number of samples by column; empty where only reading tells.
+    """
+
+    names: tuple[str, ...]
+    rates: Mapping[str, float]
+    lengths: Mapping[str, int]
+
+    def __init__(self, path: Path, *, what: str) -> None:
+        self.path, self.what = path, what
+        self.rates, self.lengths = {}, {}
+
+    @abstractmethod
+    def is_numeric(self, name: str) -> bool:
+        """Whether a column holds numbers, by its type or its first rows."""
+
+    @abstractmethod
+    def has_time_stamps(self, name: str) -> bool:
+        """Whether a column of times holds time stamps rather than numbers."""
+
+    @abstractmethod
+    def read(
+        self, columns: Sequence[str], *, time: str | None = None, rows: int | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Columns as (N,) float32, NaN where there is no finite number; `time` as float64.
+
+        Args:
+            columns: names, `time` included.
+            time: the column of times: numbers as they are, time stamps in seconds since 1970 in UTC.
+            rows: read no more than so many of the first rows.
+
+        Raises:
+            DataError: a cell is no number or time, or the file is damaged.
+        """
+
+    @abstractmethod
+    def texts(self, column: str) -> set[str]:
+        """The different values of a column, as text; "" where there is none."""
+
+    def track(self, name: str) -> str:
+        """The name of a column without its unit."""
+        match = _UNIT.fullmatch(name)
+        return match[1] if match else name
+
+    def unit(self, name: str) -> str | None:
+        """The unit in the name of a column; None where there is none."""
+        match = _UNIT.fullmatch(name)
+        return match[2].strip() if match else None
+
+    def unit_of_track(self, track: str) -> str | None:
+        """The unit of the column of that name without unit."""
+        return next(self.unit(name) for name in self.names if self.track(name) == track)
+
+    def only_text(self, column: str) -> str:
+        """The one value of a column.
+
+        Raises:
+            DataError: it has none, or several.
+        """
+        values = sorted(self.texts(column) - {""})
+        if len(values) != 1:
+            got = f"{len(values)}: {', '.join(values[:3])}" if values else "none"
+            raise DataError(
+                f"{self.what}: {self.path}, column {column}: expected one subject in all rows, got {got}"
+            )
+        return values[0]
+
+    def error(self, text: str) -> DataError:
+        """An error of this file."""
+        return DataError(f"{self.what}: {self.path}: {text}")
+
+
+def open_table(path: Path, *, what: str) -> Table:
+    """Open a table by its suffix, and read the names of its columns.
+
+    Raises:
+        DataError: the names are missing or not unique, or the file is no such file.
+    """
+    kinds: dict[str, Callable[..., Table]] = {".parquet": _Parquet, ".npz": _Npz}
+    table = kinds.get(path.suffix, _Csv)(path, what=what)
+    tracks = [table.track(name) for name in table.names]
+    if repeated := sorted({track for track in tracks if tracks.count(track) > 1}):
+        raise table.error(f"expected columns of different names, got {', '.join(repeated)} more than once")
+    return table
+
+
+# ---------------------------------------------------------------- CSV and Parquet, by way of Arrow
+
+
+class _ArrowTable(Table):
+    """What CSV and Parquet have in common: batches of Arrow arrays."""
+
+    @abstractmethod
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """The columns, a batch of rows at a time."""
+
+    def read(
+        self, columns: Sequence[str], *, time: str | None = None, rows: int | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """See `Table.read`."""
+        pieces: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
+        count = 0
+        for batch in self.batches(columns):
+            for name in columns:
+                column = batch.column(name)
+                pieces[name].append(self._times(column) if name == time else _float32(column))
+            count += len(batch)
+            if count > MOST_SAMPLES:
+                raise self.error(f"more than {MOST_SAMPLES:,} rows; split it into several files")
+            if rows is not None and count >= rows:
+                break
+        kinds = {name: np.float64 if name == time else np.float32 for name in columns}
+        return {
+            name: np.concatenate(arrays)[:rows] if arrays else np.empty(0, kinds[name])
+            for name, arrays in pieces.items()
+        }
+
+    def texts(self, column: str) -> set[str]:
+        """See `Table.texts`."""
+        found: set[str] = set()
+        for batch in self.batches([column]):
+            values = batch.column(column).unique().to_pylist()
+            found |= {"" if value is None else str(value).strip() for value in values}
+        return found
+
+    def _times(self, column: Any) -> NDArray[np.float64]:
+        """A batch of the column of times."""
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            column = column.cast(pa.timestamp("ns", tz="UTC" if _have_zones(column) else None))
+        if pa.types.is_timestamp(column.type):
+            return _float64(column.cast(pa.int64())) * _SECONDS_OF[column.type.unit]
+        return _float64(column)
+
+
+def _have_zones(column: Any) -> bool:
+    """Whether time stamps, as text, name their zone; by the first."""
+    first = next((str(value) for value in column.to_pylist() if value is not None), "")
+    return _ZONE.search(first.strip()) is not None
+
+
+def _float64(column: Any) -> NDArray[np.float64]:
+    """An Arrow array of numbers, NaN where it is null."""
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)
+
+
+def _float32(column: Any) -> NDArray[np.float32]:
+    """An Arrow array of numbers, NaN where it is null or not finite as float32."""
+    with np.errstate(over="ignore"):
+        values = _float64(column).astype(np.float32)
+    values[~np.isfinite(values)] = np.nan
+    return values
+
+
+class _Csv(_ArrowTable):
+    """A CSV with names in its first line; separator and decimal mark follow from the first rows."""
+
+    def __init__(self, path: Path, *, what: str) -> None:
+        super().__init__(path, what=what)
+        lines = self._first_lines()
+        self._delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader(lines[:1], delimiter=mark))))
+        header, *self._head = csv.reader(lines, delimiter=self._delimiter)
+        self.names = tuple(name.strip() or f"column {i}" for i, name in enumerate(header, start=1))
+        if not self._head:
+            raise self.error("it has no row below its header")
+        if sum(_is_number(name) for name in self.names) > len(self.names) / 2:
+            raise self.error(
+                f"line 1: expected names of columns, got {', '.join(self.names[:3])}: without a header, or "
+                "with channels in rows; write one column a channel, below its name"
+            )
+        cells = (cell for row in self._head for cell in row)
+        comma = self._delimiter != "," and any(re.fullmatch(r"\s*[+-]?\d+,\d+\s*", cell) for cell in cells)
+        self._decimal = "," if comma else "."
+
+    def _first_lines(self) -> list[str]:
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                first = file.readline(_LONGEST_HEADER)
+                lines = [first, *(line for line in islice(file, _HEAD_ROWS) if line.strip())]
+        except UnicodeDecodeError as error:
+            raise self.error(
+                f"expected text in UTF-8, got other bytes ({error}); save it as UTF-8"
+            ) from error
+        if not first.strip() or "\0" in first or len(first) == _LONGEST_HEADER:
+            raise self.error("line 1: expected names of columns, got none")
+        return lines
+
+    def is_numeric(self, name: str) -> bool:
+        """See `Table.is_numeric`."""
+        cells = self._head_cells(name)
+        return not cells or any(_is_number(cell, self._decimal) for cell in cells)
+
+    def has_time_stamps(self, name: str) -> bool:
+        """See `Table.has_time_stamps`."""
+        cells = self._head_cells(name)
+        return bool(cells) and not _is_number(cells[0], self._decimal)
+
+    def _head_cells(self, name: str) -> list[str]:
+        """The values of a column in the first rows."""
+        place = self.names.index(name)
+        cells = [row[place].strip() for row in self._head if place < len(row)]
+        return [cell for cell in cells if cell not in MISSING]
+
+    def read(
+        self, columns: Sequence[str], *, time: str | None = None, rows: int | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """See `Table.read`."""
+        stamps = time if time is not None and self.has_time_stamps(time) else None
+        try:
+            return super().read(columns, time=time, rows=rows)
+        except pa.ArrowException as error:
+            raise self.error(self._find_problem(columns, stamps) or str(error)) from error
+
+    def texts(self, column: str) -> set[str]:
+        """See `Table.texts`."""
+        try:
+            return super().texts(column)
+        except pa.ArrowException as error:
+            raise self.error(self._find_problem((), None) or str(error)) from error
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """See `_ArrowTable.batches`; columns of text come as text."""
+        from pyarrow import csv as arrow_csv
+
+        kinds = {
+            name: pa.float64() if self.is_numeric(name) and not self.has_time_stamps(name) else pa.string()
+            for name in columns
+        }
+        with arrow_csv.open_csv(
+            str(self.path),
+            read_options=arrow_csv.ReadOptions(
+                column_names=self.names, skip_rows=1, use_threads=False, block_size=_BLOCK_BYTES
+            ),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=self._delimiter,
+                # In a table of one column an empty line is an empty cell.
+                ignore_empty_lines=len(self.names) > 1,
+            ),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=list(columns),
+                column_types=kinds,
+                null_values=list(MISSING),
+                strings_can_be_null=True,
+                decimal_point=self._decimal,
+            ),
+        ) as reader:
+            yield from reader
+
+    def _find_problem(self, columns: Sequence[str], stamps: str | None) -> str | None:
+        """The first line that is no row of the table, or cell that is no number or time; in words."""
+        with self.path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+            rows = csv.reader(file, delimiter=self._delimiter)
+            next(rows)
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != len(self.names):
+                    return f"line {rows.line_num}: expected {len(self.names)} cells, got {len(row)}"
+                for name in columns:
+                    cell = row[self.names.index(name)].strip()
+                    fits = _is_time(cell) if name == stamps else _is_number(cell, self._decimal)
+                    if cell not in MISSING and not fits:
+                        kind = "a time stamp like the first" if name == stamps else "a number"
+                        return f"line {rows.line_num}, column {name}: expected {kind}, got {cell!r}"
+        return None
+
+
+def _is_number(cell: str, decimal: str = ".") -> bool:
+    try:
+        float(cell.replace(decimal, "."))
+    except ValueError:
+        return False
+    return "_" not in cell and not (decimal == "," and "." in cell)
+
+
+def _is_time(cell: str) -> bool:
+    try:
+        datetime.fromisoformat(cell)
+    except ValueError:
+        return False
+    return True
+
+
+class _Parquet(_ArrowTable):
+    def __init__(self, path: Path, *, what: str) -> None:
+        super().__init__(path, what=what)
+        with self._opened() as file:
+            self._types = {field.name: field.type for field in file.schema_arrow}
+            self.names = tuple(file.schema_arrow.names)
+            self.lengths = dict.fromkeys(self.names, file.metadata.num_rows)
+
+    def _opened(self) -> Any:
+        from pyarrow import parquet
+
+        self.path.open("rb").close()  # the system's own words where it may not be read
+        try:
+            return parquet.ParquetFile(self.path)
+        except (pa.ArrowException, OSError) as error:
+            raise self.error(f"not a readable Parquet file, or cut short ({error})") from error
+
+    def is_numeric(self, name: str) -> bool:
+        """See `Table.is_numeric`."""
+        kind, types = self._types[name], pa.types
+        return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))
+
+    def has_time_stamps(self, name: str) -> bool:
+        """See `Table.has_time_stamps`."""
+        return not self.is_numeric(name)
+
+    def read(
+        self, columns: Sequence[str], *, time: str | None = None, rows: int | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """See `Table.read`."""
+        for name in columns:
+            if name != time and not self.is_numeric(name):
+                raise self.error(f"column {name}: expected numbers, got {self._types[name]}")
+        return super().read(columns, time=time, rows=rows)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """See `_ArrowTable.batches`."""
+        with self._opened() as file:
+            try:
+                yield from file.iter_batches(columns=list(columns))
+            except (pa.ArrowException, OSError) as error:
+                raise self.error(f"it is damaged or cut short ({error})") from error
+
+
+# ---------------------------------------------------------------- npz
+
+
+class _Npz(Table):
+    """An npz with one array (T,) a channel; `sfreq` and `sfreq_NAME` are rates in Hz."""
+
+    def __init__(self, path: Path, *, what: str) -> None:
+        super().__init__(path, what=what)
+        try:
+            self._held = member_names(path)
+            self._arrays = self._load()
+        except DataError as error:
+            raise DataError(f"{what}: {error}") from error
+        self.names = tuple(name for name in self._held if not _is_rate(name))
+        self.lengths = {name: len(array) for name, array in self._arrays.items() if array.ndim == 1}
+        self.rates = {name: rate for name in self.names if (rate := self._rate_of(name)) is not None}
+
+    def _load(self) -> dict[str, NDArray[Any]]:
+        plain = [name for name, compressed in self._held.items() if not compressed]
+        mapped = map_members(self.path, find_members(self.path, plain))
+        arrays = mapped | unpack_members(self.path, self._held.keys() - mapped.keys())
+        for name, array in arrays.items():
+            if array.ndim > 1:
+                raise DataError(
+                    f"{self.path}: array {name}: expected one array (samples,) a channel, got the shape "
+                    f"{array.shape}; write np.savez(path, PPG=x[0], ECG=x[1], sfreq=125.0)"
+                )
+        return arrays
+
+    def is_numeric(self, name: str) -> bool:
+        """See `Table.is_numeric`."""
+        return self._arrays[name].ndim == 1 and self._arrays[name].dtype.kind in "fiu"
+
+    def has_time_stamps(self, name: str) -> bool:
+        """See `Table.has_time_stamps`."""
+        return self._arrays[name].dtype.kind == "M"
+
+    def _rate_of(self, name: str) -> float | None:
+        key = next((key for key in (f"sfreq_{self.track(name)}", "sfreq") if key in self._held), None)
+        if key is None:
+            return None
+        value = self._arrays[key]
+        if value.size != 1 or value.dtype.kind not in "fiu" or not 0 < value.item() < math.inf:
+            raise self.error(f"{key}: expected one number of Hz above 0, got {value}")
+        return float(value.item())
+
+    def read(
+        self, columns: Sequence[str], *, time: str | None = None, rows: int | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """See `Table.read`."""
+        read = {}
+        for name in columns:
+            array = self._arrays[name]
+            if array.ndim != 1 or array.dtype.kind not in ("fiuM" if name == time else "fiu"):
+                raise self.error(
+                    f"array {name}: expected numbers (samples,), got {array.dtype} {array.shape}"
+                )
+            if time is not None and len(array) != len(self._arrays[time]):
+                raise self.error(
+                    f"array {name}: expected {len(self._arrays[time])} samples, one for each of {time}, got "
+                    f"{len(array)}"
+                )
+            if len(array) > MOST_SAMPLES:
+                raise self.error(f"array {name}: more than {MOST_SAMPLES:,} samples; split it")
+            if name != time:
+                read[name] = _float32(pa.array(array[:rows]))
+            elif array.dtype.kind == "M":
+                missing = np.isnat(array[:rows])
+                read[name] = np.where(
+                    missing, np.nan, array[:rows].astype("datetime64[ns]").astype(np.int64) * 1e-9
+                )
+            else:
+                read[name] = array[:rows].astype(np.float64)
+        return read
+
+    def texts(self, column: str) -> set[str]:
+        """See `Table.texts`."""
+        return {str(value).strip() for value in np.unique(self._arrays[column])}
+
+
+def _is_rate(name: str) -> bool:
+    return name == "sfreq" or name.startswith("sfreq_")
