@@ -179,7 +179,7 @@ def test_a_channel_that_a_table_lacks_and_need_not_have_is_unobserved(checkpoint
     np.savez(recordings / "p1.npz", PPG=ppg.samples, sfreq=ppg.sfreq)
     known = ("--source", "table", "--root", recordings, "--channels-yaml", channels, "--output", output)
     channels.write_text("pretrain: {PPG: {}, ECG: {}}\n")
-    assert "has PPG, ECG" in run("embed", "--checkpoint", checkpoint, *known).stderr
+    assert "Their tracks: PPG" in run("embed", "--checkpoint", checkpoint, *known).stderr
     channels.write_text("pretrain: {PPG: {}, ECG: {required: false}}\n")
     done("embed", "--checkpoint", checkpoint, *known, "--record-is-subject")
     with np.load(output) as found:
