@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from biofound import __version__, console
+from biofound.commands.left_out import show_left_out
 from biofound.commands.probe_data import check_fit
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.devices import resolve_device
 from biofound.core.embed import WindowEmbedder
 from biofound.data.channels import Channel
 from biofound.data.prefetch import prefetch_cases
-from biofound.data.sources import SHOWN, RetryingSource, Source
+from biofound.data.sources import RetryingSource, Source
 from biofound.data.splits import UNKNOWN
 from biofound.data.vectors import VectorsHeader, VectorsOrigin, WindowVectors, write_vectors
 from biofound.data.windows import Windows
@@ -194,10 +195,5 @@ def _show(result: dict[str, Any], counts: _Counts, checkpoint: Checkpoint, setti
         *(f"{result['hours']:.2f}", result["vector_length"], f"{result['seconds']:.1f}"),
     )
     console.table(title, columns, [row], numbers=columns)
-    rows = [(case_id, f"no {', '.join(absent)}") for case_id, absent in counts.left_out.items()]
-    rows += [(case_id, reason.removeprefix(f"case {case_id}: ")) for case_id, reason in counts.failed.items()]
-    if rows:
-        console.table(f"left out: {len(rows)} recordings", ("recording", "reason"), rows[:SHOWN])
-    if len(rows) > SHOWN:
-        console.note(f"and {len(rows) - SHOWN} more, which --json lists")
+    show_left_out(counts.left_out, counts.failed)
     console.note(f"written: {settings.output}")

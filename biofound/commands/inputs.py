@@ -13,7 +13,6 @@ from biofound.data.integrity import splits_in
 from biofound.errors import SettingsError, write_error_context
 from biofound.files import path_to_text, require_checkpoint_file, sha256_of
 from biofound.settings import (
-    DEFAULT_STORE,
     EmbedSettings,
     InflateSettings,
     PretrainSettings,
@@ -70,7 +69,7 @@ def _pretrain(settings: PretrainSettings) -> dict[str, Any]:
             )
         table.named(settings.channels)
         return {"windows": None, "probe": None}
-    data_dirs = settings.data_dir or (str(DEFAULT_STORE),)
+    data_dirs = settings.data_dirs
     train, val = open_training_windows(settings, data_dirs)
     probe = None
     if settings.probe_labels is not None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from biofound import console
-from biofound.data.sources import SHOWN, Case, ListedTrack, ListingSource, RetryingSource, Survey
+from biofound.commands.left_out import show_left_out
+from biofound.data.sources import SHOWN, Case, ListedTrack, ListingSource, RetryingSource
 from biofound.data.sources.registry import open_source
 from biofound.data.sources.vitaldb import VitalDBSource, case_ids_in
 from biofound.data.sources.vitaldb_cost import BYTES_PER_SECOND, Cost
@@ -64,7 +65,7 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
         )
     else:
         _show_splits(splits, counts)
-        _show_left_out(found)
+        show_left_out(found.left_out, found.refused)
         if moved := splits.moved():
             named = ", ".join(f"{subject} to {name}" for subject, name in moved.items())
             console.note(f"so few patients that a split had nobody; moved, until others are added: {named}")
@@ -129,17 +130,6 @@ def _note_case_set(case_set: str) -> None:
             f"the case set {case_set}, {len(members):,} cases, limits these splits; "
             "--case-set all takes every case of VitalDB"
         )
-
-
-def _show_left_out(found: Survey) -> None:
-    """List the recordings that are no cases, each with the reason."""
-    rows = [(case_id, f"no {', '.join(absent)}") for case_id, absent in found.left_out.items()]
-    rows += [(case_id, reason.removeprefix(f"case {case_id}: ")) for case_id, reason in found.refused.items()]
-    if rows:
-        shown = rows[:SHOWN]
-        console.table(f"left out: {len(rows)} recordings", ("recording", "reason"), shown)
-    if len(rows) > SHOWN:
-        console.note(f"and {len(rows) - SHOWN} more, which --json lists")
 
 
 def _show_costs(costs: Mapping[str, Cost]) -> None:

@@ -47,7 +47,7 @@ from biofound.errors import DataError, checkpoint_error_context, write_error_con
 from biofound.figures import Example, draw_losses, draw_reconstructions
 from biofound.files import hold_directory, sweep_temporary_files, write_json
 from biofound.options import Invocation
-from biofound.settings import DEFAULT_STORE, PretrainSettings
+from biofound.settings import PretrainSettings
 from biofound.settings.resolve import plain_values
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def execute(
         KeyboardInterrupt: after Ctrl-C, when the run is saved.
     """
     settings = invocation.settings
-    data_dirs = settings.data_dir or (str(DEFAULT_STORE),)
+    data_dirs = settings.data_dirs
     with (
         joined_group(resolve_device(settings.device)) as (group, device),
         _output_held(settings, group, device),

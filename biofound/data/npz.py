@@ -195,6 +195,19 @@ def _read_header(file: IO[bytes], what: str) -> Member:
     return Member(dtype=dtype, shape=shape, order="F" if fortran_order else "C", offset=file.tell())
 
 
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an npz by name, in the file's order: mapped read-only, or unpacked where compressed.
+
+    Raises:
+        DataError: as `find_members` and `unpack_members` do.
+    """
+    compressed = member_names(path)
+    plain = [name for name, is_compressed in compressed.items() if not is_compressed]
+    arrays = map_members(path, find_members(path, plain))
+    arrays |= unpack_members(path, compressed.keys() - arrays.keys())
+    return {name: arrays[name] for name in compressed}
+
+
 def unpack_members(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """Read the compressed arrays `names` of an npz into memory.
 

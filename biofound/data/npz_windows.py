@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from biofound.data.npz import find_members, map_members, member_names, unpack_members
+from biofound.data.npz import read_arrays
 from biofound.data.segments import Segments, WindowInfo, checked_index, find_segments, gather
 from biofound.errors import DataError
 from biofound.files import sha256_of
@@ -168,10 +168,7 @@ def open_npz_windows(path: Path, *, sfreq_if_unsaid: float | None = None) -> Arr
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
-    compressed = member_names(path)
-    plain = [name for name, is_compressed in compressed.items() if not is_compressed]
-    mapped = map_members(path, find_members(path, plain))
-    arrays = mapped | unpack_members(path, compressed.keys() - mapped.keys())
+    arrays = read_arrays(path)
     for name, array in arrays.items():
         if array.dtype.kind == "U" and _code_points(array).max(initial=0) > sys.maxunicode:
             raise DataError(f"{path}: `{name}` should be text, and holds what is none: the file is damaged")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from biofound.data.npz_windows import ARRAY_KEYS, ArrayWindows, npz_file, open_npz_windows
 from biofound.data.segments import Segments, WindowInfo
-from biofound.data.store import INDEX_NAME, StoreWindows
+from biofound.data.store import INDEX_NAME, StoreIndex, StoreWindows
 from biofound.errors import DataError, did_you_mean
 
 __all__ = [
@@ -150,22 +150,24 @@ class Gate:
 
 def gate_of(windows: Windows) -> Gate | None:
     """The gate that a store's windows passed; None for windows that are no store."""
-    if isinstance(windows, _SelectedChannels):
-        found = gate_of(windows.unselected)
-        return found and replace(
-            found, quality_thresholds={name: found.quality_thresholds[name] for name in windows.channels}
-        )
-    if not isinstance(windows, StoreWindows):
+    index = _index_of(windows)
+    if index is None:
         return None
-    index = windows.index
-    return Gate(quality_thresholds=index.quality_thresholds, max_gap_seconds=index.max_gap_seconds)
+    thresholds = {name: index.quality_thresholds[name] for name in windows.channels}
+    return Gate(quality_thresholds=thresholds, max_gap_seconds=index.max_gap_seconds)
 
 
 def source_of(windows: Windows) -> dict[str, Any]:
     """The source that a store was built from, for `open_source`; empty for windows that are no store."""
-    if isinstance(windows, _SelectedChannels):
-        return source_of(windows.unselected)
-    return dict(windows.index.source) if isinstance(windows, StoreWindows) else {}
+    index = _index_of(windows)
+    return {} if index is None else dict(index.source)
+
+
+def _index_of(windows: Windows) -> StoreIndex | None:
+    """The index of the store that windows are of, all its channels or some; None where there is no store."""
+    while isinstance(windows, _SelectedChannels):
+        windows = windows.unselected
+    return windows.index if isinstance(windows, StoreWindows) else None
 
 
 class _SelectedChannels:

@@ -246,6 +246,11 @@ class PretrainSettings(Settings):
     )
 
     @property
+    def data_dirs(self) -> tuple[str, ...]:
+        """The directories and streams to train on: those given, else the default store."""
+        return self.data_dir or (str(DEFAULT_STORE),)
+
+    @property
     def rhythm_head(self) -> bool:
         """Whether the model needs the head of the global and rhythm terms."""
         return self.global_weight > 0 or self.rhythm_weight > 0

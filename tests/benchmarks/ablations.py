@@ -109,6 +109,17 @@ def _option(name: str, value: Any, *, cost: float = 1.0, change: str | None = No
     return Variant(change=words, options={name: value}, cost=cost)
 
 
+def _latent(weight: float) -> Variant:
+    return Variant(
+        change=f"latent target (EMA teacher), weight {weight:g}",
+        model=LatentTarget,
+        loss=partial(WithTerm, term=latent_term),
+        term_weight=weight,
+        trainer=WithTeacher,
+        cost=1.3,
+    )
+
+
 def _plain_with(prefix: str, words: str, options: Mapping[str, Any]) -> dict[str, Variant]:
     """The plain recipe with one thing that base has more."""
     changes: tuple[tuple[str, str, dict[str, Any], float], ...] = (
@@ -187,22 +198,8 @@ GROUPS: dict[str, dict[str, Variant]] = {
             loss=partial(PatchNormalisedLoss, patch_size=125),
             note="MSM and R peaks are given each hidden patch's true mean and scale: not comparable.",
         ),
-        "latent_0.5": Variant(
-            change="latent target (EMA teacher), weight 0.5",
-            model=LatentTarget,
-            loss=partial(WithTerm, term=latent_term),
-            term_weight=0.5,
-            trainer=WithTeacher,
-            cost=1.3,
-        ),
-        "latent_1": Variant(
-            change="latent target (EMA teacher), weight 1",
-            model=LatentTarget,
-            loss=partial(WithTerm, term=latent_term),
-            term_weight=1.0,
-            trainer=WithTeacher,
-            cost=1.3,
-        ),
+        "latent_0.5": _latent(0.5),
+        "latent_1": _latent(1.0),
         "neighbours": Variant(
             change="batches of 16 windows and their 16 neighbours, no contrast",
             options={"batch_size": 16},

@@ -17,13 +17,10 @@ from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
 from biofound.data.sources import AbsentChannelError, ListedTrack, Recording, Signal, present_channels
-from biofound.data.sources.packets import align_packets
+from biofound.data.sources.packets import align_packets, check_span, place_packets
 from biofound.data.sources.recording_files import FilesSource
 from biofound.data.sources.units import conversion
 from biofound.errors import DataError, SettingsError
-
-MOST_SAMPLES = 1 << 28
-"""Samples of a signal with its gaps beyond which a file is refused: 24 days at 125 Hz."""
 
 _ONSET = re.compile(rb"[+-]\d+(?:\.\d*)?(?=\x14)")
 
@@ -131,14 +128,8 @@ def _signal(signal: Any, starts: NDArray[np.float64], channel: Channel, what: st
         )
     factor, unit = conversion(signal.physical_dimension, channel, what=what)
     values = (signal.data * factor).astype(np.float32)
-    per_record, sfreq = signal.samples_per_data_record, signal.sampling_frequency
-    counts = np.full(len(starts), per_record)
-    if (starts[-1] - starts[0]) * sfreq > MOST_SAMPLES:
-        raise DataError(
-            f"{what}: it spans {(starts[-1] - starts[0]) / 3600:.0f} h at {sfreq:g} Hz, more than "
-            f"{MOST_SAMPLES:,} samples: a time is wrong, or the file must be split into several"
-        )
-    first = align_packets(starts, counts, sfreq=sfreq, origin=float(starts[0]))
-    samples = np.full(int(first[-1]) + per_record, np.nan, np.float32)
-    samples[(first[:, None] + np.arange(per_record)).ravel()] = values
+    sfreq, counts = signal.sampling_frequency, np.full(len(starts), signal.samples_per_data_record)
+    origin = float(starts[0])
+    check_span(starts, sfreq=sfreq, origin=origin, what=what)
+    samples, _ = place_packets(values, align_packets(starts, counts, sfreq=sfreq, origin=origin), counts)
     return Signal(samples=samples, sfreq=sfreq, unit=unit, track=signal.label)

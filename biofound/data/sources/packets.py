@@ -24,6 +24,9 @@ JITTER_FACTOR = 8.0
 RATE_TOLERANCE = 0.05
 """Largest difference between the rate by packet times and the header's, as a fraction of it."""
 
+MOST_SAMPLES = 1 << 28
+"""Samples of a signal with its gaps beyond which a file is refused: 24 days at 125 Hz."""
+
 _INTERVALS_FOR_RATE = 3
 _AGREEING_WITHIN = 0.2
 _AGREEING_SHARE = 0.75
@@ -131,6 +134,41 @@ def align_packets(
             anchor, shift = value, int(np.floor(value + 0.5))
         shifts[packet] = shift
     return before + shifts
+
+
+def check_span(starts: NDArray[np.float64], *, sfreq: float, origin: float, what: str) -> None:
+    """Refuse packets whose times, in seconds, span more than `MOST_SAMPLES` at `sfreq` Hz from `origin` on.
+
+    Raises:
+        DataError: when they do.
+    """
+    if (starts[-1] - origin) * sfreq > MOST_SAMPLES:
+        raise DataError(
+            f"{what}: it spans {(starts[-1] - origin) / 3600:.0f} h at {sfreq:g} Hz, more than "
+            f"{MOST_SAMPLES:,} samples: a time is wrong, or the file must be split into several"
+        )
+
+
+def place_packets(
+    samples: NDArray[np.float32], first: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], int]:
+    """Place packets on a grid, NaN in gaps; where they overlap the later one counts.
+
+    Args:
+        samples: (N,) the samples of all packets, one packet after the other.
+        first: (K,) index of the first sample of each packet; see `align_packets`.
+        counts: (K,) samples in each packet.
+
+    Returns:
+        (T,) samples, and how many of the N were replaced by later ones.
+    """
+    offset = np.arange(len(samples)) - np.repeat(np.cumsum(counts) - counts, counts)
+    index = np.repeat(first, counts) + offset
+    placed = np.full(int(index.max()) + 1, np.nan, np.float32)
+    placed[index] = samples
+    taken = np.zeros(len(placed), np.bool_)
+    taken[index] = True
+    return placed, len(index) - int(np.count_nonzero(taken))
 
 
 def check_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq: float, what: str) -> None:

@@ -19,7 +19,7 @@ from biofound.data.sources import (
     missing_channels,
     survey_recordings,
 )
-from biofound.data.sources.subjects import compile_subject_pattern, find_subjects
+from biofound.data.sources.subjects import SubjectRule
 from biofound.errors import DataError
 from biofound.files import path_from_text, path_to_text, printable_name, sha256_of
 
@@ -59,39 +59,25 @@ class FilesSource(Source):
             raise DataError(
                 f"{self.name} source: expected a directory of {self._kinds} files at {self.root}, found none"
             )
-        self._given_csv = (
-            None if subjects_csv is None else path_from_text(subjects_csv).expanduser().absolute()
-        )
-        self.subject_pattern = subject_pattern
-        self._pattern = None if subject_pattern is None else compile_subject_pattern(subject_pattern)
-        self.record_is_subject = record_is_subject
-        self._subjects = (
-            find_subjects(
-                self.root if subject_pattern is None else None,
-                self._given_csv,
-                record_is_subject=record_is_subject,
-                source=self.name,
-                columns=("file", "record"),
-                key_of=self._key_of,
-            )
-            or {}
+        self._rule = SubjectRule(
+            root=self.root,
+            subjects_csv=subjects_csv,
+            subject_pattern=subject_pattern,
+            record_is_subject=record_is_subject,
+            source=self.name,
+            columns=("file", "record"),
+            key_of=self._key_of,
         )
         self._listed: dict[str, tuple[ListedTrack, ...]] = {}
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """Plain JSON that opens this source again."""
-        return {
-            "name": self.name,
-            "root": path_to_text(self.root),
-            "subjects_csv": None if self._given_csv is None else path_to_text(self._given_csv),
-            "subject_pattern": self.subject_pattern,
-            "record_is_subject": self.record_is_subject,
-        }
+        return {"name": self.name, "root": path_to_text(self.root), **self._rule.describe()}
 
     def version(self) -> str:
         """A digest of the files' names, sizes and listed subjects (`fingerprint` covers the contents)."""
         listing = {case_id: path.stat().st_size for case_id, path in self._files.items()}
-        text = json.dumps([listing, self._subjects], sort_keys=True)
+        text = json.dumps([listing, self._rule.listed or {}], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,11 +112,10 @@ class FilesSource(Source):
         found = survey_recordings(self._files, look)
         if not found.cases and not found.refused:
             names = sorted({track.name for tracks in self._listed.values() for track in tracks})
-            wanted = "; ".join(f"{channel.name}: {' or '.join(channel.tracks)}" for channel in channels)
             raise DataError(
                 f"{self.root}: none of {len(self._files)} {self._kinds} files has every channel"
-                f" ({wanted}). Their tracks: {', '.join(names) or 'none'}. Name the tracks in"
-                " the channels file; `biofound prepare --list-tracks` says which file has which."
+                f" ({tracks_of_all(channels)}). Their tracks: {', '.join(names) or 'none'}. Name the tracks"
+                " in the channels file; `biofound prepare --list-tracks` says which file has which."
             )
         return found
 
@@ -163,18 +148,31 @@ class FilesSource(Source):
         """The first of the channel's tracks that is among `names`, in any case; or None.
 
         Raises:
-            DataError: several of `names` differ in case only.
+            DataError: several of `names` fit, which differ in case at most.
         """
-        return find_name(channel, names, what=what)
+        by_folded: dict[str, list[str]] = {}
+        for name in names:
+            by_folded.setdefault(name.casefold(), []).append(name)
+        for wanted in channel.tracks:
+            found = by_folded.get(wanted.casefold(), [])
+            if wanted in found and found.count(wanted) == 1:
+                return wanted
+            if len(found) > 1:
+                raise DataError(
+                    f"{what}: {wanted} fits {len(found)} tracks ({', '.join(found)}). Give each its own name."
+                )
+            if found:
+                return found[0]
+        return None
 
     def subject_of(self, case_id: str) -> str | None:
         """Who was recorded; None where nobody says it."""
-        if self.record_is_subject:
+        if self._rule.record_is_subject:
             return case_id
-        if self._pattern is None:
-            return self._subjects.get(case_id)
+        if self._rule.pattern is None:
+            return (self._rule.listed or {}).get(case_id)
         path = self.path_of(case_id).relative_to(self.root)
-        match = self._pattern.search(printable_name(path.as_posix()))
+        match = self._rule.pattern.search(printable_name(path.as_posix()))
         return match[1] or None if match else None
 
     @property
@@ -184,7 +182,7 @@ class FilesSource(Source):
     @cached_property
     def _files(self) -> dict[str, Path]:
         """File by case id, sorted. CSVs of subjects are no recordings."""
-        about_subjects = {self.root / "subjects.csv", self._given_csv}
+        about_subjects = {self.root / "subjects.csv", self._rule.csv}
         files: dict[str, Path] = {}
         for path in sorted(self.root.rglob("*")):
             if path.suffix not in self.suffixes or path in about_subjects or not path.is_file():
@@ -209,23 +207,6 @@ class FilesSource(Source):
         return self._listed[case_id]
 
 
-def find_name(channel: Channel, names: Iterable[str], *, what: str) -> str | None:
-    """The first of the channel's tracks that is among `names`, in any case; or None.
-
-    Raises:
-        DataError: several of `names` fit, which differ in case at most.
-    """
-    by_folded: dict[str, list[str]] = {}
-    for name in names:
-        by_folded.setdefault(name.casefold(), []).append(name)
-    for wanted in channel.tracks:
-        found = by_folded.get(wanted.casefold(), [])
-        if wanted in found and found.count(wanted) == 1:
-            return wanted
-        if len(found) > 1:
-            raise DataError(
-                f"{what}: {wanted} fits {len(found)} tracks ({', '.join(found)}). Give each its own name."
-            )
-        if found:
-            return found[0]
-    return None
+def tracks_of_all(channels: Sequence[Channel]) -> str:
+    """The tracks that each channel may have, for messages."""
+    return "; ".join(f"{channel.name}: {' or '.join(channel.tracks)}" for channel in channels)

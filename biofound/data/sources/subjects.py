@@ -6,6 +6,63 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from biofound.errors import DataError, SettingsError
+from biofound.files import path_from_text, path_to_text
+
+
+class SubjectRule:
+    """Who was recorded, as a user says it: by a CSV, a pattern, or each recording a subject of its own.
+
+    Args:
+        root: the directory of the recordings; its `subjects.csv` counts where there is no pattern.
+        subjects_csv: the CSV that the user names.
+        subject_pattern: a regular expression whose first group is the subject.
+        record_is_subject: treat each recording as a different subject.
+        source: the name of the source, for messages.
+        columns: see `find_subjects`.
+        key_of: see `find_subjects`.
+
+    Attributes:
+        csv: the CSV that the user names, if any.
+        pattern: the pattern, compiled, if any.
+        record_is_subject: as given.
+        listed: the subject by recording, from a CSV; None without one.
+
+    Raises:
+        DataError: when the CSV cannot be read.
+        SettingsError: the pattern is no regular expression with a group, or `record_is_subject` together
+            with a CSV.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        subjects_csv: str | Path | None,
+        subject_pattern: str | None,
+        record_is_subject: bool,
+        source: str,
+        columns: Sequence[str],
+        key_of: Callable[[str], str],
+    ) -> None:
+        self.csv = None if subjects_csv is None else path_from_text(subjects_csv).expanduser().absolute()
+        self.pattern = None if subject_pattern is None else compile_subject_pattern(subject_pattern)
+        self.record_is_subject = record_is_subject
+        self.listed = find_subjects(
+            root if subject_pattern is None else None,
+            self.csv,
+            record_is_subject=record_is_subject,
+            source=source,
+            columns=columns,
+            key_of=key_of,
+        )
+
+    def describe(self) -> dict[str, str | bool | None]:
+        """Plain JSON of what the user said, by the names of the sources' settings."""
+        return {
+            "subjects_csv": None if self.csv is None else path_to_text(self.csv),
+            "subject_pattern": None if self.pattern is None else self.pattern.pattern,
+            "record_is_subject": self.record_is_subject,
+        }
 
 
 def find_subjects(

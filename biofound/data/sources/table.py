@@ -10,18 +10,21 @@ from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
 from biofound.data.sources import AbsentChannelError, ListedTrack, Recording, Signal, present_channels
-from biofound.data.sources.packets import align_packets, check_rate, find_rate
+from biofound.data.sources.packets import (
+    align_packets,
+    check_rate,
+    check_span,
+    find_rate,
+    place_packets,
+)
 from biofound.data.sources.recording_files import FilesSource
 from biofound.data.sources.registry import TimeUnit
-from biofound.data.sources.table_file import MOST_SAMPLES, SUFFIXES, Table, open_table
+from biofound.data.sources.table_file import SECONDS, SUFFIXES, Table, open_table
 from biofound.data.sources.units import conversion
 from biofound.errors import DataError, SettingsError
 
 TIME_COLUMNS = ("time", "timestamp", "t", "seconds")
 """Names of a column of times, in any case, in order of preference, where none is named."""
-
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-"""Length in seconds of the units that times given as numbers may have."""
 
 ROWS_LISTED = 10_000
 """Rows from which the rate is taken when recordings are listed."""
@@ -249,11 +252,7 @@ class _Packets:
 
     def signal(self, origin: float, *, track: str, header_sfreq: float | None) -> Signal:
         """The samples on a grid that starts at `origin`, NaN in gaps; see `packets.align_packets`."""
-        if (self.starts[-1] - origin) * self.sfreq > MOST_SAMPLES:
-            raise DataError(
-                f"{self.what}: it spans {(self.starts[-1] - origin) / 3600:.0f} h at {self.sfreq:g} Hz, more "
-                f"than {MOST_SAMPLES:,} samples: a time is wrong, or the file must be split into several"
-            )
+        check_span(self.starts, sfreq=self.sfreq, origin=origin, what=self.what)
         first = align_packets(self.starts, self.counts, sfreq=self.sfreq, origin=origin)
         seams = np.count_nonzero(np.diff(first) != self.counts[:-1])
         if seams > max(_MOST_SEAMS * len(first), 1):
@@ -263,18 +262,13 @@ class _Packets:
                 "arrival do. Where no sample is missing, remove the column of times and give the rate with "
                 "--sfreq"
             )
-        offset = np.arange(len(self.samples)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
-        index = np.repeat(first, self.counts) + offset
-        samples = np.full(int(index.max()) + 1, np.nan, np.float32)
-        samples[index] = self.samples
-        taken = np.zeros(len(samples), np.bool_)
-        taken[index] = True
+        samples, replaced = place_packets(self.samples, first, self.counts)
         return Signal(
             samples=samples,
             sfreq=self.sfreq,
             unit="",
             header_sfreq=header_sfreq,
-            overlapping_samples=len(index) - int(np.count_nonzero(taken)),
+            overlapping_samples=replaced,
             track=track,
         )
 

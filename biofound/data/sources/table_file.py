@@ -17,14 +17,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from biofound.data.npz import find_members, map_members, member_names, unpack_members
+from biofound.data.npz import read_arrays
+from biofound.data.sources.packets import MOST_SAMPLES
 from biofound.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".npz")
 """Names of files that are tables end in one of these."""
 
-MOST_SAMPLES = 1 << 28
-"""Rows of a file, and samples of a channel with its gaps, beyond which it is refused: 24 days at 125 Hz."""
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+"""Length in seconds of the units of times."""
 
 MISSING = ("", "NaN", "nan", "NAN", "NA", "N/A", "null", "NULL", "None")
 """Cells of a CSV that stand for no value."""
@@ -35,7 +36,6 @@ _LONGEST_HEADER = 1 << 20
 _BLOCK_BYTES = 1 << 22
 _UNIT = re.compile(r"(.*\S)\s*\[([^\[\]]*)\]")
 _ZONE = re.compile(r"\d(Z|[+-]\d\d(:?\d\d)?)$")
-_SECONDS_OF = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 class Table(ABC):
@@ -175,7 +175,7 @@ class _ArrowTable(Table):
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             column = column.cast(pa.timestamp("ns", tz="UTC" if _have_zones(column) else None))
         if pa.types.is_timestamp(column.type):
-            return _float64(column.cast(pa.int64())) * _SECONDS_OF[column.type.unit]
+            return _float64(column.cast(pa.int64())) * SECONDS[column.type.unit]
         return _float64(column)
 
 
@@ -380,18 +380,15 @@ class _Npz(Table):
     def __init__(self, path: Path, *, what: str) -> None:
         super().__init__(path, what=what)
         try:
-            self._held = member_names(path)
             self._arrays = self._load()
         except DataError as error:
             raise DataError(f"{what}: {error}") from error
-        self.names = tuple(name for name in self._held if not _is_rate(name))
+        self.names = tuple(name for name in self._arrays if not _is_rate(name))
         self.lengths = {name: len(array) for name, array in self._arrays.items() if array.ndim == 1}
         self.rates = {name: rate for name in self.names if (rate := self._rate_of(name)) is not None}
 
     def _load(self) -> dict[str, NDArray[Any]]:
-        plain = [name for name, compressed in self._held.items() if not compressed]
-        mapped = map_members(self.path, find_members(self.path, plain))
-        arrays = mapped | unpack_members(self.path, self._held.keys() - mapped.keys())
+        arrays = read_arrays(self.path)
         for name, array in arrays.items():
             if array.ndim > 1:
                 raise DataError(
@@ -409,7 +406,7 @@ class _Npz(Table):
         return self._arrays[name].dtype.kind == "M"
 
     def _rate_of(self, name: str) -> float | None:
-        key = next((key for key in (f"sfreq_{self.track(name)}", "sfreq") if key in self._held), None)
+        key = next((key for key in (f"sfreq_{self.track(name)}", "sfreq") if key in self._arrays), None)
         if key is None:
             return None
         value = self._arrays[key]

@@ -32,7 +32,7 @@ from biofound.data.sources import (
     survey_recordings,
 )
 from biofound.data.sources.download import GZIP_MAGIC, fetch
-from biofound.data.sources.recording_files import FilesSource
+from biofound.data.sources.recording_files import FilesSource, tracks_of_all
 from biofound.data.sources.registry import CASE_SETS, DEFAULT_CASE_SET
 from biofound.data.sources.vital_file import (
     MAX_HOURS,
@@ -171,7 +171,7 @@ class VitalDBSource(Source):
             raise DataError(
                 f"VitalDB: no case is left. The clinical table has {len(clinical)} cases, the track list"
                 f" {len(tracks)}, case set {self.case_set} {len(inside)} of them, and none of those has every"
-                f" channel ({_tracks_of(channels)}). Choose another case set or other tracks."
+                f" channel ({tracks_of_all(channels)}). Choose another case set or other tracks."
             )
         return found
 
@@ -365,10 +365,6 @@ def _lacking(channels: Sequence[Channel], tracks: Sequence[str], case_id: str) -
         return find_track(channel.tracks, tracks, what=what) is not None
 
     return missing_channels(channels, has)
-
-
-def _tracks_of(channels: Sequence[Channel]) -> str:
-    return "; ".join(f"{channel.name}: {' or '.join(channel.tracks)}" for channel in channels)
 
 
 def _text_of(path: Path, table: str) -> bytes:

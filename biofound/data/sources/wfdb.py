@@ -8,6 +8,7 @@ samples whose sum is not the header's checksum.
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,12 +35,12 @@ from biofound.data.sources import (
     present_channels,
     survey_recordings,
 )
-from biofound.data.sources.subjects import compile_subject_pattern, find_subjects
+from biofound.data.sources.subjects import SubjectRule
 from biofound.data.sources.units import conversion
 from biofound.errors import DataError
 from biofound.files import path_from_text, path_to_text, printable_name, sha256_of
 
-SUBJECT_PATTERN = r"mimic2wdb/matched/(s\d+)"
+SUBJECT_PATTERN = re.compile(r"mimic2wdb/matched/(s\d+)")
 """Finds the patient in BIDMC's headers: the directory of the MIMIC-II record that each is taken from."""
 
 _BYTES_PER_SAMPLE = {
@@ -96,17 +97,11 @@ class WfdbSource(Source):
         self.root = path_from_text(root).expanduser().absolute()
         if not self.root.is_dir():
             raise DataError(f"wfdb source: expected a directory of records at {self.root}, found none")
-        self._given_csv = (
-            None if subjects_csv is None else path_from_text(subjects_csv).expanduser().absolute()
-        )
-        self.subject_pattern = subject_pattern
-        self._pattern = compile_subject_pattern(
-            SUBJECT_PATTERN if subject_pattern is None else subject_pattern
-        )
-        self.record_is_subject, self.ignore_checksums = record_is_subject, ignore_checksums
-        self._subjects = find_subjects(
-            self.root if subject_pattern is None else None,
-            self._given_csv,
+        self.ignore_checksums = ignore_checksums
+        self._rule = SubjectRule(
+            root=self.root,
+            subjects_csv=subjects_csv,
+            subject_pattern=subject_pattern,
             record_is_subject=record_is_subject,
             source=self.name,
             columns=("record",),
@@ -118,9 +113,7 @@ class WfdbSource(Source):
         return {
             "name": self.name,
             "root": path_to_text(self.root),
-            "subjects_csv": None if self._given_csv is None else path_to_text(self._given_csv),
-            "subject_pattern": self.subject_pattern,
-            "record_is_subject": self.record_is_subject,
+            **self._rule.describe(),
             "ignore_checksums": self.ignore_checksums,
         }
 
@@ -225,12 +218,13 @@ class WfdbSource(Source):
         )
 
     def _subject_of(self, case_id: str, path: Path, header: "_Header") -> str | None:
-        if self.record_is_subject:
+        if self._rule.record_is_subject:
             return case_id
-        if self._subjects is not None:
-            return self._subjects.get(printable_name(path.relative_to(self.root).as_posix()))
+        if self._rule.listed is not None:
+            return self._rule.listed.get(printable_name(path.relative_to(self.root).as_posix()))
         comments = [*_comments_of(path.with_name(f"{path.name}n.hea")), *header.comments]
-        found = (self._pattern.search(comment) for comment in comments)
+        pattern = self._rule.pattern or SUBJECT_PATTERN
+        found = (pattern.search(comment) for comment in comments)
         return next((match[1] for match in found if match and match[1]), None)
 
 

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from biofound.data.sources.packets import align_packets, check_rate, correct_late_stamps, find_rate
+from biofound.data.sources.packets import (
+    align_packets,
+    check_rate,
+    correct_late_stamps,
+    find_rate,
+    place_packets,
+)
 from biofound.errors import DataError
 from tests.data.sources.vitaldb_server import START
 
@@ -128,3 +134,10 @@ def test_pairs_of_packets_that_all_have_one_gap_between_them_do_not_set_the_rate
     gaps = np.where(np.arange(300) == 150, 1500, 0)
     starts, counts, _ = stream(np.full(300, 25), gaps, sfreq=101.45)
     assert find_rate(starts, counts, sfreq=100.0) == pytest.approx(101.45, rel=1e-6)
+
+
+def test_packets_lie_on_the_grid_with_gaps_and_the_later_one_counts_where_they_overlap():
+    samples = np.array([1, 2, 3, 4, 5, 6], np.float32)
+    placed, replaced = place_packets(samples, np.array([0, 4, 5]), np.array([2, 2, 2]))
+    np.testing.assert_array_equal(placed, np.array([1, 2, np.nan, np.nan, 3, 5, 6], np.float32))
+    assert replaced == 1
