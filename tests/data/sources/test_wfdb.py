@@ -237,6 +237,9 @@ def test_another_rule_finds_another_subject(tmp_path):
     comment(tmp_path, "r1", " Subject: 17, male")
     source = WfdbSource(root=tmp_path, subject_pattern=r"Subject: (\d+)")
     assert [c.subject_id for c in source.cases([PPG])] == ["17"]
+    (tmp_path / "subjects.csv").write_text("record,subject\nr1,ann\n")  # which nobody asked for now
+    again = open_source(**json.loads(json.dumps(source.describe())))
+    assert again.cases([PPG]) == source.cases([PPG])
 
 
 @pytest.mark.parametrize("given", [True, False])
