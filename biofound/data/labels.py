@@ -254,7 +254,7 @@ def labels_from_numerics(source: WfdbSource, target: str, *, windows: WindowTime
         if not numerics.with_name(f"{numerics.name}.hea").is_file():
             return None
         parsed = _decoded(numerics, "rdrecord", str(numerics))
-        names = [normalised(name or "") for name in parsed.sig_name]
+        names = [normalised(name or "") for name in parsed.sig_name or ()]
         seen.update(names)
         if target not in names:
             return None

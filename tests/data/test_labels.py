@@ -180,6 +180,17 @@ def test_numerics_hold_until_the_next_and_a_rate_of_0_is_none(tmp_path):
         labels_from_numerics(source, "SpO2", windows=places)
 
 
+def test_numerics_without_a_signal_or_its_name_have_no_labels(tmp_path):
+    write_record(tmp_path, "r1")
+    write_record(tmp_path, "r1n", sfreq=1, names=("HR",), samples=np.full((60, 1), 70.0))
+    source = WfdbSource(root=tmp_path, record_is_subject=True)
+    header = (tmp_path / "r1n.hea").read_text()
+    for damaged in ("r1n 0 1 60\n", header.removesuffix(" HR\n") + "\n"):
+        (tmp_path / "r1n.hea").write_text(damaged)
+        with pytest.raises(DataError, match="HR"):
+            labels_from_numerics(source, "HR", windows=times(("r1", 0)))
+
+
 def test_numerics_that_start_later_than_their_record_are_moved(tmp_path):
     day = dt.date(2020, 1, 1)
     write_record(tmp_path, "r1", base_date=day, base_time=dt.time(12, 0, 0))
