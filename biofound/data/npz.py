@@ -152,7 +152,7 @@ def find_members(path: Path, names: Sequence[str]) -> dict[str, Member]:
 def _open_archive(file: BinaryIO, path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeError, EOFError, OSError) as error:
         raise DataError(f"{path}: not a readable npz file, or cut short ({error})") from error
 
 

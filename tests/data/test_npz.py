@@ -75,6 +75,13 @@ def test_a_compressed_array_is_refused_with_the_way_out(tmp_path):
         find_members(tmp_path / "a.npz", ["x"])
 
 
+def test_names_that_are_no_text_are_refused(tmp_path):
+    content = save(tmp_path / "a.npz", {"µ": np.zeros(1)}).read_bytes()
+    (tmp_path / "b.npz").write_bytes(content.replace("µ".encode(), b"\xff\xfe"))
+    with pytest.raises(DataError, match=r"b\.npz: not a readable npz"):
+        find_members(tmp_path / "b.npz", ["x"])
+
+
 def test_a_missing_array_is_named_beside_those_that_are_there(tmp_path):
     path = save(tmp_path / "a.npz", {"mean": np.zeros(1), "std": np.zeros(1)})
     with pytest.raises(DataError, match=r"'x'.*mean, std"):

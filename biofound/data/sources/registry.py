@@ -3,7 +3,9 @@
 import inspect
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from biofound.data.sources import Source
 from biofound.errors import SettingsError, did_you_mean
@@ -53,9 +55,20 @@ def open_source(*, name: str, **description: Any) -> Source:
     for key in description:
         if key not in accepted:
             raise SettingsError(f"source {name} has no setting {key!r}{did_you_mean(key, tuple(accepted))}")
+        _refuse_other_kind(name, make, key, description[key])
     missing = [
         key for key, p in accepted.items() if p.default is inspect.Parameter.empty and key not in description
     ]
     if missing:
         raise SettingsError(f"source {name} needs {', '.join(missing)}")
     return make(**description)
+
+
+def _refuse_other_kind(name: str, make: Callable[..., Source], key: str, value: Any) -> None:
+    """Refuse a value that is not of the kind that the source takes: a split file may be damaged."""
+    kind = get_type_hints(make.__init__)[key]
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Input ")
+        raise SettingsError(f"source {name}, setting {key}: {problem}, got {value!r}") from error

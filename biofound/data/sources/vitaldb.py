@@ -448,6 +448,6 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     """The record of a checked file; None without a readable one, so that the file is checked again."""
     try:
         record = from_json(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("sha256"), str) else None

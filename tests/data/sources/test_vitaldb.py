@@ -236,6 +236,15 @@ def test_a_cache_copied_without_its_records_is_checked_not_downloaded(server, tm
     assert server.asked[f"/1.0.1/{BIS[0]}.vital"] == 1
 
 
+def test_a_directory_in_place_of_a_record_is_no_record(server, tmp_path):
+    opened = source(server, tmp_path)
+    record = opened.fetch(str(BIS[0])).with_suffix(".json")
+    record.unlink()
+    record.mkdir()
+    with pytest.raises(DataError, match=r"cache .* cannot be written"):
+        opened.fetch(str(BIS[0]))
+
+
 def test_the_fingerprint_follows_the_file(server, tmp_path, content):
     other = write_vital(tmp_path / "other.vital", [Wave(name=PLETH, samples=HEART[1])]).read_bytes()
     server.add_case(BIS[1], other)

@@ -565,6 +565,10 @@ def test_source_names_and_settings_are_checked_with_a_suggestion(tmp_path):
         open_source(name="wfdb", root=tmp_path, subject_csv="x")
     with pytest.raises(SettingsError, match=r"wfdb.* root"):
         open_source(name="wfdb")
+    with pytest.raises(SettingsError, match=r"wfdb, setting root: .*string, got 5"):
+        open_source(name="wfdb", root=5)
+    with pytest.raises(SettingsError, match=r"synthetic, setting subjects: .*integer, got ''"):
+        open_source(name="synthetic", subjects="")
 
 
 # BIDMC
