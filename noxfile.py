@@ -63,7 +63,7 @@ def bench(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Damaged files on every surface that reads, a minute each; `-- --minutes 60 --surface vital`."""
     install(session, "test")
-    session.run("python", "-m", "tests.fuzz", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
 
 
 @nox.session

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import sys
 import tempfile
 import time
 import traceback
@@ -222,6 +223,8 @@ def _attack_on(attacks: Attacks, connection: Connection, first: int, last: float
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     warnings.simplefilter("ignore")
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # the threads of OpenMP did not survive the fork, and would be waited for
     _limit_memory(attacks.limits.memory)
     for index in itertools.count(first):
         if index >= last or time.monotonic() > deadline:
