@@ -40,7 +40,8 @@ from biofound.core.history import (
 )
 from biofound.core.memory import keep_freed_memory, return_freed_memory
 from biofound.core.models import ModelConfig, build_model, parameter_count
-from biofound.core.trainer import BEST, LAST, TrainConfig, Trainer
+from biofound.core.trainer import TrainConfig, Trainer
+from biofound.core.training_loop import BEST, LAST
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
 from biofound.errors import DataError, checkpoint_error_context, write_error_context

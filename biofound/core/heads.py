@@ -39,7 +39,8 @@ class AttentionPool(nn.Module):
         """(B, P, D) -> (B, D)."""
         h = self.norm(latents)
         weights = self.score(torch.tanh(self.inner(h))).softmax(1)  # (B, P, 1)
-        return (weights * h).sum(1)
+        pooled: Tensor = (weights * h).sum(1)
+        return pooled
 
 
 def build_head(kind: HeadKind, *, d_model: int, outputs: int, hidden: int, dropout: float) -> nn.Sequential:

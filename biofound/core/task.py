@@ -91,7 +91,8 @@ class TaskModel(nn.Module):
         out: Tensor = self.head(self.encoder(x, observed=observed)).float()
         if self.config.task == "classification":
             return out
-        return out * self.config.target_std + self.config.target_mean
+        number: Tensor = out * self.config.target_std + self.config.target_mean
+        return number
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, except in what is frozen as a whole: there dropout stays off."""
@@ -116,7 +117,7 @@ class TaskModel(nn.Module):
     def predict(self, x: Tensor) -> Tensor:
         """Probabilities (B, K) of a classification, or numbers (B, 1) of a regression, without gradient."""
         with torch.no_grad():
-            out = self(x)
+            out: Tensor = self(x)
         return out.softmax(-1) if self.config.task == "classification" else out
 
 

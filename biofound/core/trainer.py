@@ -1,28 +1,19 @@
-"""Pretraining loop: training steps, validation, checkpoints and resuming.
+"""Pretraining: masked windows, their loss terms, validation, and checkpoints; the loop is `TrainingLoop`."""
 
-The loop is an iterator of events: it computes and writes files, and never prints. Everything random depends
-on (seed, epoch, sample index) or (seed, step, micro-batch) alone, so a run that was killed and resumed
-computes what it would have computed.
-"""
-
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic_core import from_json
-from torch import Tensor, nn
+from torch import Tensor
 
 from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
-from biofound.core.devices import AUTOCAST_DTYPE
 from biofound.core.distributed import ALONE, Group, MicroBatch
 from biofound.core.gpu_cache import GpuWindowCache
 from biofound.core.history import (
@@ -31,40 +22,29 @@ from biofound.core.history import (
     ProbeErrors,
     StepMetrics,
     ThroughputMeter,
-    TrainingEvent,
     WriteFailure,
     history_json,
     per_second,
 )
 from biofound.core.losses import LossSums, PretrainingLoss
 from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
-from biofound.core.micro_batches import MICRO_BATCHES, micro_batches_on
 from biofound.core.models import ModelConfig, PretrainingModel, Reconstruction
 from biofound.core.monitor import MonitorSums, monitor_sums
-from biofound.core.optimizer import flat_grad_buffer, learning_rate, make_optimizer
-from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batches
+from biofound.core.sampler import split_batches
+from biofound.core.training_loop import BEST, HISTORY, LAST, LoopConfig, TrainingLoop, on_cpu
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
 from biofound.errors import CheckpointError, TrainingError
-from biofound.files import append_line, write_atomically, write_json
+from biofound.files import write_json
 
 if TYPE_CHECKING:  # scikit-learn is imported by runs with a probe alone
     from biofound.core.validation_probe import ValidationProbe
 
-BEST, LAST = "best_model.pt", "last_model.pt"
-HISTORY, METRICS = "training_history.json", "metrics.jsonl"
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train. Units and bounds stand with the settings of the same names."""
+class TrainConfig(LoopConfig):
+    """How to pretrain. Units and bounds stand with the settings of the same names."""
 
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    warmup_epochs: int
-    gradient_clip: float
     mask_ratio: float
     mask_type: MaskType
     stft_weight: float
@@ -74,14 +54,6 @@ class TrainConfig:
     rhythm_weight: float
     rate_weight: float
     random_crop: bool
-    shuffle: Shuffle
-    seed: int
-    precision: Literal["fp32", "bf16", "fp16"]
-    compile: bool
-    log_interval: int
-    save_interval: int
-    checkpoint_minutes: float
-    on_write_error: Literal["stop", "continue"]
 
     def masks(
         self, *, patches: int, stream: Stream, epoch: int, index: NDArray[np.int64]
@@ -128,15 +100,7 @@ class LoadedMicroBatch(NamedTuple):
     heart_rate: Tensor | None
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A global batch, and the micro-batches of it that this process computes; there may be none."""
-
-    index: NDArray[np.int64]
-    micro_batches: list[LoadedMicroBatch]
-
-
-class Trainer:
+class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
     """Pretrains a model on windows and leaves its files in a directory.
 
     Validation masks are drawn once for the whole run, and validation windows are never cropped, so its
@@ -174,127 +138,49 @@ class Trainer:
             stop: asked after every step; True on any rank saves `last_model.pt` and ends the run.
             probe: measures the frozen encoder every few epochs, on rank 0; None for no probe.
         """
-        self.model, self.train, self.val, self.data = model.to(device), train, val, data
-        self.config, self.settings, self.output_dir = config, settings, output_dir
-        self.device, self.group, self.stop, self.probe = device, group, stop, probe
-        self.optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
-        self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.train, self.val, self.data, self.config = train, val, data, config
+        self.settings, self.probe = settings, probe
+        super().__init__(
+            model=model,
+            windows=len(train),
+            config=config,
+            dropout=model.config.dropout,
+            output_dir=output_dir,
+            device=device,
+            group=group,
+            stop=stop,
+        )
         self.loss_terms = config.loss_terms(data, model.config).to(device)
-        self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
-        self.total_steps = config.epochs * self.steps_per_epoch
-        self.warmup_steps = config.warmup_epochs * self.steps_per_epoch
-        self.epoch = 0
-        self.step = 0
         self.best_val_loss: float | None = None
         self.epochs_done: list[EpochMetrics] = []
-        self.interrupted = False
-        self._forward_model = torch.compile(model) if config.compile else model
-        self._micro_batches = micro_batches_on(
-            device, dropout=model.config.dropout, compiled=config.compile, processes=group.size
-        )
-        self._gradient = flat_grad_buffer(model)
-        self._epoch_sums = self._no_sums()
-        self._seconds_before = 0.0
-        self._saved_at = time.monotonic()
 
     # -----------------------------------------------------------------------------------------------------
     # Training
 
-    def fit(self) -> Iterator[TrainingEvent]:
-        """Train to the end, or until `stop` says so; then `interrupted` is True.
+    def _score(self, own: LoadedMicroBatch) -> LossSums:
+        windows = own.windows.to(self.device, non_blocking=True)
+        mask = own.mask.to(self.device, non_blocking=True)
+        sums: LossSums = self.loss_terms(self._forward(windows, mask), own.heart_rate)
+        return sums
 
-        Yields:
-            `StepMetrics` every `log_interval` steps; `EpochMetrics` an epoch, after its files are written;
-            and a `WriteFailure` for each file that could not be written, where the run goes on after that.
+    def _loss(self, sums: LossSums) -> Tensor:
+        return sums.loss(self.config.loss_weights)
 
-        Raises:
-            TrainingError: when a loss or gradient is not finite, or a file cannot be written and the run
-                is not to go on.
-        """
-        self.interrupted = False
-        with self._micro_batches.sharing_threads():
-            yield from self._prepare_files()
-            while self.epoch < self.config.epochs and not self.interrupted:
-                yield from self._fit_epoch()
-
-    def _prepare_files(self) -> Iterator[WriteFailure]:
-        """Make the files those of a run at this step, so that killed at any time it can be resumed."""
-        if (self.output_dir / METRICS).is_file():
-            yield from self.write(METRICS, lambda path: _drop_lines_after(path, self.step))
-        if self.step == 0 or not (self.output_dir / LAST).is_file():
-            yield from self._save(LAST)
-
-    def _fit_epoch(self) -> Iterator[TrainingEvent]:
-        """The steps that are left of the epoch, then its validation."""
-        config, meter = self.config, ThroughputMeter()
-        started = time.perf_counter() - self._seconds_before
-        order = epoch_order(
-            windows=len(self.train), seed=config.seed, epoch=self.epoch, shuffle=config.shuffle
+    def _step_event(
+        self, sums: LossSums, *, lr: float, gradient_norm: float, meter: ThroughputMeter
+    ) -> StepMetrics:
+        losses = self._losses(sums)
+        return StepMetrics(
+            step=self.step,
+            epoch=self.epoch + 1,
+            loss=losses.loss,
+            msm=losses.msm,
+            stft=losses.stft,
+            lr=lr,
+            gradient_norm=gradient_norm,
+            windows_per_second=meter.rate(),
+            data_wait=meter.data_wait_fraction(),
         )
-        steps_done = self.step - self.epoch * self.steps_per_epoch
-        for batch in prefetched(self._load, split_batches(order, config.batch_size)[steps_done:], meter):
-            lr, sums, gradient_norm = self._train_step(batch)
-            meter.count(len(batch.index))
-            if self.step % config.log_interval == 0 or self.step % self.steps_per_epoch == 0:
-                losses = self._losses(sums)
-                metrics = StepMetrics(
-                    step=self.step,
-                    epoch=self.epoch + 1,
-                    loss=losses.loss,
-                    msm=losses.msm,
-                    stft=losses.stft,
-                    lr=lr,
-                    gradient_norm=gradient_norm.item(),
-                    windows_per_second=meter.rate(),
-                    data_wait=meter.data_wait_fraction(),
-                )
-                yield from self._log(metrics)
-                meter.reset()
-            if self.interrupted or self._checkpoint_is_due():
-                self._seconds_before = time.perf_counter() - started
-                yield from self._save(LAST)
-            if self.interrupted:
-                return
-        yield from self._end_epoch(started)
-
-    def _train_step(self, batch: Batch) -> tuple[float, LossSums, Tensor]:
-        """One optimizer step: its learning rate, the batch's loss sums, and the gradient's norm."""
-        config = self.config
-        lr = learning_rate(
-            self.step,
-            base=config.lr,
-            warmup_steps=self.warmup_steps,
-            total_steps=self.total_steps,
-        )
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = lr
-        self.model.train()
-        self._gradient.zero_()
-
-        def forward(own: LoadedMicroBatch) -> LossSums:
-            windows = own.windows.to(self.device, non_blocking=True)
-            mask = own.mask.to(self.device, non_blocking=True)
-            with self._keyed_dropout(own.number):
-                sums: LossSums = self.loss_terms(self._forward(windows, mask), own.heart_rate)
-                return sums
-
-        def backward(own: LossSums) -> None:
-            loss = own.with_counts_of(whole).loss(config.loss_weights)
-            torch.autograd.backward(self.scaler.scale(loss))
-
-        sums = self._micro_batches.map(forward, batch.micro_batches)
-        whole, self.interrupted = self._summed(sums, stop=self.stop())
-        self._micro_batches.map(backward, sums)
-        self.group.sum(self._gradient)
-        self.scaler.unscale_(self.optimizer)
-        norm = self._gradient.norm()
-        self._require_finite(whole, norm, batch)
-        self._gradient.mul_((config.gradient_clip / norm.clamp(min=1e-12)).clamp(max=1.0))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.step += 1
-        self._epoch_sums = self._epoch_sums + whole
-        return lr, whole, norm
 
     def _end_epoch(self, started: float) -> Iterator[EpochMetrics | WriteFailure]:
         trained = time.perf_counter() - started
@@ -402,14 +288,6 @@ class Trainer:
     # -----------------------------------------------------------------------------------------------------
     # Batches, and what a step is made of
 
-    def _own_micro_batches(self, index: NDArray[np.int64]) -> list[MicroBatch]:
-        """What this process computes of a global batch: its micro-batches that are not empty."""
-        alone = MICRO_BATCHES if self.device.type == "cpu" else 1
-        return [own for own in self.group.micro_batches(index, alone=alone) if len(own.index)]
-
-    def _load(self, index: NDArray[np.int64]) -> Batch:
-        return Batch(index, [self._load_micro_batch(own) for own in self._own_micro_batches(index)])
-
     def _load_micro_batch(self, own: MicroBatch) -> LoadedMicroBatch:
         config, crop = self.config, None
         if config.random_crop:
@@ -438,33 +316,13 @@ class Trainer:
         return LoadedMicroBatch(own.number, windows, mask, heart_rate)
 
     def _forward(self, windows: Tensor, mask: Tensor) -> Reconstruction:
-        dtype = AUTOCAST_DTYPE.get(self.config.precision)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with self._autocast():
             out: Reconstruction = self._forward_model(windows, mask)
         return out
-
-    @contextmanager
-    def _keyed_dropout(self, micro_batch: int) -> Iterator[None]:
-        """Dropout that depends on (seed, step, micro-batch) alone; the global generator is put back after."""
-        if self.model.config.dropout == 0:
-            yield
-            return
-        key = np.random.SeedSequence([self.config.seed, self.step, micro_batch])
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
-            yield
 
     def _no_sums(self) -> LossSums:
         channels, resolutions = len(self.model.config.channels), len(self.config.stft_windows)
         return LossSums.zero(channels=channels, resolutions=resolutions, device=self.device)
-
-    def _summed(self, sums: Iterable[LossSums], *, stop: bool = False) -> tuple[LossSums, bool]:
-        """The sums of all micro-batches and ranks, and whether any rank is to stop: one exchange for both."""
-        values = sum(sums, start=self._no_sums()).values
-        if self.group.size > 1:
-            both = self.group.sum(torch.cat([values.flatten(), values.new_tensor([float(stop)])]))
-            values, stop = both[:-1].view_as(values), bool(both[-1] > 0)
-        return LossSums(values), stop
 
     def _losses(self, sums: LossSums) -> Losses:
         return sums.losses(self.config.loss_weights, channels=self.model.config.channels)
@@ -479,29 +337,18 @@ class Trainer:
                 "there is nothing to score; the windows hold gaps only: build them again"
             )
 
-    def _require_finite(self, sums: LossSums, norm: Tensor, batch: Batch) -> None:
-        """Stop before the weights change, and leave a checkpoint from just before."""
-        loss = sums.loss(self.config.loss_weights)
-        if self.config.precision == "fp16":
-            norm = torch.zeros_like(norm)  # GradScaler skips a step whose gradient overflowed, and goes on
-        if torch.isfinite(loss + norm):
-            return
-        what = "gradient" if torch.isfinite(loss) else "loss"
-        failures = list(self._save(LAST))
+    def _cases_of(self, index: NDArray[np.int64]) -> list[str]:
         if isinstance(self.train, MixedWindows):
-            info = self.train.info(batch.index, self.epoch)
+            info = self.train.info(index, self.epoch)
         else:
-            info = self.train.info(batch.index)
-        cases = sorted(set(info.case_id.tolist()))
-        saved = "could not be written" if failures else "is from just before it"
-        raise TrainingError(
-            f"the {what} is not finite in epoch {self.epoch + 1}, step {self.step + 1} (batch from cases "
-            f"{', '.join(cases[:8])}{' …' if len(cases) > 8 else ''}): the run stops; "
-            f"{self.output_dir / LAST} {saved}; lower the learning rate or look at these cases' windows"
-        )
+            info = self.train.info(index)
+        return sorted(set(info.case_id.tolist()))
 
     # -----------------------------------------------------------------------------------------------------
     # Files
+
+    def _save_checkpoint(self, path: Path) -> None:
+        save_checkpoint(path, self.checkpoint())
 
     def checkpoint(self) -> Checkpoint:
         """The run as it stands."""
@@ -511,8 +358,8 @@ class Trainer:
             metrics = {name: last[name] for name in ("train", "val", "monitor", "lr", "probe")}
         return Checkpoint(
             model=self.model.config,
-            encoder=_on_cpu(self.model.encoder),
-            decoder=_on_cpu(self.model.decoder),
+            encoder=on_cpu(self.model.encoder),
+            decoder=on_cpu(self.model.decoder),
             data=self.data,
             settings=self.settings,
             epoch=self.epoch,
@@ -564,57 +411,3 @@ class Trainer:
         """Let the best of the epochs to come be the best: the model of the best so far is not at hand."""
         self.best_val_loss = None
         self.epochs_done = [replace(epoch, best=False) for epoch in self.epochs_done]
-
-    def _checkpoint_is_due(self) -> bool:
-        """Asked of rank 0's clock only: the others write nothing."""
-        if self.group.rank or self.config.checkpoint_minutes == 0:
-            return False
-        return time.monotonic() - self._saved_at > 60 * self.config.checkpoint_minutes
-
-    def _save(self, name: str) -> Iterator[WriteFailure]:
-        if name == LAST:
-            self._saved_at = time.monotonic()
-        yield from self.write(name, lambda path: save_checkpoint(path, self.checkpoint()))
-
-    def write(self, name: str, write: Callable[[Path], object]) -> Iterator[WriteFailure]:
-        """Write a file of the run on rank 0: `write` is called with its path in the output directory.
-
-        Yields:
-            A `WriteFailure` when it cannot be written, and the run is to go on.
-
-        Raises:
-            TrainingError: when it cannot be written, and the run is to stop.
-        """
-        if self.group.rank:
-            return
-        path = self.output_dir / name
-        try:
-            write(path)
-        except OSError as error:
-            if self.config.on_write_error == "stop":
-                raise TrainingError(
-                    f"{path}: {error.strerror or error}; the file written before it is whole. Make room, "
-                    "then resume the run (--resume), or run it with --on-write-error continue"
-                ) from error
-            yield WriteFailure(path=str(path), error=error.strerror or str(error))
-
-    def _log(self, metrics: StepMetrics) -> Iterator[StepMetrics | WriteFailure]:
-        yield from self.write(METRICS, lambda path: append_line(path, json.dumps(asdict(metrics))))
-        yield metrics
-
-
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Drop the metrics of steps that a resumed run takes again, and a last line that was cut short."""
-
-    def belongs(line: str) -> bool:
-        try:
-            return bool(from_json(line)["step"] <= step)
-        except (ValueError, KeyError, TypeError):
-            return False
-
-    kept = [line for line in path.read_text().splitlines() if belongs(line)]
-    write_atomically(path, lambda file: file.writelines(f"{line}\n".encode() for line in kept))
-
-
-def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}

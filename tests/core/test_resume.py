@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from biofound.core import trainer as trainer_module
+from biofound.core import training_loop
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.history import EpochMetrics, Losses, StepMetrics, WriteFailure
 from biofound.core.trainer import LAST, Trainer
@@ -157,8 +157,8 @@ def test_dropout_is_on_keyed_by_step_and_leaves_the_global_generator_alone(make,
 
 
 def test_a_checkpoint_is_written_within_an_epoch_when_time_has_passed(make, tmp_path, monkeypatch):
-    orders, sound = [], trainer_module.epoch_order
-    monkeypatch.setattr(trainer_module, "epoch_order", lambda **kw: (orders.append(kw), sound(**kw))[1])
+    orders, sound = [], training_loop.epoch_order
+    monkeypatch.setattr(training_loop, "epoch_order", lambda **kw: (orders.append(kw), sound(**kw))[1])
     trainer = make(tmp_path, checkpoint_minutes=1e-9)
     steps = []
     for event in trainer.fit():
