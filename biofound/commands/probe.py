@@ -29,17 +29,17 @@ from biofound.core.probe_features import (
     count_beats,
     load_encoder_function,
 )
-from biofound.core.probe_scores import (
+from biofound.core.readout import batch_features, embed_windows
+from biofound.core.scores import (
     Difference,
     Estimate,
     Outcome,
     Predictions,
-    ProbeRow,
-    ProbeTask,
+    ScoredRow,
+    ScoredTask,
     paired_difference,
     score,
 )
-from biofound.core.readout import batch_features, embed_windows
 from biofound.errors import DataError, checkpoint_error_context, write_error_context
 from biofound.options import Invocation
 from biofound.settings import ProbeSettings
@@ -56,7 +56,7 @@ BATCH = 256
 class ProbeResult:
     """The rows of the table, and the differences between them."""
 
-    task: ProbeTask
+    task: ScoredTask
     outcomes: Sequence[Outcome]
     differences: Sequence[Difference]
     unlabelled: int
@@ -88,10 +88,11 @@ def execute(invocation: Invocation[ProbeSettings], sets: Sequence[LabelledWindow
     settings = invocation.settings
     result = run_probe(settings, sets)
     if settings.picture is not None:
-        from biofound.probe_figures import draw_probe  # matplotlib takes a second to import
+        from biofound.score_figures import draw_scores  # matplotlib takes a second to import
 
         with write_error_context(settings.picture, option="--picture"):
-            draw_probe(settings.picture, result.outcomes, result.task)
+            title = f"probe of {settings.target}"
+            draw_scores(settings.picture, result.outcomes, result.task, title=title)
         console.note(f"written: {settings.picture}")
     if invocation.json:
         console.print_json(result.as_json())
@@ -136,7 +137,7 @@ class _Bench:
     """What all rows share: windows, labels and folds."""
 
     windows: JoinedWindows
-    task: ProbeTask
+    task: ScoredTask
     folds: Folds
     unlabelled: int
     seed: int
@@ -163,7 +164,7 @@ def _bench_of(settings: ProbeSettings, sets: Sequence[LabelledWindows]) -> _Benc
     windows = sets[0].windows
     if len(sets) == 2:
         windows = windows.followed_by(sets[1].windows)
-    task = ProbeTask(
+    task = ScoredTask(
         target=settings.target,
         values=np.concatenate([labelled.values for labelled in sets]),
         subjects=np.concatenate([labelled.subjects for labelled in sets]),
@@ -298,9 +299,9 @@ def _differences(
 def _show(result: ProbeResult, settings: ProbeSettings) -> None:
     """The table of the rows, that of the differences, and what to know about them."""
     rows = [outcome.row for outcome in result.outcomes]
-    first, scores = rows[0], list(rows[0].scores)
     names = {"mae": "MAE", "rmse": "RMSE", "r2": "R2", "pearson": "Pearson r"}
     names |= {"auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy"}
+    first, scores = rows[0], [key for key in names if key in rows[0].scores]
     how = (
         "fit on data_dir, tested on test_data_dir"
         if settings.test_data_dir is not None
@@ -354,6 +355,6 @@ def _value(estimate: Estimate, *, sign: str = "") -> str:
     return "-" if estimate.value is None else f"{estimate.value:{sign}.2f}"
 
 
-def _seen(row: ProbeRow) -> str:
+def _seen(row: ScoredRow) -> str:
     seen = row.subjects_in_pretraining
     return "?" if seen is None else str(len(seen))
