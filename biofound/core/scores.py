@@ -382,7 +382,8 @@ def _sums_by_subject(
 ) -> NDArray[np.float64]:
     """(U, cells) sums of values (N,) by subject and cell (N,)."""
     people = int(owner.max()) + 1
-    return np.bincount(owner * cells + cell, weights=values, minlength=people * cells).reshape(people, cells)
+    sums = np.bincount(owner * cells + cell, weights=values, minlength=people * cells)
+    return sums.astype(np.float64).reshape(people, cells)
 
 
 def _mean_of_known(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -394,7 +395,7 @@ def _confusion(probability: NDArray[np.float64], codes: NDArray[np.int64]) -> ND
     """(K, K) windows by true and predicted class, the mean over repeats of probabilities (R, N, K)."""
     repeats, _, classes = probability.shape
     cells = codes * classes + probability.argmax(-1)
-    return np.bincount(cells.ravel(), minlength=classes**2).reshape(classes, classes) / repeats
+    return np.asarray(np.bincount(cells.ravel(), minlength=classes**2).reshape(classes, classes) / repeats)
 
 
 def _ranking(

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from biofound.data.vectors import (
+from biofound.data.window_table import (
     VectorsHeader,
     VectorsOrigin,
     WindowVectors,
-    read_vectors_header,
-    refuse_other_vectors,
-    write_vectors,
+    read_header,
+    refuse_other_table,
+    write_table,
 )
 from biofound.errors import DataError
 
@@ -51,8 +51,8 @@ def pieces() -> list[WindowVectors]:
 
 def test_both_forms_hold_what_was_written_and_say_how_it_was_made(tmp_path, pieces) -> None:
     for name in ("v.parquet", "v.npz"):
-        write_vectors(tmp_path / name, pieces, HEADER)
-        assert read_vectors_header(tmp_path / name) == HEADER
+        write_table(tmp_path / name, pieces, HEADER)
+        assert read_header(tmp_path / name, VectorsHeader) == HEADER
     table = pq.read_table(tmp_path / "v.parquet").to_pydict()
     assert list(table) == ["case_id", "subject_id", "start_s", "quality_PPG", "quality_ECG", "vector"]
     with np.load(tmp_path / "v.npz") as arrays:
@@ -80,7 +80,7 @@ def test_no_more_than_two_pieces_are_held_at_once(tmp_path, name: str) -> None:
             most = max(most, sum(each() is not None for each in held))
             yield one
 
-    write_vectors(tmp_path / name, made(), HEADER)
+    write_table(tmp_path / name, made(), HEADER)
     assert most <= 2
     if name == "v.parquet":
         assert pq.ParquetFile(tmp_path / name).num_row_groups == 6
@@ -97,23 +97,23 @@ def test_a_failure_half_way_leaves_the_old_file_and_nothing_else(tmp_path, name:
         raise DataError("half way")
 
     with pytest.raises(DataError, match="half way"):
-        write_vectors(tmp_path / name, failing(), HEADER)
+        write_table(tmp_path / name, failing(), HEADER)
     assert (tmp_path / name).read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".other.abc.partial", name])
     with pytest.raises(DataError, match="no window"):
-        write_vectors(tmp_path / name, [], HEADER)
+        write_table(tmp_path / name, [], HEADER)
 
 
 @pytest.mark.parametrize("name", ["v.parquet", "v.npz"])
 def test_only_earlier_vectors_of_the_same_origin_are_replaced(tmp_path, name: str) -> None:
     path = tmp_path / name
-    refuse_other_vectors(path, ORIGIN)  # nothing is there
-    write_vectors(path, [piece(2)], HEADER)
-    refuse_other_vectors(path, ORIGIN.model_copy(update={"checkpoint": "moved/best.pt"}))
+    refuse_other_table(path, VectorsHeader, ORIGIN)  # nothing is there
+    write_table(path, [piece(2)], HEADER)
+    refuse_other_table(path, VectorsHeader, ORIGIN.model_copy(update={"checkpoint": "moved/best.pt"}))
     other = ORIGIN.model_copy(update={"readout": "mean_std", "data": {}})
     with pytest.raises(DataError, match=r"data, readout.*--overwrite"):
-        refuse_other_vectors(path, other)
+        refuse_other_table(path, VectorsHeader, other)
     for content in (b"something else", path.read_bytes()[:-9]):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="no vectors of"):
-            refuse_other_vectors(path, ORIGIN)
+        with pytest.raises(DataError, match="no result of"):
+            refuse_other_table(path, VectorsHeader, ORIGIN)
