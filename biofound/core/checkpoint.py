@@ -104,7 +104,14 @@ def package_versions() -> dict[str, str]:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write `path` whole or not at all (temporary name, fsync, rename)."""
-    content = {
+    buffer = BytesIO()  # torch.save into a file makes a RuntimeError of what the disk says
+    torch.save(with_digests(checkpoint_content(checkpoint)), buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def checkpoint_content(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint's file holds, by its names there, without the digests."""
+    return {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
         "encoder_state_dict": checkpoint.encoder,
@@ -131,10 +138,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "inflated_from": checkpoint.inflated_from,
         "versions": checkpoint.versions,
     }
-    content = with_digests(content)
-    buffer = BytesIO()  # torch.save into a file makes a RuntimeError of what the disk says
-    torch.save(content, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def with_digests(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +155,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             does not know, or a tensor in it is none, not finite or of another dtype.
     """
     path = Path(path)
-    content = _read(path)
+    return checkpoint_of_content(_read(path), path=path)
+
+
+def checkpoint_of_content(content: dict[str, Any], *, path: Path) -> Checkpoint:
+    """The checkpoint that a file's content describes, compared with the digests in it.
+
+    Raises:
+        CheckpointError: see `load_checkpoint`.
+    """
     found = content.get("format_version")
     if found != FORMAT_VERSION:
         raise CheckpointError(

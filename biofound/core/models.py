@@ -259,10 +259,10 @@ class Encoder(nn.Module):
                 f"{list(config.channels)}, got {tuple(x.shape)}"
             )
         if mask is None:
-            mask = torch.zeros(len(x), config.patches, dtype=torch.bool, device=x.device)
-        if mask.shape != (len(x), config.patches) or mask.dtype != torch.bool:
+            mask = torch.zeros(x.shape[0], config.patches, dtype=torch.bool, device=x.device)
+        if mask.shape != (x.shape[0], config.patches) or mask.dtype != torch.bool:
             raise ValueError(
-                f"expected a bool mask of shape {(len(x), config.patches)}, "
+                f"expected a bool mask of shape {(x.shape[0], config.patches)}, "
                 f"got {mask.dtype} {tuple(mask.shape)}"
             )
         if observed is None:
