@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from biofound import console
 from biofound.commands.probe_data import JoinedWindows, LabelledWindows, check_fit
+from biofound.commands.score_cells import SCORE_NAMES, estimate_cell, value_cell
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.models import Encoder, ModelConfig, build_model
 from biofound.core.probe import (
@@ -32,7 +33,6 @@ from biofound.core.probe_features import (
 from biofound.core.readout import batch_features, embed_windows
 from biofound.core.scores import (
     Difference,
-    Estimate,
     Outcome,
     Predictions,
     ScoredRow,
@@ -48,6 +48,8 @@ MEDIAN, MAJORITY = "training median", "training majority"
 RANDOM, CLASSICAL, BEATS = "random encoder", "classical features", "beat counter"
 HEART_RATES = ("hr", "pulse", "heart_rate")
 """Targets, in small letters, that a beat counter can predict."""
+IN_TABLE = ("mae", "rmse", "r2", "pearson", "auroc", "auprc", "balanced_accuracy")
+"""Scores that the table has space for; `--json` has all."""
 BATCH = 256
 """Windows that are held at once."""
 
@@ -299,9 +301,7 @@ def _differences(
 def _show(result: ProbeResult, settings: ProbeSettings) -> None:
     """The table of the rows, that of the differences, and what to know about them."""
     rows = [outcome.row for outcome in result.outcomes]
-    names = {"mae": "MAE", "rmse": "RMSE", "r2": "R2", "pearson": "Pearson r"}
-    names |= {"auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy"}
-    first, scores = rows[0], [key for key in names if key in rows[0].scores]
+    first, scores = rows[0], [key for key in IN_TABLE if key in rows[0].scores]
     how = (
         "fit on data_dir, tested on test_data_dir"
         if settings.test_data_dir is not None
@@ -311,12 +311,12 @@ def _show(result: ProbeResult, settings: ProbeSettings) -> None:
         f"probe of {first.target}: {first.subjects} subjects, {first.windows} windows, {how}, "
         f"read-out {settings.readout}"
     )
-    columns = ("row", *(names[key] for key in scores), "seen")
+    columns = ("row", *(SCORE_NAMES[key] for key in scores), "seen")
     cells = [
         (
             row.name,
-            _shown(row.scores[scores[0]]),
-            *(_value(row.scores[key]) for key in scores[1:]),
+            estimate_cell(row.scores[scores[0]]),
+            *(value_cell(row.scores[key]) for key in scores[1:]),
             _seen(row),
         )
         for row in rows
@@ -324,9 +324,9 @@ def _show(result: ProbeResult, settings: ProbeSettings) -> None:
     console.table(title, columns, cells, numbers=columns[1:])
     if result.differences:
         console.table(
-            f"differences of {names[result.differences[0].score]}, on the same subjects",
+            f"differences of {SCORE_NAMES[result.differences[0].score]}, on the same subjects",
             ("row", "minus", "difference"),
-            [(one.name, one.against, _shown(one.estimate, sign="+")) for one in result.differences],
+            [(one.name, one.against, estimate_cell(one.estimate, sign="+")) for one in result.differences],
             numbers=("difference",),
         )
     console.note(
@@ -342,17 +342,6 @@ def _show(result: ProbeResult, settings: ProbeSettings) -> None:
             console.warning(f"{row.name}: {seen} of the {row.subjects} subjects were in its pretraining")
         elif row.subjects_in_pretraining is None:
             console.warning(f"{row.name}: whom it was pretrained on is not known")
-
-
-def _shown(estimate: Estimate, *, sign: str = "") -> str:
-    if estimate.interval is None:
-        return _value(estimate, sign=sign)
-    low, high = estimate.interval
-    return f"{_value(estimate, sign=sign)} [{low:{sign}.2f}, {high:{sign}.2f}]"
-
-
-def _value(estimate: Estimate, *, sign: str = "") -> str:
-    return "-" if estimate.value is None else f"{estimate.value:{sign}.2f}"
 
 
 def _seen(row: ScoredRow) -> str:

@@ -1,4 +1,4 @@
-"""Input of a model: windows of its channels, read, or made of recordings and arrays as its training's were."""
+"""Input of a model: windows of its channels, read, or made of recordings and arrays as for its training."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

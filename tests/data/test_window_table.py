@@ -1,4 +1,4 @@
-"""Vector files: what is written comes back, piece by piece, whole or not at all."""
+"""Window tables: what is written comes back, piece by piece, whole or not at all."""
 
 import json
 import weakref
@@ -8,8 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from biofound.data.window_table import (
+    PredictionsHeader,
+    TableOrigin,
     VectorsHeader,
     VectorsOrigin,
+    WindowPredictions,
     WindowVectors,
     read_header,
     refuse_other_table,
@@ -24,6 +27,7 @@ ORIGIN = VectorsOrigin(
     gate=True,
     data={"source": {"name": "x"}},
 )
+PREDICTED_BY = TableOrigin(**ORIGIN.model_dump(exclude={"readout"}))
 HEADER = VectorsHeader(
     biofound_version="0", origin=ORIGIN, channels=("PPG", "ECG"), sfreq=125.0, window_samples=1250
 )
@@ -65,6 +69,38 @@ def test_both_forms_hold_what_was_written_and_say_how_it_was_made(tmp_path, piec
         assert arrays["channels"].tolist() == ["PPG", "ECG"]
         assert json.loads(arrays["biofound"].item())["origin"]["readout"] == "mean"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.npz", "v.parquet"]
+
+
+@pytest.mark.parametrize("classes", [(), ("N", "AF")])
+def test_predictions_have_a_column_for_each_class_in_the_models_order(tmp_path, pieces, classes) -> None:
+    random = np.random.default_rng(0)
+    known = {key: joined(pieces, key) for key in ("case_id", "subject_id", "start_s", "quality")}
+    chance = random.random((8, len(classes)), np.float32)
+    numbers = random.normal(size=8).astype(np.float32)
+    said = np.array(classes)[chance.argmax(1)] if classes else numbers
+    rows = WindowPredictions(**known, prediction=said, probability=chance)
+    header = PredictionsHeader(
+        **{**HEADER.model_dump(exclude={"kind", "format_version"}), "origin": PREDICTED_BY},
+        target="rhythm",
+        classes=classes,
+    )
+    for name in ("p.parquet", "p.npz"):
+        write_table(tmp_path / name, [rows], header)
+        assert read_header(tmp_path / name, PredictionsHeader) == header
+        with pytest.raises(DataError, match="biofound embed"):
+            read_header(tmp_path / name, VectorsHeader)
+    table = pq.read_table(tmp_path / "p.parquet").to_pydict()
+    columns = [f"probability_{name}" for name in classes]
+    assert list(table)[3:] == ["quality_PPG", "quality_ECG", "prediction", *columns]
+    assert table["prediction"] == said.tolist()
+    with np.load(tmp_path / "p.npz") as arrays:
+        np.testing.assert_array_equal(arrays["prediction"], said)
+        assert ("probability" in arrays) == ("classes" in arrays) == bool(classes)
+        for k, column in enumerate(columns):
+            np.testing.assert_array_equal(arrays["probability"][:, k], chance[:, k])
+            np.testing.assert_array_equal(np.float32(table[column]), chance[:, k])
+        if classes:
+            assert arrays["classes"].tolist() == list(classes)
 
 
 @pytest.mark.parametrize("name", ["v.parquet", "v.npz"])
