@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from biofound.data.integrity import splits_in
-from biofound.errors import SettingsError, write_error_context
+from biofound.errors import DataError, SettingsError, write_error_context
 from biofound.files import path_to_text, require_checkpoint_file, sha256_of
 from biofound.settings import (
     EmbedSettings,
     InflateSettings,
+    PredictSettings,
     PretrainSettings,
     ProbeSettings,
     ResolvedChannels,
@@ -24,6 +25,7 @@ from biofound.settings import (
     resolve_channels,
 )
 from biofound.settings.base import Settings
+from biofound.settings.probe import ANNOTATIONS, NUMERICS
 from biofound.settings.window_table import WindowTableSettings
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def open_inputs(settings: Settings) -> dict[str, Any]:
             return _probe(settings)
         case EmbedSettings():
             return _embed(settings)
+        case PredictSettings():
+            return _predict(settings)
         case InflateSettings():
             return _inflate(settings)
         case VerifySettings():
@@ -115,6 +119,20 @@ def _embed(settings: EmbedSettings) -> dict[str, Any]:
     if not settings.overwrite:
         refuse_other_table(settings.output, VectorsHeader, vectors)
     return {"inputs": inputs, "origin": vectors}
+
+
+def _predict(settings: PredictSettings) -> dict[str, Any]:
+    from biofound.data.window_table import PredictionsHeader, TableOrigin, refuse_other_table
+
+    inputs, values = _open_table_inputs(settings, settings.model)
+    if settings.labels not in (None, NUMERICS, ANNOTATIONS) and not Path(settings.labels).is_file():
+        raise DataError(f"--labels {settings.labels}: no such file; expected a CSV of labels")
+    if settings.picture is not None:
+        require_writable(settings.picture.parent, option="--picture")
+    origin = TableOrigin(**values)
+    if not settings.overwrite:
+        refuse_other_table(settings.output, PredictionsHeader, origin)
+    return {"inputs": inputs, "origin": origin}
 
 
 def _open_table_inputs(settings: WindowTableSettings, model: Path) -> tuple[TableInputs, dict[str, Any]]:
