@@ -1,27 +1,20 @@
-"""Checkpoints: a trained model in one file that describes itself and loads with `weights_only=True`.
+"""Checkpoints: a trained model in one file that describes itself and loads with `weights_only=True`."""
 
-torch does not check the CRC of its archives, so a damaged weight would load without a word. A checkpoint
-holds a digest of every tensor and one of all other values, which loading compares.
-"""
-
-import hashlib
-import json
 import platform
-import warnings
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from biofound.core.models import ModelConfig, PretrainingModel
+from biofound.core.archive import find_fault, load_exactly, read_content, require_format, write_content
+from biofound.core.models import Encoder, ModelConfig, PretrainingModel
 from biofound.errors import CheckpointError
-from biofound.files import require_checkpoint_file, write_atomically
+
+Module = TypeVar("Module", PretrainingModel, Encoder)
 
 KIND = "biofound-checkpoint"
 FORMAT_VERSION = 5
@@ -85,15 +78,29 @@ class Checkpoint:
         Raises:
             CheckpointError: when a tensor is missing, left over or of another shape, or no such model can be.
         """
+        model = self._made(PretrainingModel)
+        for module, state in ((model.encoder, self.encoder), (model.decoder, self.decoder)):
+            load_exactly(module, state)
+        return model.eval()
+
+    def build_encoder(self) -> Encoder:
+        """The encoder alone, with these weights, in eval mode; channels in the order of `model.channels`.
+
+        Raises:
+            CheckpointError: see `build`.
+        """
+        encoder = self._made(Encoder)
+        load_exactly(encoder, self.encoder)
+        return encoder.eval()
+
+    def _made(self, kind: type[Module]) -> Module:
+        """A model of that kind with other weights; the global generator is untouched."""
         try:
             with torch.random.fork_rng(devices=[]):
-                model = PretrainingModel(self.model)
+                return kind(self.model)
         except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             reason = shorten(str(error), 200)
             raise CheckpointError(f"the model that it describes cannot be made: {reason}") from error
-        for module, state in ((model.encoder, self.encoder), (model.decoder, self.decoder)):
-            _load_exactly(module, state)
-        return model.eval()
 
 
 def package_versions() -> dict[str, str]:
@@ -104,9 +111,7 @@ def package_versions() -> dict[str, str]:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write `path` whole or not at all (temporary name, fsync, rename)."""
-    buffer = BytesIO()  # torch.save into a file makes a RuntimeError of what the disk says
-    torch.save(with_digests(checkpoint_content(checkpoint)), buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    write_content(path, checkpoint_content(checkpoint))
 
 
 def checkpoint_content(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -121,16 +126,7 @@ def checkpoint_content(checkpoint: Checkpoint) -> dict[str, Any]:
         "metrics": checkpoint.metrics,
         "model": checkpoint.model.as_json(),
         "channels": list(checkpoint.model.channels),
-        "sfreq": checkpoint.data.sfreq,
-        "filters": checkpoint.data.filters,
-        "units": checkpoint.data.units,
-        "quality_thresholds": checkpoint.data.quality_thresholds,
-        "max_gap_seconds": checkpoint.data.max_gap_seconds,
-        "data_fingerprint": checkpoint.data.fingerprint,
-        "synthetic": checkpoint.data.synthetic,
-        "subjects": list(checkpoint.data.subjects),
-        "synthetic_share": checkpoint.data.synthetic_share,
-        "data_parts": checkpoint.data.parts,
+        **data_content(checkpoint.data),
         "settings": checkpoint.settings,
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
@@ -140,11 +136,20 @@ def checkpoint_content(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def with_digests(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a checkpoint's file, with the digests of all that it holds now."""
-    digests = {name: _sha256_of_tensor(tensor) for name, tensor in _leaves(content)}
-    whole = {**content, "tensor_sha256": digests}
-    return {**whole, "values_sha256": _sha256_of_values(whole)}
+def data_content(data: DataDescription) -> dict[str, Any]:
+    """What a file holds of its training data, by its names there."""
+    return {
+        "sfreq": data.sfreq,
+        "filters": data.filters,
+        "units": data.units,
+        "quality_thresholds": data.quality_thresholds,
+        "max_gap_seconds": data.max_gap_seconds,
+        "data_fingerprint": data.fingerprint,
+        "synthetic": data.synthetic,
+        "subjects": list(data.subjects),
+        "synthetic_share": data.synthetic_share,
+        "data_parts": data.parts,
+    }
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -155,7 +160,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             does not know, or a tensor in it is none, not finite or of another dtype.
     """
     path = Path(path)
-    return checkpoint_of_content(_read(path), path=path)
+    content = read_content(
+        path, kind=KIND, what="checkpoint", example="the best_model.pt of a pretraining run"
+    )
+    return checkpoint_of_content(content, path=path)
 
 
 def checkpoint_of_content(content: dict[str, Any], *, path: Path) -> Checkpoint:
@@ -164,28 +172,13 @@ def checkpoint_of_content(content: dict[str, Any], *, path: Path) -> Checkpoint:
     Raises:
         CheckpointError: see `load_checkpoint`.
     """
-    found = content.get("format_version")
-    if found != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: checkpoint format {found!r}, but biofound {version('biofound')} reads format "
-            f"{FORMAT_VERSION}; another version of biofound wrote it: use that version, or train again"
-        )
+    require_format(path, content, known=FORMAT_VERSION, what="checkpoint")
     try:
         checkpoint = Checkpoint(
             model=ModelConfig.from_json(content["model"]),
             encoder=content["encoder_state_dict"],
             decoder=content["decoder_state_dict"],
-            data=DataDescription(
-                sfreq=content["sfreq"],
-                filters=content["filters"],
-                units=content["units"],
-                quality_thresholds=content["quality_thresholds"],
-                max_gap_seconds=content["max_gap_seconds"],
-                fingerprint=content["data_fingerprint"],
-                synthetic=content["synthetic"],
-                subjects=tuple(content["subjects"]),
-                parts=content["data_parts"],
-            ),
+            data=data_of_content(content),
             settings=content["settings"],
             epoch=content["epoch"],
             step=content["step"],
@@ -196,7 +189,7 @@ def checkpoint_of_content(content: dict[str, Any], *, path: Path) -> Checkpoint:
             inflated_from=content["inflated_from"],
             versions=content["versions"],
         )
-        fault = _fault(content)
+        fault = find_fault(content, states=("encoder_state_dict", "decoder_state_dict"))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a complete checkpoint: {type(error).__name__} {error}") from error
     if fault is not None:
@@ -204,91 +197,16 @@ def checkpoint_of_content(content: dict[str, Any], *, path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _read(path: Path) -> dict[str, Any]:
-    require_checkpoint_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about untrusted pickles, which are refused just below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on damaged files torch raises whatever its parsers stumble over
-        # torch's own message is left out: for a refused pickle it tells how to run the code in it.
-        raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint ({path.stat().st_size} bytes): it is truncated, damaged "
-            "or another kind of file; use another checkpoint of the run"
-        ) from error
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise CheckpointError(
-            f"{path}: a torch file, but not a biofound checkpoint (its 'kind' should be {KIND!r}); "
-            "expected one such as the best_model.pt of a pretraining run"
-        )
-    return content
-
-
-def _fault(content: dict[str, Any]) -> str | None:
-    """What is wrong with the tensors and values of a file's content, in words; None where nothing is."""
-    for part in ("encoder_state_dict", "decoder_state_dict"):
-        for name, tensor in content[part].items():
-            if not isinstance(tensor, Tensor):
-                return f"{part}.{name}: expected a tensor, got {type(tensor).__name__}"
-            if tensor.dtype != torch.float32:
-                return f"{part}.{name}: expected a tensor of float32, got {tensor.dtype}"
-    tensors = dict(_leaves(content))
-    for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
-            return f"{name}: expected a tensor with its own number for each element, got another layout"
-        if not torch.isfinite(tensor).all():
-            return f"{name}: holds NaN or infinity"
-    digests = content["tensor_sha256"]
-    if tensors.keys() != digests.keys():
-        return f"{min(tensors.keys() ^ digests.keys())}: missing, or not saved by biofound (it has no digest)"
-    for name, tensor in tensors.items():
-        if _sha256_of_tensor(tensor) != digests[name]:
-            return f"{name}: damaged, its numbers are not those that were saved (SHA-256)"
-    if _sha256_of_values(content) != content["values_sha256"]:
-        return "damaged, the values beside the tensors are not those that were saved (SHA-256)"
-    return None
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors inside of dictionaries and lists, each with its keys as its name."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        for number, item in enumerate(value):
-            yield from _leaves(item, f"{name}.{number}")
-
-
-def _sha256_of_tensor(tensor: Tensor) -> str:
-    """The SHA-256 of a tensor's dtype, shape and bytes."""
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _sha256_of_values(content: Mapping[str, Any]) -> str:
-    """The SHA-256 of everything in a checkpoint but the tensors, as JSON."""
-    plain = {key: value for key, value in content.items() if key != "values_sha256"}
-    return hashlib.sha256(json.dumps(plain, default=_no_value).encode()).hexdigest()
-
-
-def _no_value(value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{type(value).__name__} in a checkpoint: expected tensors and plain values")
-
-
-def _load_exactly(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if expected != found:
-        differing = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
-        lines = [f"{name}: expected {expected.get(name)}, found {found.get(name)}" for name in differing[:5]]
-        raise CheckpointError(
-            f"the checkpoint's tensors are not those of the {type(module).__name__} it describes "
-            f"({len(differing)} differ): " + "; ".join(lines)
-        )
-    module.load_state_dict(state)
+def data_of_content(content: dict[str, Any]) -> DataDescription:
+    """The inverse of `data_content`; a missing key is a KeyError."""
+    return DataDescription(
+        sfreq=content["sfreq"],
+        filters=content["filters"],
+        units=content["units"],
+        quality_thresholds=content["quality_thresholds"],
+        max_gap_seconds=content["max_gap_seconds"],
+        fingerprint=content["data_fingerprint"],
+        synthetic=content["synthetic"],
+        subjects=tuple(content["subjects"]),
+        parts=content["data_parts"],
+    )

@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
+from biofound.core.heads import HEADS
 from biofound.core.models import Encoder, ModelConfig, PretrainingModel, build_model, channel_rows
+from biofound.core.task import TaskConfig, TaskKind, TaskModel
 from biofound.data.channels import FINETUNE_CHANNELS, Channel
 from biofound.errors import CheckpointError, SettingsError
 from biofound.files import sha256_of
@@ -131,53 +133,131 @@ def load_pretrained_with_channel_inflate(
     finetune_channels: int,
     freeze_pretrained: bool = True,
     model_config: Mapping[str, Any] | None = None,
-) -> Encoder:
-    """The encoder of a checkpoint, inflated to more channels and ready for fine-tuning.
+) -> Encoder | TaskModel:
+    """The encoder of a checkpoint, inflated to more channels and ready for fine-tuning, with a head if asked.
 
     Args:
         checkpoint_path: a pretraining checkpoint, such as `best_model.pt`.
         pretrain_channels: how many channels it is expected to have.
-        finetune_channels: how many the encoder shall have.
+        finetune_channels: how many the encoder shall have: as many, or more.
         freeze_pretrained: freeze what was copied, with dropout off in it. What is new stays trainable,
-            and so does any head put on top.
-        model_config: `channels`, the names in the new order; by default
-            ACC_X, ACC_Y, ACC_Z, PPG, ECG where five are asked for. Any other field of `ModelConfig`
-            given here is checked against the checkpoint.
+            and so does the head.
+        model_config: `channels`, the names in the new order; by default ACC_X, ACC_Y, ACC_Z, PPG, ECG where
+            five are asked for, and the checkpoint's where no new ones are. `task`, `classification` or
+            `regression`, asks for a head; with it may stand `num_classes` (2) or the names `classes`, the
+            label's name `target`, `head` (linear, mlp or attention), `hidden`, `head_dropout`, and for a
+            regression `target_mean` and `target_std`. `input_channels` and any field of `ModelConfig` given
+            here are checked against the checkpoint.
 
     Returns:
-        An `Encoder`: (B, finetune_channels, T) -> (B, P, D), in training mode.
+        Without `task` an `Encoder`, (B, finetune_channels, T) -> (B, P, D); with it a `TaskModel`, which ends
+        in (B, classes) logits or (B, 1) numbers. Both in training mode.
 
     Raises:
         CheckpointError: when the file is no checkpoint, or not what the arguments say it is.
-        SettingsError: when the channels do not fit.
+        SettingsError: when the channels or the task do not fit.
     """
     checkpoint = load_checkpoint(Path(checkpoint_path))
     stated = dict(model_config or {})
-    channels = stated.pop(
-        "channels", FINETUNE_CHANNELS if finetune_channels == len(FINETUNE_CHANNELS) else None
-    )
-    if channels is None:
-        raise SettingsError(
-            f"there are no default names for {finetune_channels} channels: "
-            f"give model_config={{'channels': [...]}} with {finetune_channels} names"
-        )
-    if len(channels) != finetune_channels:
-        raise SettingsError(
-            f"finetune_channels is {finetune_channels}, but {len(channels)} are named: {channels}"
-        )
+    channels = stated.pop("channels", None) or _default_channels(checkpoint, finetune_channels)
+    for name, count in (
+        ("finetune_channels", finetune_channels),
+        ("input_channels", stated.pop("input_channels", None)),
+    ):
+        if count is not None and len(channels) != count:
+            raise SettingsError(f"{name} is {count}, but {len(channels)} are named: {', '.join(channels)}")
     if len(checkpoint.model.channels) != pretrain_channels:
         raise CheckpointError(
             f"{checkpoint_path}: expected {pretrain_channels} channels (pretrain_channels), "
             f"found {len(checkpoint.model.channels)}: {', '.join(checkpoint.model.channels)}"
         )
+    task = task_config_of(stated)
     _require_agreement(stated, checkpoint.model)
-    inflation = inflate(checkpoint, channels=channels)
-    encoder = inflation.model.encoder
+    encoder, copied = encoder_for(checkpoint, channels=channels)
+    model: Encoder | TaskModel = encoder
+    if task is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = TaskModel(encoder, task)
     if freeze_pretrained:
-        copied = inflation.named("copied", part="encoder")
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(name not in copied)
-    return encoder.train()
+    return model.train()
+
+
+def encoder_for(
+    checkpoint: Checkpoint, *, channels: Sequence[str], seed: int = 0
+) -> tuple[Encoder, frozenset[str]]:
+    """A checkpoint's encoder for these channels, inflated where it lacks some, and its copied tensors.
+
+    Raises:
+        SettingsError: when `channels` leaves out a pretrained channel.
+        CheckpointError: when a tensor does not fit.
+    """
+    if set(channels) != set(checkpoint.model.channels):
+        inflation = inflate(checkpoint, channels=channels, seed=seed)
+        return inflation.model.encoder, inflation.named("copied", part="encoder")
+    encoder = replace(checkpoint, model=replace(checkpoint.model, channels=tuple(channels))).build_encoder()
+    return encoder, frozenset(encoder.state_dict())
+
+
+def task_config_of(stated: dict[str, Any]) -> TaskConfig | None:
+    """The task that `model_config` asks for, whose fields are taken out of `stated`; None without `task`.
+
+    Raises:
+        SettingsError: when there are fields of a task but none is named, or they do not fit it.
+    """
+    task = stated.pop("task", None)
+    names = (
+        "num_classes",
+        "classes",
+        "target",
+        "head",
+        "hidden",
+        "head_dropout",
+        "target_mean",
+        "target_std",
+    )
+    given = {name: stated.pop(name) for name in names if name in stated}
+    if task is None:
+        if given:
+            raise SettingsError(
+                f"model_config has {', '.join(given)}, but no task: give task 'classification' or "
+                "'regression'"
+            )
+        return None
+    number = given.pop("num_classes", None)
+    if task == "classification":
+        classes = tuple(str(name) for name in given.pop("classes", range(2 if number is None else number)))
+        if number is not None and len(classes) != number:
+            raise SettingsError(
+                f"num_classes is {number}, but {len(classes)} are named: {', '.join(classes)}"
+            )
+        given["classes"] = classes
+    elif number is not None:
+        raise SettingsError(f"num_classes is about a classification, not about the task {task!r}")
+    if "head_dropout" in given:
+        given["dropout"] = given.pop("head_dropout")
+    if task not in get_args(TaskKind) or given.get("head", HEADS[0]) not in HEADS:
+        raise SettingsError(
+            f"expected task {' or '.join(get_args(TaskKind))} and head {', '.join(HEADS)}; got {task!r}, "
+            f"{given.get('head', HEADS[0])!r}"
+        )
+    try:
+        return TaskConfig(**{"task": task, "target": "label", **given})
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"model_config: {error}") from error
+
+
+def _default_channels(checkpoint: Checkpoint, number: int) -> tuple[str, ...]:
+    if number == len(checkpoint.model.channels):
+        return checkpoint.model.channels
+    if number == len(FINETUNE_CHANNELS):
+        return tuple(FINETUNE_CHANNELS)
+    raise SettingsError(
+        f"there are no default names for {number} channels: "
+        f"give model_config={{'channels': [...]}} with {number} names"
+    )
 
 
 def _require_agreement(stated: Mapping[str, Any], model: ModelConfig) -> None:

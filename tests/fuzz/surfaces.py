@@ -87,7 +87,7 @@ def change_a_value(content: bytes, random: Random) -> bytes:
     """Replace or drop one value of a checkpoint, wherever it stands, and make the digests fit again."""
     import torch
 
-    from biofound.core.checkpoint import with_digests
+    from biofound.core.archive import with_digests
 
     odd: list[object] = [
         None,
