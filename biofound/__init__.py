@@ -8,15 +8,23 @@ if TYPE_CHECKING:
     from biofound.core.checkpoint import load_checkpoint
     from biofound.core.embed import embed_array
     from biofound.core.inflate import load_pretrained_with_channel_inflate
+    from biofound.core.predict import predict_array
 
 __version__ = version("biofound")
 
-__all__ = ["__version__", "embed_array", "load_checkpoint", "load_pretrained_with_channel_inflate"]
+__all__ = [
+    "__version__",
+    "embed_array",
+    "load_checkpoint",
+    "load_pretrained_with_channel_inflate",
+    "predict_array",
+]
 
 _HOMES = {
     "embed_array": "biofound.core.embed",
     "load_checkpoint": "biofound.core.checkpoint",
     "load_pretrained_with_channel_inflate": "biofound.core.inflate",
+    "predict_array": "biofound.core.predict",
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,13 @@ def write_plain(directory: Path, store: Path, **changes: object) -> Path:
         arrays = {name: value for name, value in {**arrays, **changes}.items() if value is not None}
         np.savez(directory / f"{split}_windows.npz", **arrays)
     return directory
+
+
+def code_of(page: str, having: str) -> CodeType:
+    """The first block of Python of a page below docs/ that holds `having`."""
+    text = (Path(__file__).parent.parent / "docs" / page).read_text(encoding="utf-8")
+    block = next(block for block in text.split("```python\n")[1:] if having in block).split("```")[0]
+    return compile(block, page, "exec")
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:

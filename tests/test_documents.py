@@ -24,7 +24,7 @@ from biofound.core.models import ModelConfig, PretrainingModel, build_model, par
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.splits import Splits
 from biofound.data.store import IndexedCase, Sidecar, StoreIndex, Totals
-from biofound.data.vectors import VectorsHeader
+from biofound.data.window_table import PredictionsHeader, VectorsHeader
 from biofound.settings import PretrainSettings, resolve_channels
 from tests.chain import SMALL_MODEL
 from tests.data.sources.test_wfdb import write
@@ -298,7 +298,7 @@ def test_millions_of_parameters_are_those_of_the_encoder(page: Path, model: Pret
 def test_format_versions_are_those_of_the_code() -> None:
     versions = {
         each.model_fields["kind"].default: each.model_fields["format_version"].default
-        for each in (Splits, StoreIndex, Sidecar, VectorsHeader)
+        for each in (Splits, StoreIndex, Sidecar, VectorsHeader, PredictionsHeader)
     }
     versions[checkpoint.KIND] = checkpoint.FORMAT_VERSION
     rows = re.findall(r"\| `(biofound-[\w-]+)` \| (\d+) \|", FORMATS.read_text(encoding="utf-8"))

@@ -4,7 +4,6 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import CodeType
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ from biofound.core.checkpoint import load_checkpoint, save_checkpoint
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.store import StoreWindows
 from biofound.settings import resolve_channels
-from tests.chain import Chain, answer, chain, done, run, write_plain
+from tests.chain import Chain, answer, chain, code_of, done, run, write_plain
 
 SYNTHETIC = ("--source", "synthetic", "--subjects", 12, "--minutes", 0.6, "--seed", 1)
 """The recordings of which the chain's windows are."""
@@ -309,12 +308,6 @@ def test_a_file_that_cannot_be_written_is_said(small, checkpoint, tmp_path) -> N
 # ---- The guide
 
 
-def code_of(having: str) -> CodeType:
-    text = (Path(__file__).parent.parent / "docs" / "embed.md").read_text(encoding="utf-8")
-    block = next(block for block in text.split("```python\n")[1:] if having in block).split("```")[0]
-    return compile(block, "document", "exec")
-
-
 def test_the_guides_join_with_labels_is_right_to_a_sample(embedded, tmp_path) -> None:
     rows = rows_of(embedded)
     case, other = rows["case_id"].iloc[0], rows["case_id"].iloc[-1]
@@ -333,7 +326,7 @@ def test_the_guides_join_with_labels_is_right_to_a_sample(embedded, tmp_path) ->
         )
         found: dict = {}
         with contextlib.chdir(tmp_path):
-            exec(code_of("merge_asof"), found)
+            exec(code_of("embed.md", "merge_asof"), found)
         assert dict(zip(found["joined"]["start_s"], found["y"], strict=True)) == expected
         assert set(found["joined"]["case_id"]) == {case}
         assert found["x"].shape == (len(expected), 64) and len(found["groups"]) == len(expected)
@@ -347,5 +340,5 @@ def test_the_guides_three_lines_embed_an_array(checkpoint, tmp_path, capsys) -> 
     np.save(tmp_path / "recording.npy", np.stack([signals[n].samples[::2] for n in ("ECG", "PPG")]))
     assert signals["ECG"].sfreq == signals["PPG"].sfreq == 500.0
     with contextlib.chdir(tmp_path):
-        exec(code_of("embed_array"), {})
+        exec(code_of("embed.md", "embed_array"), {})
     assert capsys.readouterr().out.startswith("(2, 64) [ 0. 10.]")

@@ -5,22 +5,41 @@ A wrong path is thus answered at once. Nothing in here imports torch.
 
 import errno
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from biofound.data.integrity import splits_in
-from biofound.errors import SettingsError, write_error_context
+from biofound.errors import DataError, SettingsError, write_error_context
 from biofound.files import path_to_text, require_checkpoint_file, sha256_of
 from biofound.settings import (
     EmbedSettings,
     InflateSettings,
+    PredictSettings,
     PretrainSettings,
     ProbeSettings,
+    ResolvedChannels,
     VerifySettings,
     resolve_channels,
 )
 from biofound.settings.base import Settings
+from biofound.settings.probe import ANNOTATIONS, NUMERICS
+from biofound.settings.window_table import WindowTableSettings
+
+if TYPE_CHECKING:
+    from biofound.data.sources import Source
+    from biofound.data.windows import Windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableInputs:
+    """The windows of each split of `data_dir`, or the recordings; and the channel table for their tracks."""
+
+    windows: "Sequence[Windows] | None"
+    source: "Source | None"
+    table: ResolvedChannels
 
 
 def open_inputs(settings: Settings) -> dict[str, Any]:
@@ -42,6 +61,8 @@ def open_inputs(settings: Settings) -> dict[str, Any]:
             return _probe(settings)
         case EmbedSettings():
             return _embed(settings)
+        case PredictSettings():
+            return _predict(settings)
         case InflateSettings():
             return _inflate(settings)
         case VerifySettings():
@@ -91,11 +112,35 @@ def _probe(settings: ProbeSettings) -> dict[str, Any]:
 
 
 def _embed(settings: EmbedSettings) -> dict[str, Any]:
+    from biofound.data.window_table import VectorsHeader, VectorsOrigin, refuse_other_table
+
+    inputs, origin = _open_table_inputs(settings, settings.checkpoint)
+    vectors = VectorsOrigin(**origin, readout=settings.readout)
+    if not settings.overwrite:
+        refuse_other_table(settings.output, VectorsHeader, vectors)
+    return {"inputs": inputs, "origin": vectors}
+
+
+def _predict(settings: PredictSettings) -> dict[str, Any]:
+    from biofound.data.window_table import PredictionsHeader, TableOrigin, refuse_other_table
+
+    inputs, values = _open_table_inputs(settings, settings.model)
+    if settings.labels not in (None, NUMERICS, ANNOTATIONS) and not Path(settings.labels).is_file():
+        raise DataError(f"--labels {settings.labels}: no such file; expected a CSV of labels")
+    if settings.picture is not None:
+        require_writable(settings.picture.parent, option="--picture")
+    origin = TableOrigin(**values)
+    if not settings.overwrite:
+        refuse_other_table(settings.output, PredictionsHeader, origin)
+    return {"inputs": inputs, "origin": origin}
+
+
+def _open_table_inputs(settings: WindowTableSettings, model: Path) -> tuple[TableInputs, dict[str, Any]]:
+    """What a command that writes a row a window reads, and the values of the file's `TableOrigin`."""
     from biofound.data.sources.registry import open_source
-    from biofound.data.vectors import VectorsOrigin, refuse_other_vectors
     from biofound.data.windows import open_windows
 
-    require_checkpoint_file(settings.checkpoint)
+    require_checkpoint_file(model)
     if settings.output.is_dir():
         raise SettingsError(f"--output {settings.output}: this is a directory; name a file")
     require_writable(settings.output.parent, option="--output")
@@ -105,21 +150,17 @@ def _embed(settings: EmbedSettings) -> dict[str, Any]:
         windows = {split: open_windows(settings.data_dir, split) for split in splits_in(settings.data_dir)}
         fingerprints = {split: part.fingerprint for split, part in windows.items()}
         data = {"data_dir": path_to_text(settings.data_dir.absolute()), "fingerprints": fingerprints}
-        opened: dict[str, Any] = {"windows": list(windows.values()), "source": None}
+        inputs = TableInputs(windows=list(windows.values()), source=None, table=table)
     else:
         source = open_source(**settings.source_description())
         data = {"source": source.describe(), "dataset_version": source.version()}
-        opened = {"windows": None, "source": source}
-    origin = VectorsOrigin(
-        checkpoint=path_to_text(settings.checkpoint.absolute()),
-        checkpoint_sha256=sha256_of(settings.checkpoint),
-        readout=settings.readout,
-        gate=settings.gate,
-        data=data,
-    )
-    if not settings.overwrite:
-        refuse_other_vectors(settings.output, origin)
-    return {**opened, "table": table, "origin": origin}
+        inputs = TableInputs(windows=None, source=source, table=table)
+    return inputs, {
+        "checkpoint": path_to_text(model.absolute()),
+        "checkpoint_sha256": sha256_of(model),
+        "gate": settings.gate,
+        "data": data,
+    }
 
 
 def _inflate(settings: InflateSettings) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.commands.probe_data import JoinedWindows, LabelRequest, read_labels
-from biofound.core.probe_scores import ProbeTask
+from biofound.core.scores import ScoredTask
 from biofound.core.validation_probe import ValidationProbe
 from biofound.data.labels import WindowLabels, labels_from_truth
 from biofound.data.mixture import Part
@@ -35,7 +35,7 @@ def open_probe(settings: PretrainSettings, val: Sequence[Part]) -> ValidationPro
         known = np.flatnonzero(labels.known)
         return ValidationProbe(
             windows=JoinedWindows(parts=windows, rows=known),
-            task=ProbeTask(
+            task=ScoredTask(
                 target=settings.probe_target, values=labels.values[known], subjects=subjects[known]
             ),
             folds=FOLDS,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from biofound import console
 from biofound.commands.probe_data import JoinedWindows, LabelledWindows, check_fit
+from biofound.commands.score_cells import SCORE_NAMES, estimate_cell, value_cell
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.models import Encoder, ModelConfig, build_model
 from biofound.core.probe import (
@@ -29,17 +30,16 @@ from biofound.core.probe_features import (
     count_beats,
     load_encoder_function,
 )
-from biofound.core.probe_scores import (
+from biofound.core.readout import batch_features, embed_windows
+from biofound.core.scores import (
     Difference,
-    Estimate,
     Outcome,
     Predictions,
-    ProbeRow,
-    ProbeTask,
+    ScoredRow,
+    ScoredTask,
     paired_difference,
     score,
 )
-from biofound.core.readout import batch_features, embed_windows
 from biofound.errors import DataError, checkpoint_error_context, write_error_context
 from biofound.options import Invocation
 from biofound.settings import ProbeSettings
@@ -48,6 +48,8 @@ MEDIAN, MAJORITY = "training median", "training majority"
 RANDOM, CLASSICAL, BEATS = "random encoder", "classical features", "beat counter"
 HEART_RATES = ("hr", "pulse", "heart_rate")
 """Targets, in small letters, that a beat counter can predict."""
+IN_TABLE = ("mae", "rmse", "r2", "pearson", "auroc", "auprc", "balanced_accuracy")
+"""Scores that the table has space for; `--json` has all."""
 BATCH = 256
 """Windows that are held at once."""
 
@@ -56,7 +58,7 @@ BATCH = 256
 class ProbeResult:
     """The rows of the table, and the differences between them."""
 
-    task: ProbeTask
+    task: ScoredTask
     outcomes: Sequence[Outcome]
     differences: Sequence[Difference]
     unlabelled: int
@@ -88,10 +90,11 @@ def execute(invocation: Invocation[ProbeSettings], sets: Sequence[LabelledWindow
     settings = invocation.settings
     result = run_probe(settings, sets)
     if settings.picture is not None:
-        from biofound.probe_figures import draw_probe  # matplotlib takes a second to import
+        from biofound.score_figures import draw_scores  # matplotlib takes a second to import
 
         with write_error_context(settings.picture, option="--picture"):
-            draw_probe(settings.picture, result.outcomes, result.task)
+            title = f"probe of {settings.target}"
+            draw_scores(settings.picture, result.outcomes, result.task, title=title)
         console.note(f"written: {settings.picture}")
     if invocation.json:
         console.print_json(result.as_json())
@@ -136,7 +139,7 @@ class _Bench:
     """What all rows share: windows, labels and folds."""
 
     windows: JoinedWindows
-    task: ProbeTask
+    task: ScoredTask
     folds: Folds
     unlabelled: int
     seed: int
@@ -163,7 +166,7 @@ def _bench_of(settings: ProbeSettings, sets: Sequence[LabelledWindows]) -> _Benc
     windows = sets[0].windows
     if len(sets) == 2:
         windows = windows.followed_by(sets[1].windows)
-    task = ProbeTask(
+    task = ScoredTask(
         target=settings.target,
         values=np.concatenate([labelled.values for labelled in sets]),
         subjects=np.concatenate([labelled.subjects for labelled in sets]),
@@ -298,9 +301,7 @@ def _differences(
 def _show(result: ProbeResult, settings: ProbeSettings) -> None:
     """The table of the rows, that of the differences, and what to know about them."""
     rows = [outcome.row for outcome in result.outcomes]
-    first, scores = rows[0], list(rows[0].scores)
-    names = {"mae": "MAE", "rmse": "RMSE", "r2": "R2", "pearson": "Pearson r"}
-    names |= {"auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy"}
+    first, scores = rows[0], [key for key in IN_TABLE if key in rows[0].scores]
     how = (
         "fit on data_dir, tested on test_data_dir"
         if settings.test_data_dir is not None
@@ -310,12 +311,12 @@ def _show(result: ProbeResult, settings: ProbeSettings) -> None:
         f"probe of {first.target}: {first.subjects} subjects, {first.windows} windows, {how}, "
         f"read-out {settings.readout}"
     )
-    columns = ("row", *(names[key] for key in scores), "seen")
+    columns = ("row", *(SCORE_NAMES[key] for key in scores), "seen")
     cells = [
         (
             row.name,
-            _shown(row.scores[scores[0]]),
-            *(_value(row.scores[key]) for key in scores[1:]),
+            estimate_cell(row.scores[scores[0]]),
+            *(value_cell(row.scores[key]) for key in scores[1:]),
             _seen(row),
         )
         for row in rows
@@ -323,9 +324,9 @@ def _show(result: ProbeResult, settings: ProbeSettings) -> None:
     console.table(title, columns, cells, numbers=columns[1:])
     if result.differences:
         console.table(
-            f"differences of {names[result.differences[0].score]}, on the same subjects",
+            f"differences of {SCORE_NAMES[result.differences[0].score]}, on the same subjects",
             ("row", "minus", "difference"),
-            [(one.name, one.against, _shown(one.estimate, sign="+")) for one in result.differences],
+            [(one.name, one.against, estimate_cell(one.estimate, sign="+")) for one in result.differences],
             numbers=("difference",),
         )
     console.note(
@@ -343,17 +344,6 @@ def _show(result: ProbeResult, settings: ProbeSettings) -> None:
             console.warning(f"{row.name}: whom it was pretrained on is not known")
 
 
-def _shown(estimate: Estimate, *, sign: str = "") -> str:
-    if estimate.interval is None:
-        return _value(estimate, sign=sign)
-    low, high = estimate.interval
-    return f"{_value(estimate, sign=sign)} [{low:{sign}.2f}, {high:{sign}.2f}]"
-
-
-def _value(estimate: Estimate, *, sign: str = "") -> str:
-    return "-" if estimate.value is None else f"{estimate.value:{sign}.2f}"
-
-
-def _seen(row: ProbeRow) -> str:
+def _seen(row: ScoredRow) -> str:
     seen = row.subjects_in_pretraining
     return "?" if seen is None else str(len(seen))

@@ -28,6 +28,7 @@ from biofound.settings.probe import ANNOTATIONS, NUMERICS
 
 if TYPE_CHECKING:
     from biofound.core.checkpoint import Checkpoint
+    from biofound.core.task import TaskCheckpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +226,8 @@ def _open_recordings(wanted: LabelRequest, description: Mapping[str, Any]) -> Wf
     return source
 
 
-def check_fit(name: str, checkpoint: "Checkpoint", parts: Sequence[Windows]) -> None:
-    """Refuse windows that are not of the kind that a checkpoint was trained on.
+def check_fit(name: str, checkpoint: "Checkpoint | TaskCheckpoint", parts: Sequence[Windows]) -> None:
+    """Refuse windows that are not of the kind that a model was trained on.
 
     Raises:
         DataError: when channels, length, rate, filters or units differ.

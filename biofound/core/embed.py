@@ -2,34 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
+from biofound.core.model_input import ModelInput
 from biofound.core.readout import embed_windows, find_readout
 from biofound.core.readout_names import DEFAULT_BATCH_SIZE, DEFAULT_READOUT
-from biofound.data.channels import Channel, PassBand
-from biofound.data.extract import extract_windows
-from biofound.data.sources import Recording, Signal
-from biofound.data.vectors import WindowVectors
-from biofound.data.windows import ArrayWindows, Windows, select_channels
-from biofound.errors import DataError
-
-ROWS = 1024
-"""Windows that are held at once."""
+from biofound.data.window_table import WindowVectors, join_rows
+from biofound.data.windows import Windows
 
 
 class WindowEmbedder:
-    """A checkpoint's frozen encoder, from windows or recordings to vectors.
+    """A checkpoint's frozen encoder, from windows to vectors.
 
     Args:
         checkpoint: the model, and how windows were made for it.
         readout: a name in `biofound.core.readout.READOUTS`.
-        gate: whether windows of a recording are left out whose quality is below the checkpoint's thresholds;
-            those with gaps always are.
+        gate: whether `input` leaves out windows of bad quality.
         batch_size: windows that go through the encoder at once; the vectors do not depend on it.
         device: where the encoder computes.
 
@@ -49,67 +41,23 @@ class WindowEmbedder:
     ) -> None:
         self._readout, self._batch_size = find_readout(readout), batch_size
         self._encoder = checkpoint.build().encoder.to(device or torch.device("cpu"))
-        self._model, self._data = checkpoint.model, checkpoint.data
-        self.channels = tuple(
-            Channel(
-                name=name,
-                tracks=(name,),
-                unit=self._data.units[name],
-                band=PassBand(**self._data.filters[name]),
-                quality_threshold=self._data.quality_thresholds[name] if gate else 0.0,
-            )
-            for name in self._model.channels
-        )
-        """The channels as the checkpoint says; a source may have other names for their tracks."""
+        self.input = ModelInput(checkpoint.model, checkpoint.data, gate=gate)
 
-    def embed(self, windows: Windows) -> Iterator[WindowVectors]:
-        """The vectors of windows of the checkpoint's kind, at most `ROWS` at a time.
-
-        Channels are matched by name.
+    def rows(self, windows: Windows) -> Iterator[WindowVectors]:
+        """The vectors of windows of the checkpoint's kind, some at a time.
 
         Raises:
             DataError: when the windows lack a channel.
             ValueError: when they are of another length, or a vector is not finite.
         """
-        windows = select_channels(windows, self._model.channels)
-        for start in range(0, len(windows), ROWS):
-            index = np.arange(start, min(start + ROWS, len(windows)))
-            yield WindowVectors(**vars(windows.info(index)), vectors=self._vectors(windows.read(index)))
+        for info, x in self.input.batches(windows):
+            yield WindowVectors(**vars(info), vectors=self._vectors(x))
 
-    def extract(
-        self, recording: Recording, *, channels: Sequence[Channel], subject_id: str = ""
-    ) -> ArrayWindows:
-        """The windows of a whole recording, made as the checkpoint's were, but not rounded to float16.
-
-        Raises:
-            DataError: when a channel cannot be conditioned.
-        """
-        found = extract_windows(
-            recording,
-            channels,
-            sfreq=self._data.sfreq,
-            window_samples=self._model.context_length,
-            max_gap_seconds=self._data.max_gap_seconds,
-            dtype="float32",
-        )
-        count = len(found.x)
-        return ArrayWindows(
-            found.x,
-            channels=[channel.name for channel in channels],
-            sfreq=self._data.sfreq,
-            subjects=np.full(count, subject_id),
-            case_ids=np.full(count, recording.case_id),
-            start_s=found.start_s,
-            quality=found.quality,
-        )
-
-    def embed_all(self, windows: Windows) -> WindowVectors:
-        """The vectors of all windows in memory; (0, F) where there is no window."""
-        pieces = list(self.embed(windows))
-        if pieces:
-            columns = {key: np.concatenate([vars(piece)[key] for piece in pieces]) for key in vars(pieces[0])}
-            return WindowVectors(**columns)
-        blank = np.zeros((1, len(self._model.channels), self._model.context_length), np.float32)
+    def rows_in_memory(self, windows: Windows) -> WindowVectors:
+        """The vectors of all windows; (0, F) where there is no window."""
+        if len(windows):
+            return join_rows(list(self.rows(windows)))
+        blank = np.zeros((1, len(self.input.channels), self.input.window_samples), np.float32)
         return WindowVectors(**vars(windows.info(np.arange(0))), vectors=self._vectors(blank)[:0])
 
     def _vectors(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -148,25 +96,5 @@ def embed_array(
         CheckpointError: when the checkpoint cannot be read.
     """
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(Path(checkpoint))
-    samples: NDArray[Any] = np.asarray(x, np.float32)
-    if samples.ndim != 2 or len(samples) != len(channels) or len(set(channels)) < len(channels):
-        raise ValueError(
-            f"expected x of shape (channels, samples) and a different name for each row, got shape "
-            f"{samples.shape} and {', '.join(channels) or 'no names'}"
-        )
-    if not 0 < sfreq < np.inf:
-        raise ValueError(f"sfreq must be a rate in Hz above 0, got {sfreq}")
-    absent = [name for name in loaded.model.channels if name not in channels]
-    if absent:
-        raise DataError(
-            f"the checkpoint takes {', '.join(loaded.model.channels)}, and the array has no "
-            f"{', '.join(absent)} but {', '.join(channels)}; name its rows with channels"
-        )
     embedder = WindowEmbedder(loaded, readout=readout, gate=gate, batch_size=batch_size)
-    rows = dict(zip(channels, samples, strict=True))
-    signals = {
-        channel.name: Signal(samples=rows[channel.name], sfreq=float(sfreq), unit=channel.unit)
-        for channel in embedder.channels
-    }
-    recording = Recording(case_id="array", signals=signals)
-    return embedder.embed_all(embedder.extract(recording, channels=embedder.channels))
+    return embedder.rows_in_memory(embedder.input.extract_from_array(x, sfreq=sfreq, channels=channels))

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from biofound.core.probe_scores import Predictions, ProbeTask
+from biofound.core.scores import Predictions, ScoredTask
 from biofound.errors import DataError
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-1, 5, 13))
@@ -78,7 +78,7 @@ def separate_test(train_subjects: NDArray[np.str_], test_subjects: NDArray[np.st
     return [[Fold(train=train, test=len(train) + np.arange(len(test_subjects)))]]
 
 
-def predict_constant(task: ProbeTask, folds: Folds) -> Predictions:
+def predict_constant(task: ScoredTask, folds: Folds) -> Predictions:
     """The training windows' median, or their most frequent class."""
     out = _empty(task, folds)
     for repeat, fold in _numbered(folds):
@@ -86,7 +86,7 @@ def predict_constant(task: ProbeTask, folds: Folds) -> Predictions:
     return Predictions(values=out)
 
 
-def predict_directly(values: NDArray[np.float64], task: ProbeTask, folds: Folds) -> Predictions:
+def predict_directly(values: NDArray[np.float64], task: ScoredTask, folds: Folds) -> Predictions:
     """A method's own numbers (N,), such as a beat counter's, in the test folds; nothing is trained.
 
     Where it gave NaN the median of the training windows stands in, and is counted in `unpredicted`.
@@ -101,7 +101,9 @@ def predict_directly(values: NDArray[np.float64], task: ProbeTask, folds: Folds)
     return Predictions(values=out, unpredicted=int((~np.isfinite(values[tested])).sum()))
 
 
-def predict_from_features(features: NDArray[Any], task: ProbeTask, folds: Folds, *, seed: int) -> Predictions:
+def predict_from_features(
+    features: NDArray[Any], task: ScoredTask, folds: Folds, *, seed: int
+) -> Predictions:
     """Ridge (numbers) or logistic regression (words) on features (N, F).
 
     Args:
@@ -157,7 +159,7 @@ def pretraining_subjects(
 class _Ridge:
     penalties = ALPHAS
 
-    def __init__(self, task: ProbeTask) -> None:
+    def __init__(self, task: ScoredTask) -> None:
         self.truth = task.values.astype(np.float64)
 
     def predict(
@@ -181,7 +183,7 @@ class _Ridge:
 class _Logistic:
     penalties = INVERSE_PENALTIES
 
-    def __init__(self, task: ProbeTask) -> None:
+    def __init__(self, task: ScoredTask) -> None:
         self.classes = task.classes
         self.codes = np.searchsorted(self.classes, task.values.astype(np.str_))
         self.target = task.target
@@ -240,12 +242,12 @@ def _numbered(folds: Folds) -> list[tuple[int, Fold]]:
     return [(repeat, fold) for repeat, these in enumerate(folds) for fold in these]
 
 
-def _empty(task: ProbeTask, folds: Folds) -> Floats:
+def _empty(task: ScoredTask, folds: Folds) -> Floats:
     shape = (len(folds), len(task.values))
     return np.full(shape if task.numeric else (*shape, len(task.classes)), np.nan)
 
 
-def _constant(task: ProbeTask, rows: NDArray[np.int64]) -> Any:
+def _constant(task: ScoredTask, rows: NDArray[np.int64]) -> Any:
     if task.numeric:
         return np.median(task.values[rows])
     # Not the frequencies: they differ between folds, against the test folds', and would rank windows.

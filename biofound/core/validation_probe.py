@@ -7,7 +7,7 @@ import numpy as np
 
 from biofound.core.history import ProbeErrors
 from biofound.core.probe import predict_constant, predict_from_features, subject_folds
-from biofound.core.probe_scores import Predictions, ProbeTask, score
+from biofound.core.scores import Predictions, ScoredTask, score
 from biofound.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ValidationProbe:
         self,
         *,
         windows: "WindowReader",
-        task: ProbeTask,
+        task: ScoredTask,
         folds: int,
         interval: int,
         seed: int,

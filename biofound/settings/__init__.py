@@ -4,6 +4,7 @@ from biofound.settings.base import Settings
 from biofound.settings.channels import ChannelSettings, ChannelsSettings, FilterSettings
 from biofound.settings.embed import EmbedSettings
 from biofound.settings.inflate import InflateSettings
+from biofound.settings.predict import PredictSettings
 from biofound.settings.prepare import PrepareSettings
 from biofound.settings.pretrain import PretrainSettings
 from biofound.settings.probe import ProbeSettings
@@ -19,6 +20,7 @@ COMMANDS: tuple[type[Settings], ...] = (
     ProbeSettings,
     EmbedSettings,
     InflateSettings,
+    PredictSettings,
 )
 """Every command's settings, in the order of the work; `biofound/commands/<command>.py` executes each."""
 
@@ -30,6 +32,7 @@ __all__ = [
     "EmbedSettings",
     "FilterSettings",
     "InflateSettings",
+    "PredictSettings",
     "PrepareSettings",
     "PretrainSettings",
     "ProbeSettings",

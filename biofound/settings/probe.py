@@ -74,7 +74,8 @@ class ProbeSettings(Settings):
     )
     picture: Annotated[Path | None, AfterValidator(png_file)] = setting(
         None,
-        "PNG file for a picture: error by subject, and for numbers Bland-Altman plots.",
+        "PNG file for a picture: error by subject, and Bland-Altman plots (numbers) or ROC, calibration and "
+        "confusion (words).",
         panel="Output",
     )
 

@@ -35,8 +35,8 @@ from biofound.core.devices import resolve_precision
 from biofound.core.losses import PretrainingLoss
 from biofound.core.memory import keep_freed_memory, return_freed_memory
 from biofound.core.models import ModelConfig, PretrainingModel, parameter_count
-from biofound.core.probe_scores import Estimate, Outcome, paired_difference
 from biofound.core.readout_names import DEFAULT_READOUT
+from biofound.core.scores import Estimate, Outcome, paired_difference
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.integrity import splits_in
 from biofound.data.windows import Windows

@@ -12,7 +12,7 @@ from biofound.core.models import ModelConfig, build_model
 from biofound.core.readout_names import DEFAULT_BATCH_SIZE, DEFAULT_READOUT
 from biofound.data.sources import Recording
 from biofound.data.sources.synthetic import SyntheticSource
-from biofound.data.vectors import VectorsHeader, VectorsOrigin, WindowVectors, write_vectors
+from biofound.data.window_table import VectorsHeader, VectorsOrigin, WindowVectors, write_table
 from biofound.settings import PretrainSettings, WindowsSettings, resolve_channels
 from tests.benchmarks.bench_feeding import make_store
 from tests.benchmarks.timing import Cost, Row, in_turns, median, ratio, seconds, spread, timed
@@ -47,16 +47,16 @@ def embed_rows(*, directory: Path, rounds: int) -> Iterator[Row]:
                 count += len(piece.vectors)
                 yield piece
 
-        write_vectors(directory / "vectors.parquet", counted(), header_of(checkpoint))
+        write_table(directory / "vectors.parquet", counted(), header_of(checkpoint))
         return count
 
     def of(recording: Recording) -> Iterator[WindowVectors]:
-        return embedder.embed(embedder.extract(recording, channels=embedder.channels))
+        return embedder.rows(embedder.input.extract(recording, channels=embedder.input.channels))
 
     costs = in_turns(
         {
             "forward": lambda: _a_window(forward),
-            "store": lambda: _a_window(lambda: written(embedder.embed(store))),
+            "store": lambda: _a_window(lambda: written(embedder.rows(store))),
             "recordings": lambda: _a_window(lambda: written(p for each in recordings for p in of(each))),
         },
         rounds=rounds,

@@ -20,8 +20,8 @@ from biofound.core.history import StepMetrics
 from biofound.core.memory import keep_freed_memory
 from biofound.core.models import Encoder
 from biofound.core.probe import predict_constant
-from biofound.core.probe_scores import Outcome, score
 from biofound.core.readout_names import DEFAULT_READOUT
+from biofound.core.scores import Outcome, score
 from biofound.core.trainer import Trainer
 from biofound.settings import PretrainSettings, resolve
 from tests.benchmarks.recipes import HeartRateProbe, labelled_with_heart_rate, trainer_of

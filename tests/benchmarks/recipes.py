@@ -16,9 +16,9 @@ from biofound.commands.probe_data import LabelledWindows, open_labelled
 from biofound.core.models import Encoder, ModelConfig, PretrainingModel
 from biofound.core.probe import predict_from_features, subject_folds
 from biofound.core.probe_features import classical_features
-from biofound.core.probe_scores import Outcome, ProbeTask, score
 from biofound.core.readout import READOUTS, Activations, batch_features, embed_windows
 from biofound.core.readout_names import DEFAULT_READOUT
+from biofound.core.scores import Outcome, ScoredTask, score
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.windows import Windows
 from biofound.settings import PretrainSettings, ProbeSettings
@@ -90,7 +90,7 @@ class HeartRateProbe:
             seed: of folds and intervals.
         """
         self.windows, self.resamples, self.seed = labelled.windows, resamples, seed
-        self.task = ProbeTask(target="HR", values=labelled.values, subjects=labelled.subjects)
+        self.task = ScoredTask(target="HR", values=labelled.values, subjects=labelled.subjects)
         self.folds = subject_folds(self.task.subjects, folds=folds, repeats=repeats, seed=seed)
 
     def outcome(self, name: str, features: NDArray[np.float32]) -> Outcome:

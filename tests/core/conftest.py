@@ -8,7 +8,7 @@ import torch
 
 from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
 from biofound.core.models import ModelConfig, build_model
-from biofound.core.probe_scores import ProbeTask
+from biofound.core.scores import ScoredTask
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.core.validation_probe import ValidationProbe
 from biofound.core.verify import probe_windows
@@ -75,7 +75,7 @@ class MemoryWindows(ArrayWindows):
 def validation_probe(windows, **changes):
     """A probe every 2 epochs of windows (N, 2, T): each next three of one subject, with a rate of its own."""
     row = np.arange(len(windows))
-    task = ProbeTask(
+    task = ScoredTask(
         target="HR", values=60.0 + 7 * (row * 5 % 11), subjects=np.array([f"s{r // 3}" for r in row])
     )
     given = {"windows": MemoryWindows(windows), "task": task, "folds": 5, "interval": 2, "seed": 0}

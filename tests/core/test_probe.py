@@ -18,7 +18,7 @@ from biofound.core.probe import (
     separate_test,
     subject_folds,
 )
-from biofound.core.probe_scores import ProbeTask, score
+from biofound.core.scores import ScoredTask, score
 from biofound.errors import DataError
 
 
@@ -39,7 +39,7 @@ def data():
 
 
 def task_of(y, people):
-    return ProbeTask(target="HR", values=y, subjects=people)
+    return ScoredTask(target="HR", values=y, subjects=people)
 
 
 def mae(predictions, task):
@@ -150,7 +150,7 @@ def test_too_few_subjects_and_a_subject_on_both_sides_are_refused(data):
 def test_a_separate_test_set_is_trained_on_nothing_else(data):
     x, y, people = data
     train, test = people < "s08", people >= "s08"
-    task = ProbeTask(target="HR", values=y, subjects=people)
+    task = ScoredTask(target="HR", values=y, subjects=people)
     folds = separate_test(people[train], people[test])
     ours = predict_from_features(x, task, folds, seed=0)
     alpha = ours.regularisation[0]
@@ -173,7 +173,7 @@ def test_a_counter_is_taken_at_its_word_and_the_median_stands_in_where_it_has_no
 def test_words_are_classified_as_scikit_learn_does(data):
     x, y, people = data
     words = np.where(y > np.median(y) + 5, "fast", "slow").astype(object)
-    task = ProbeTask(target="pace", values=words, subjects=people)
+    task = ScoredTask(target="pace", values=words, subjects=people)
     train, test = people < "s08", people >= "s08"
     ours = predict_from_features(x, task, separate_test(people[train], people[test]), seed=0)
     model = make_pipeline(
@@ -193,10 +193,10 @@ def test_words_are_classified_as_scikit_learn_does(data):
 def test_a_class_that_a_fold_lacks_gets_no_probability_and_one_class_alone_is_refused():
     x, y, people = cohort(subjects=6)
     words = np.where(people == "s00", "rare", np.where(y > 75, "fast", "slow")).astype(object)
-    task = ProbeTask(target="pace", values=words, subjects=people)
+    task = ScoredTask(target="pace", values=words, subjects=people)
     found = predict_from_features(x, task, separate_test_on(people, "s00"), seed=0)
     assert (found.values[0, people == "s00", 1] == 0).all()
-    single = ProbeTask(
+    single = ScoredTask(
         target="pace", values=np.where(people == "s00", "a", "b").astype(object), subjects=people
     )
     with pytest.raises(DataError, match="'b'"):

@@ -11,8 +11,8 @@ from biofound.commands.pretrain_resume import differences
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.history import EpochMetrics, StepMetrics
 from biofound.core.probe import predict_from_features, subject_folds
-from biofound.core.probe_scores import ProbeTask
 from biofound.core.readout import embed_windows
+from biofound.core.scores import ScoredTask
 from biofound.core.validation_probe import ValidationProbe
 from biofound.errors import DataError, SettingsError
 from biofound.settings import PretrainSettings
@@ -22,7 +22,7 @@ from .conftest import validation_probe
 
 
 def task_of(values, subjects):
-    return ProbeTask(target="HR", values=np.array(values), subjects=np.array(subjects))
+    return ScoredTask(target="HR", values=np.array(values), subjects=np.array(subjects))
 
 
 def epochs(events):

@@ -729,6 +729,28 @@ MUTANTS = (
         "    if False:\n",
         f"{T_CORE}/test_probe.py::test_too_few_subjects_and_a_subject_on_both_sides_are_refused",
     ),
+    # ------------------------------------------------------------ scores
+    Mutant(
+        "classes are numbered in another order than the predictions'",
+        f"{CORE}/scores.py",
+        "enumerate(classes.tolist())",
+        "enumerate(sorted(classes.tolist()))",
+        f"{T_CORE}/test_scores.py::test_predictions_may_have_classes_that_no_window_has",
+    ),
+    Mutant(
+        "calibration error counts subjects with more windows more",
+        f"{CORE}/scores.py",
+        "    sums = (each, each * (hit - confidence), each * hit)",
+        "    sums = (each, (owner.max() + 1) / len(hit) * (hit - confidence), each * hit)",
+        f"{T_CORE}/test_scores.py::test_calibration_error_is_the_gap_between_confidence_and_hits",
+    ),
+    Mutant(
+        "limits of agreement leave out what differs within subjects",
+        f"{CORE}/scores.py",
+        "variance = np.maximum(squares - bias**2, 0)",
+        "variance = np.maximum(share @ (_by_subject(p - y, owner) ** 2).T - bias**2, 0)",
+        f"{T_CORE}/test_scores.py::test_bland_altman_limits_hold_differences_between_and_within_subjects",
+    ),
     # ------------------------------------------------------------ synthetic windows
     Mutant(
         "train and validation of a stream share their subjects",

@@ -1,7 +1,8 @@
-"""Scores of a probe: every subject counts equally, with intervals from a bootstrap over subjects.
+"""Scores of predictions: every subject counts equally, with intervals from a bootstrap over subjects.
 
 A window weighs one over the number of its subject's windows, so that nobody counts more for a longer
-recording. Repeats of the folds are scored each by itself and averaged; no prediction is averaged.
+recording. Windows of one subject are not independent: intervals come from resampled subjects, never from
+resampled windows. Repeats of folds are scored each by itself and averaged; no prediction is averaged.
 """
 
 import math
@@ -12,22 +13,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-REGRESSION_SCORES = ("mae", "rmse", "r2", "pearson")
-CLASSIFICATION_SCORES = ("auroc", "auprc", "balanced_accuracy")
+REGRESSION_SCORES = ("mae", "rmse", "r2", "pearson", "bias", "loa_lower", "loa_upper")
+CLASSIFICATION_SCORES = ("auroc", "auprc", "balanced_accuracy", "f1", "calibration_error")
 CONFIDENCE = 0.95
+"""Coverage of the intervals."""
+AGREEMENT = 1.96
+"""Limits of agreement are so many standard deviations from the bias (Bland & Altman 1986)."""
+CALIBRATION_BINS = 15
+"""Bins of equal width between 0 and 1, as in Guo et al. 2017; bin m holds confidences in ((m-1)/15, m/15]."""
 
 _BLOCK = 4_000_000  # weights of resampled windows held at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeTask:
-    """What is to be predicted of N windows: `values` (N,), numbers or words, and whose windows they are."""
+class ScoredTask:
+    """The truth about N windows: `values` (N,), numbers or words, and whose windows they are."""
 
     target: str
     values: NDArray[Any]
     """(N,): numbers for regression, words for classification."""
     subjects: NDArray[np.str_]
     """(N,)."""
+    known_classes: tuple[str, ...] = ()
+    """Classes of the predictions, in their order, where `values` may lack some; else those of `values`."""
 
     @property
     def numeric(self) -> bool:
@@ -36,21 +44,23 @@ class ProbeTask:
 
     @property
     def classes(self) -> NDArray[np.str_]:
-        """(K,) the words of a classification, sorted; empty for regression."""
-        return np.zeros(0, dtype=np.str_) if self.numeric else np.unique(self.values.astype(np.str_))
+        """(K,) the classes, sorted unless `known_classes` has another order; empty for regression."""
+        if self.numeric:
+            return np.zeros(0, dtype=np.str_)
+        return np.array(self.known_classes) if self.known_classes else np.unique(self.values.astype(np.str_))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A score with its 95 % interval, None where fewer than two subjects or one class make it undefined."""
+    """A score with its 95 % interval, None where too few subjects or classes leave it undefined."""
 
     value: float | None
     interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeRow:
-    """One row of a probe's table; `as_json` gives `name, target, mae, mae_interval, subjects, ...`."""
+class ScoredRow:
+    """The scores of one method; `as_json` gives `name, target, mae, mae_interval, subjects, ...`."""
 
     name: str
     target: str
@@ -59,6 +69,12 @@ class ProbeRow:
     scores: Mapping[str, Estimate]
     subject_errors: Mapping[str, float]
     """Subject to mean absolute error, or share of windows put into the wrong class."""
+    classes: tuple[str, ...] = ()
+    """Of a classification, in the order of `confusion`."""
+    positive: str | None = None
+    """Of two classes the one that `auroc`, `auprc` and `f1` are about; None for more, which are averaged."""
+    confusion: tuple[tuple[float, ...], ...] | None = None
+    """Windows by true class (row) and predicted class (column), the mean over repeats; None for numbers."""
     features: int | None = None
     """F; None where nothing was fitted."""
     regularisation: tuple[float, ...] = ()
@@ -81,6 +97,9 @@ class ProbeRow:
             "name": self.name,
             "target": self.target,
             **scores,
+            "classes": list(self.classes),
+            "positive": self.positive,
+            "confusion": None if self.confusion is None else [list(row) for row in self.confusion],
             "subjects": self.subjects,
             "windows": self.windows,
             "readout": self.readout,
@@ -97,7 +116,7 @@ class Predictions:
     """What a method predicts for N windows in R repeats: NaN where a window is in no test fold.
 
     `values` is (R, N) for regression, (R, N, K) probabilities for classification; the rest is as in
-    `ProbeRow`.
+    `ScoredRow`.
     """
 
     values: NDArray[np.float64]
@@ -110,7 +129,7 @@ class Predictions:
 class Outcome:
     """A row with what it was computed from: for figures and for differences between rows."""
 
-    row: ProbeRow
+    row: ScoredRow
     predictions: Predictions
     resampled: Mapping[str, NDArray[np.float64]] = field(repr=False)
     """Score to its values (S,) in the S resamples of subjects, which are the same for every row of a task."""
@@ -140,7 +159,7 @@ class Difference:
 def score(
     name: str,
     predictions: Predictions,
-    task: ProbeTask,
+    task: ScoredTask,
     *,
     seed: int,
     resamples: int = 1000,
@@ -150,8 +169,16 @@ def score(
     """Score the predictions of one method on the windows of the test folds.
 
     Regression: `mae` and `rmse` are means over subjects; `r2` and `pearson` are those of all windows, each
-    subject with equal weight. Classification: `auroc`, `auprc` and `balanced_accuracy` likewise; the
-    positive one of two classes is the rarer, more classes are averaged, each against the rest.
+    subject with equal weight. So are Bland & Altman's `bias` (predicted minus true) and limits of agreement
+    `loa_lower` and `loa_upper` (https://doi.org/10.1016/S0140-6736(86)90837-8): bias ± 1.96 standard
+    deviations of the difference in a window of any subject, which differences between and within subjects
+    make up; U subjects have U - 1 degrees of freedom, so one subject has no limits.
+
+    Classification, each subject with equal weight: `auroc`, `auprc`, `balanced_accuracy`, `f1`, and
+    `calibration_error`, the expected one of Guo et al. 2017 (https://arxiv.org/abs/1706.04599): the mean
+    distance, in `CALIBRATION_BINS` bins of the predicted class's probability, from the share of hits.
+    `auroc`, `auprc` and `f1` are about the rarer of two classes; of more they are the mean over the classes,
+    each against the rest. A window is put into its most probable class.
 
     Args:
         name: the row's name.
@@ -161,6 +188,9 @@ def score(
         resamples: how often the subjects are drawn anew.
         readout: the read-out of an encoder, for the row.
         subjects_in_pretraining: whom the encoder was pretrained on; None where that cannot be told.
+
+    Raises:
+        ValueError: when no window has a prediction, or a label is none of the predictions' classes.
     """
     values = predictions.values
     scored = np.isfinite(values.reshape(len(values), len(task.values), -1)).all(axis=(0, 2))
@@ -174,12 +204,19 @@ def score(
     if task.numeric:
         found = _regression(kept, truth, owner, weights)
         errors = _by_subject(np.abs(kept - truth), owner).mean(axis=0)
+        about: dict[str, Any] = {}
     else:
-        codes = np.searchsorted(task.classes, truth.astype(np.str_))
+        codes = class_codes(truth, task.classes)
         found = _classification(kept, codes, owner, weights)
         errors = _by_subject((kept.argmax(-1) != codes).astype(np.float64), owner).mean(axis=0)
+        positives = positive_classes(codes, len(task.classes))
+        about = {
+            "classes": tuple(task.classes.tolist()),
+            "positive": str(task.classes[positives[0]]) if len(task.classes) == 2 else None,
+            "confusion": tuple(map(tuple, _confusion(kept, codes).tolist())),
+        }
     seen = subjects_in_pretraining
-    row = ProbeRow(
+    row = ScoredRow(
         name=name,
         target=task.target,
         subjects=len(people),
@@ -191,6 +228,7 @@ def score(
         unpredicted=predictions.unpredicted,
         readout=readout,
         subjects_in_pretraining=None if seen is None else tuple(sorted(set(seen) & set(people.tolist()))),
+        **about,
     )
     return Outcome(row=row, predictions=predictions, resampled={key: x[1:] for key, x in found.items()})
 
@@ -245,7 +283,10 @@ def _regression(
     squares = mean((p - y) ** 2)
     spread_y, spread_p = mean(y**2) - mean(y) ** 2, mean(p**2) - mean(p) ** 2
     together = mean(p * y) - mean(p) * mean(y)
+    bias, people = mean(p - y), weights.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
+        variance = np.maximum(squares - bias**2, 0) * (people / (people - 1) if people > 1 else np.nan)
+        half = AGREEMENT * np.sqrt(variance)
         # A constant has no correlation: what rounding leaves of its spread is none.
         flat = spread_p <= 1e-12 * np.maximum(mean(p**2), 1e-300)
         found = {
@@ -253,6 +294,9 @@ def _regression(
             "rmse": share @ np.sqrt(_by_subject((p - y) ** 2, owner)).T,
             "r2": np.where(spread_y > 0, 1 - squares / spread_y, np.nan),
             "pearson": np.where(flat, np.nan, together / np.sqrt(spread_y * spread_p)),
+            "bias": bias,
+            "loa_lower": bias - half,
+            "loa_upper": bias + half,
         }
     return {key: found[key].mean(axis=1) for key in REGRESSION_SCORES}
 
@@ -266,25 +310,92 @@ def _classification(
     """Each score (1 + S,) from probabilities (R, N, K) and true classes (N,)."""
     repeats, windows, classes = probability.shape
     each = 1 / np.bincount(owner)[owner]  # (N,)
-    # Of two classes the rarer is the positive one; of more, each is in its turn.
-    positives = [int(np.bincount(codes, minlength=2).argmin())] if classes == 2 else list(range(classes))
-    total = {key: np.zeros(len(weights)) for key in CLASSIFICATION_SCORES}
+    positives = positive_classes(codes, classes)
+    found = {key: np.zeros(len(weights)) for key in CLASSIFICATION_SCORES}
+    for one in probability:
+        cells = codes * classes + one.argmax(-1)
+        confusion = weights @ _sums_by_subject(each, owner, cells, classes**2)
+        confusion = confusion.reshape(-1, classes, classes)  # (1 + S, true, predicted), by weight
+        hits = np.diagonal(confusion, axis1=1, axis2=2)
+        true, predicted = confusion.sum(2), confusion.sum(1)
+        with np.errstate(invalid="ignore"):
+            recall, f1 = hits / true, 2 * hits / (true + predicted)  # (1 + S, K); NaN where a class is not
+        gap = weights @ calibration_sums(one, codes, owner, each)[..., 1]
+        found["balanced_accuracy"] += recall[:, np.unique(codes)].mean(1)
+        found["f1"] += f1[:, positives[0]] if classes == 2 else _mean_of_known(f1)
+        found["calibration_error"] += np.abs(gap).sum(1) / weights.sum(1)
     block = max(1, _BLOCK // windows)
     for start in range(0, len(weights), block):
         rows = slice(start, start + block)
         by_window = weights[rows][:, owner] * each  # (block, N)
-        for probabilities in probability:
-            found = [_ranking(probabilities[:, k], codes == k, by_window) for k in positives]
-            total["auroc"][rows] += np.mean([one[0] for one in found], axis=0) / repeats
-            total["auprc"][rows] += np.mean([one[1] for one in found], axis=0) / repeats
-            hit = probabilities.argmax(-1) == codes
-            with np.errstate(invalid="ignore"):
-                recalls = [
-                    by_window[:, hit & (codes == k)].sum(1) / by_window[:, codes == k].sum(1)
-                    for k in np.unique(codes)
-                ]
-            total["balanced_accuracy"][rows] += np.mean(recalls, axis=0) / repeats
-    return total
+        for one in probability:
+            rankings = [_ranking(one[:, k], codes == k, by_window) for k in positives]
+            found["auroc"][rows] += np.mean([auroc for auroc, _ in rankings], axis=0)
+            found["auprc"][rows] += np.mean([auprc for _, auprc in rankings], axis=0)
+    return {key: values / repeats for key, values in found.items()}
+
+
+def class_codes(words: NDArray[Any], classes: NDArray[np.str_]) -> NDArray[np.int64]:
+    """The numbers (N,) of words (N,) among the classes.
+
+    Raises:
+        ValueError: when a word is none of them.
+    """
+    code = {word: number for number, word in enumerate(classes.tolist())}
+    if unknown := sorted(set(words.astype(np.str_).tolist()) - code.keys()):
+        raise ValueError(f"expected labels among {', '.join(code)}; got {', '.join(unknown[:5])}")
+    return np.array([code[word] for word in words.astype(np.str_).tolist()], np.int64)
+
+
+def positive_classes(codes: NDArray[np.int64], classes: int) -> list[int]:
+    """The classes that AUROC and AUPRC are about: the rarer of two, of more each that there is."""
+    if classes == 2:
+        return [int(np.bincount(codes, minlength=2).argmin())]
+    return [int(code) for code in np.unique(codes)]
+
+
+def calibration_sums(
+    probability: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    each: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Of each subject (U,) and bin of confidence: weight, weight of hits less confidence, and of hits.
+
+    Args:
+        probability: (N, K) of the classes; the confidence is that of the most probable one.
+        codes: (N,) true classes.
+        owner: (N,) whose windows they are, from 0 to U - 1.
+        each: (N,) weight of a window.
+
+    Returns:
+        (U, `CALIBRATION_BINS`, 3).
+    """
+    confidence, hit = probability.max(-1), probability.argmax(-1) == codes
+    cell = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    sums = (each, each * (hit - confidence), each * hit)
+    return np.stack([_sums_by_subject(x, owner, cell, CALIBRATION_BINS) for x in sums], axis=-1)
+
+
+def _sums_by_subject(
+    values: NDArray[np.float64], owner: NDArray[np.int64], cell: NDArray[np.int64], cells: int
+) -> NDArray[np.float64]:
+    """(U, cells) sums of values (N,) by subject and cell (N,)."""
+    people = int(owner.max()) + 1
+    sums = np.bincount(owner * cells + cell, weights=values, minlength=people * cells)
+    return sums.astype(np.float64).reshape(people, cells)
+
+
+def _mean_of_known(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(1 + S,) means of those (1 + S, K) that are not NaN: a resample may lack a class."""
+    return np.asarray(np.nan_to_num(x).sum(1) / np.isfinite(x).sum(1))
+
+
+def _confusion(probability: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(K, K) windows by true and predicted class, the mean over repeats of probabilities (R, N, K)."""
+    repeats, _, classes = probability.shape
+    cells = codes * classes + probability.argmax(-1)
+    return np.asarray(np.bincount(cells.ravel(), minlength=classes**2).reshape(classes, classes) / repeats)
 
 
 def _ranking(

@@ -1,0 +1,32 @@
+"""Scores as cells of a table: their names, and values with intervals."""
+
+from biofound.core.scores import Estimate
+
+SCORE_NAMES = {
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R2",
+    "pearson": "Pearson r",
+    "bias": "bias",
+    "loa_lower": "lower limit",
+    "loa_upper": "upper limit",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "calibration_error": "calibration error",
+}
+"""The names that tables have for the scores of `biofound.core.scores`, in the order of their columns."""
+
+
+def estimate_cell(estimate: Estimate, *, sign: str = "") -> str:
+    """A score with its interval, `sign` as in a format specification."""
+    if estimate.interval is None:
+        return value_cell(estimate, sign=sign)
+    low, high = estimate.interval
+    return f"{value_cell(estimate, sign=sign)} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def value_cell(estimate: Estimate, *, sign: str = "") -> str:
+    """A score without its interval; '-' where it is not defined."""
+    return "-" if estimate.value is None else f"{estimate.value:{sign}.2f}"

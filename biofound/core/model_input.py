@@ -1,0 +1,116 @@
+"""Input of a model: windows of its channels, read, or made of recordings and arrays as for its training."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from biofound.core.checkpoint import DataDescription
+from biofound.core.models import ModelConfig
+from biofound.data.channels import Channel, PassBand
+from biofound.data.extract import extract_windows
+from biofound.data.sources import Recording, Signal
+from biofound.data.windows import ArrayWindows, WindowInfo, Windows, select_channels
+from biofound.errors import DataError
+
+ROWS = 1024
+"""Windows that are held at once."""
+
+
+class ModelInput:
+    """The input of a model: its channels, and windows made as those that it was trained on.
+
+    Args:
+        model: the model's settings.
+        data: how windows were made for it.
+        gate: whether windows of a recording are left out whose quality is below the thresholds in `data`;
+            those with gaps always are.
+    """
+
+    def __init__(self, model: ModelConfig, data: DataDescription, *, gate: bool = True) -> None:
+        self._data, self.window_samples = data, model.context_length
+        self.channels = tuple(
+            Channel(
+                name=name,
+                tracks=(name,),
+                unit=data.units[name],
+                band=PassBand(**data.filters[name]),
+                quality_threshold=data.quality_thresholds[name] if gate else 0.0,
+            )
+            for name in model.channels
+        )
+        """The channels as the model's file says; a source may have other names for their tracks."""
+
+    def batches(self, windows: Windows) -> Iterator[tuple[WindowInfo, NDArray[np.float32]]]:
+        """Info and samples (B, C, T) of windows of the model's kind, at most `ROWS` at a time.
+
+        Channels are matched by name.
+
+        Raises:
+            DataError: when the windows lack a channel.
+        """
+        windows = select_channels(windows, [channel.name for channel in self.channels])
+        for start in range(0, len(windows), ROWS):
+            index = np.arange(start, min(start + ROWS, len(windows)))
+            yield windows.info(index), windows.read(index)
+
+    def extract(
+        self, recording: Recording, *, channels: Sequence[Channel], subject_id: str = ""
+    ) -> ArrayWindows:
+        """The windows of a whole recording, made as the training's were, but not rounded to float16.
+
+        Raises:
+            DataError: when a channel cannot be conditioned.
+        """
+        found = extract_windows(
+            recording,
+            channels,
+            sfreq=self._data.sfreq,
+            window_samples=self.window_samples,
+            max_gap_seconds=self._data.max_gap_seconds,
+            dtype="float32",
+        )
+        count = len(found.x)
+        return ArrayWindows(
+            found.x,
+            channels=[channel.name for channel in channels],
+            sfreq=self._data.sfreq,
+            subjects=np.full(count, subject_id),
+            case_ids=np.full(count, recording.case_id),
+            start_s=found.start_s,
+            quality=found.quality,
+        )
+
+    def extract_from_array(self, x: ArrayLike, *, sfreq: float, channels: Sequence[str]) -> ArrayWindows:
+        """The windows of a recording in an array (C, T), unfiltered, NaN in gaps.
+
+        Args:
+            x: (C, T) samples in the units of the model's file.
+            sfreq: their rate in Hz.
+            channels: the C names of the rows, in any order; those that the model does not take are left out.
+
+        Raises:
+            ValueError: when `x`, `sfreq` or `channels` cannot be.
+            DataError: when a channel is missing, or the rate is too low for its filter.
+        """
+        samples: NDArray[Any] = np.asarray(x, np.float32)
+        if samples.ndim != 2 or len(samples) != len(channels) or len(set(channels)) < len(channels):
+            raise ValueError(
+                f"expected x of shape (channels, samples) and a different name for each row, got shape "
+                f"{samples.shape} and {', '.join(channels) or 'no names'}"
+            )
+        if not 0 < sfreq < np.inf:
+            raise ValueError(f"sfreq must be a rate in Hz above 0, got {sfreq}")
+        absent = [channel.name for channel in self.channels if channel.name not in channels]
+        if absent:
+            raise DataError(
+                f"the checkpoint takes {', '.join(channel.name for channel in self.channels)}, and the array "
+                f"has no {', '.join(absent)} but {', '.join(channels)}; name its rows with channels"
+            )
+        rows = dict(zip(channels, samples, strict=True))
+        signals = {
+            channel.name: Signal(samples=rows[channel.name], sfreq=float(sfreq), unit=channel.unit)
+            for channel in self.channels
+        }
+        return self.extract(Recording(case_id="array", signals=signals), channels=self.channels)
