@@ -81,6 +81,50 @@ class EpochMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskLosses:
+    """Losses of a task model over a set of windows.
+
+    `error` is the mean absolute error in the label's unit, or the balanced error (1 - balanced accuracy).
+    """
+
+    loss: float
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneStep:
+    """One optimizer step of a fine-tuning; see `StepMetrics`."""
+
+    step: int
+    epoch: int
+    stage: str
+    loss: float
+    lr: float
+    gradient_norm: float
+    windows_per_second: float
+    data_wait: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneEpoch:
+    """One epoch of a fine-tuning; see `EpochMetrics`. `stage` says what was trained in it."""
+
+    epoch: int
+    stage: str
+    train: TaskLosses
+    val: TaskLosses
+    lr: float
+    seconds: float
+    windows_per_second: float
+    best: bool
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "FinetuneEpoch":
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**row, **{split: TaskLosses(**row[split]) for split in ("train", "val")}})
+
+
+@dataclass(frozen=True, kw_only=True)
 class WriteFailure:
     """A file could not be written; the one written before is whole, and the run goes on."""
 
@@ -88,8 +132,8 @@ class WriteFailure:
     error: str
 
 
-TrainingEvent = StepMetrics | EpochMetrics | WriteFailure
-"""What the trainer yields."""
+TrainingEvent = StepMetrics | EpochMetrics | FinetuneStep | FinetuneEpoch | WriteFailure
+"""What a training loop yields."""
 
 
 def history_json(epochs: Sequence[EpochMetrics], *, synthetic: bool) -> dict[str, Any]:
@@ -114,6 +158,19 @@ def history_json(epochs: Sequence[EpochMetrics], *, synthetic: bool) -> dict[str
         }
     for name in ("lr", "seconds", "windows_per_second"):
         history[name] = [row[name] for row in rows]
+    history["best_epoch"] = max((epoch.epoch for epoch in epochs if epoch.best), default=None)
+    return history
+
+
+def finetune_history_json(epochs: Sequence[FinetuneEpoch], *, synthetic: bool) -> dict[str, Any]:
+    """Training history of a fine-tuning: lists with one entry an epoch, such as `stage` and `val_loss`."""
+    rows = [asdict(epoch) for epoch in epochs]
+    history: dict[str, Any] = {"synthetic": synthetic}
+    for name in ("epoch", "stage", "lr", "seconds", "windows_per_second"):
+        history[name] = [row[name] for row in rows]
+    for split in ("train", "val"):
+        for name in ("loss", "error"):
+            history[f"{split}_{name}"] = [row[split][name] for row in rows]
     history["best_epoch"] = max((epoch.epoch for epoch in epochs if epoch.best), default=None)
     return history
 

@@ -30,6 +30,7 @@ from biofound.core.losses import LossSums, PretrainingLoss
 from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
 from biofound.core.models import ModelConfig, PretrainingModel, Reconstruction
 from biofound.core.monitor import MonitorSums, monitor_sums
+from biofound.core.optimizer import learning_rate
 from biofound.core.sampler import split_batches
 from biofound.core.training_loop import BEST, HISTORY, LAST, LoopConfig, TrainingLoop, on_cpu
 from biofound.data.mixture import MixedWindows
@@ -45,6 +46,8 @@ if TYPE_CHECKING:  # scikit-learn is imported by runs with a probe alone
 class TrainConfig(LoopConfig):
     """How to pretrain. Units and bounds stand with the settings of the same names."""
 
+    lr: float
+    warmup_epochs: int
     mask_ratio: float
     mask_type: MaskType
     stft_weight: float
@@ -156,6 +159,19 @@ class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
 
     # -----------------------------------------------------------------------------------------------------
     # Training
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+        return self.config.lr
+
+    def _learning_rate(self) -> float:
+        return learning_rate(
+            self.step,
+            base=self.config.lr,
+            warmup_steps=self.config.warmup_epochs * self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
 
     def _score(self, own: LoadedMicroBatch) -> LossSums:
         windows = own.windows.to(self.device, non_blocking=True)

@@ -25,7 +25,7 @@ from biofound.core.devices import AUTOCAST_DTYPE
 from biofound.core.distributed import ALONE, Group, MicroBatch
 from biofound.core.history import ThroughputMeter, TrainingEvent, WriteFailure
 from biofound.core.micro_batches import MICRO_BATCHES, micro_batches_on
-from biofound.core.optimizer import flat_grad_buffer, learning_rate, make_optimizer
+from biofound.core.optimizer import flat_grad_buffer, make_optimizer
 from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batches
 from biofound.errors import TrainingError
 from biofound.files import append_line, write_atomically
@@ -73,9 +73,7 @@ class LoopConfig:
 
     epochs: int
     batch_size: int
-    lr: float
     weight_decay: float
-    warmup_epochs: int
     gradient_clip: float
     shuffle: Shuffle
     seed: int
@@ -129,11 +127,9 @@ class TrainingLoop(ABC, Generic[M, L, S]):
         """
         self.model, self._windows, self._loop_config = model.to(device), windows, config
         self.output_dir, self.device, self.group, self.stop = output_dir, device, group, stop
-        self.optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=config.precision == "fp16")
         self.steps_per_epoch = math.ceil(windows / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.warmup_steps = config.warmup_epochs * self.steps_per_epoch
         self.epoch = 0
         self.step = 0
         self.interrupted = False
@@ -142,7 +138,7 @@ class TrainingLoop(ABC, Generic[M, L, S]):
         self._micro_batches = micro_batches_on(
             device, dropout=dropout, compiled=config.compile, processes=group.size
         )
-        self._gradient = flat_grad_buffer(model)
+        self._start_optimizer()
         self._seconds_before = 0.0
         self._saved_at = time.monotonic()
         self._epoch_sums: S = self._no_sums()
@@ -184,21 +180,30 @@ class TrainingLoop(ABC, Generic[M, L, S]):
     def _cases_of(self, index: NDArray[np.int64]) -> list[str]:
         """The cases of training windows, for messages."""
 
+    @property
+    @abstractmethod
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+
+    @abstractmethod
+    def _learning_rate(self) -> float:
+        """Of the step to come."""
+
     def _finished(self) -> bool:
         """Whether all epochs are done."""
         return self.epoch >= self._loop_config.epochs
 
-    def _learning_rate(self) -> float:
-        """Of the step to come."""
-        return learning_rate(
-            self.step,
-            base=self._loop_config.lr,
-            warmup_steps=self.warmup_steps,
-            total_steps=self.total_steps,
-        )
-
     # -----------------------------------------------------------------------------------------------------
     # Training
+
+    def _start_optimizer(self) -> None:
+        """A new optimizer over the parameters that are trainable now, and the gradients that it reads."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        self.optimizer = make_optimizer(
+            self.model, lr=self.peak_lr, weight_decay=self._loop_config.weight_decay
+        )
+        self._gradient = flat_grad_buffer(self.model)
 
     def fit(self) -> Iterator[TrainingEvent]:
         """Train to the end, or until `stop` says so; then `interrupted` is True.
