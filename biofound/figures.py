@@ -73,6 +73,31 @@ def draw_losses(path: Path, history: Mapping[str, Any]) -> None:
     save_figure(figure, path)
 
 
+def draw_task_curves(path: Path, history: Mapping[str, Any], *, title: str, error: str) -> None:
+    """Draw the loss and the error (whose name is `error`) of a fine-tuning, with the stages' borders."""
+    epochs, stages = history["epoch"], history["stage"]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, name, label in zip(axes, ("loss", "error"), ("loss", error), strict=True):
+        axis.plot(epochs, history[f"train_{name}"], label="train", color=_SIGNAL, marker=".")
+        axis.plot(epochs, history[f"val_{name}"], label="validation", color=_RECONSTRUCTION, marker=".")
+        for place, (before, stage) in enumerate(zip([None, *stages], stages, strict=False)):
+            if stage != before:
+                axis.axvline(epochs[place] - 0.5, color=_HIDDEN)
+                axis.text(
+                    epochs[place] - 0.4, 0.98, stage, transform=axis.get_xaxis_transform(), va="top", size=7
+                )
+        if history["best_epoch"] is not None:
+            axis.axvline(
+                history["best_epoch"], color="#888888", linewidth=0.8, linestyle=":", label="best epoch"
+            )
+        axis.set(xlabel="epoch", title=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
 def _draw_probe(axis: Any, epochs: Sequence[int], probe: Mapping[str, Any]) -> None:
     """Draw the errors of the epochs that ended with a probe, beside the constant guess."""
     probed = [k for k, error in enumerate(probe["error"]) if error is not None]

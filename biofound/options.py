@@ -64,7 +64,7 @@ def add_command(app: typer.Typer, model: type[S], execute: Callable[[Invocation[
 
     def command(ctx: typer.Context, dry_run: bool, json: bool, debug: bool, **options: Any) -> None:
         with_debug = debug or bool((ctx.obj or {}).get("debug"))
-        options = {name: _joined(value) for name, value in options.items()}
+        options = {name: _joined(value, model.model_fields[name]) for name, value in options.items()}
         with exit_on_failure(debug=with_debug):
             _resolve_and_execute(model, execute, options, dry_run=dry_run, json=json)
 
@@ -73,9 +73,9 @@ def add_command(app: typer.Typer, model: type[S], execute: Callable[[Invocation[
     app.command(name=model.command, help=inspect.cleandoc(model.__doc__ or ""), cls=GroupedCommand)(command)
 
 
-def _joined(value: Any) -> Any:
-    """What a repeatable option was given, separated by commas, as in a variable; None where it was not."""
-    return (",".join(value) or None) if isinstance(value, list) else value
+def _joined(value: Any, info: FieldInfo) -> Any:
+    """What a repeatable option was given, separated as in a variable; None where it was not."""
+    return (extra_of(info, "separator").join(value) or None) if isinstance(value, list) else value
 
 
 class Terminated(BaseException):

@@ -19,7 +19,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from biofound.cli import app
-from biofound.core import checkpoint, verify
+from biofound.core import checkpoint, task, verify
 from biofound.core.models import ModelConfig, PretrainingModel, build_model, parameter_count
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.splits import Splits
@@ -300,7 +300,8 @@ def test_format_versions_are_those_of_the_code() -> None:
         each.model_fields["kind"].default: each.model_fields["format_version"].default
         for each in (Splits, StoreIndex, Sidecar, VectorsHeader, PredictionsHeader)
     }
-    versions[checkpoint.KIND] = checkpoint.FORMAT_VERSION
+    for module in (checkpoint, task):
+        versions[module.KIND] = module.FORMAT_VERSION
     rows = re.findall(r"\| `(biofound-[\w-]+)` \| (\d+) \|", FORMATS.read_text(encoding="utf-8"))
     assert {kind: int(version) for kind, version in rows} == versions
 

@@ -16,6 +16,7 @@ from biofound.errors import DataError, SettingsError, write_error_context
 from biofound.files import path_to_text, require_checkpoint_file, sha256_of
 from biofound.settings import (
     EmbedSettings,
+    FinetuneSettings,
     InflateSettings,
     PredictSettings,
     PretrainSettings,
@@ -65,6 +66,8 @@ def open_inputs(settings: Settings) -> dict[str, Any]:
             return _predict(settings)
         case InflateSettings():
             return _inflate(settings)
+        case FinetuneSettings():
+            return _finetune(settings)
         case VerifySettings():
             return _verify(settings)
     return {}
@@ -168,6 +171,19 @@ def _inflate(settings: InflateSettings) -> dict[str, Any]:
     path = inflate_output(settings)
     require_writable(path.parent, option="--output")
     return {"table": resolve_channels(settings.channels_yaml, "finetune"), "path": path}
+
+
+def _finetune(settings: FinetuneSettings) -> dict[str, Any]:
+    from biofound.commands.finetune_data import open_finetune_data
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingsError("finetune trains in one process: start it without torchrun")
+    require_checkpoint_file(settings.checkpoint)
+    require_writable(settings.output_dir, option="--output-dir")
+    table = resolve_channels(settings.channels_yaml, "finetune")
+    if settings.labels not in (NUMERICS, ANNOTATIONS) and not Path(settings.labels).is_file():
+        raise DataError(f"--labels {settings.labels}: no such file; expected a CSV of labels")
+    return {"data": open_finetune_data(settings), "table": table}
 
 
 def _verify(settings: VerifySettings) -> dict[str, Any]:

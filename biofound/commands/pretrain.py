@@ -237,16 +237,16 @@ def _prepare_output(
     directory = settings.output_dir
     with write_error_context(directory, option="--output-dir"):
         sweep_temporary_files(directory)
-        aside = None if settings.resume else _move_earlier_run(directory)
+        aside = None if settings.resume else move_earlier_run(directory, RUN_FILES)
         write_json(directory / CONFIG_NAME, config)
         if best is not None:
             save_checkpoint(directory / BEST, best)
     return aside
 
 
-def _move_earlier_run(directory: Path) -> Path | None:
+def move_earlier_run(directory: Path, patterns: Sequence[str]) -> Path | None:
     """Move the files of a run that is not resumed into `earlier_<n>`: nothing is lost or mixed."""
-    files = [path for pattern in RUN_FILES for path in sorted(directory.glob(pattern))]
+    files = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
     if not files:
         return None
     number = 1
@@ -276,7 +276,7 @@ def _train(trainer: Trainer, write_event: Callable[[TrainingEvent], None]) -> No
                 done = event.step
             elif isinstance(event, WriteFailure):
                 progress.line(f"WARNING: {_not_written(event)}; the run continues")
-            else:
+            elif isinstance(event, EpochMetrics):
                 progress.line(epoch_line(event, trainer.config.epochs))
                 if event.probe is not None:
                     progress.line(_probe_line(event.probe))

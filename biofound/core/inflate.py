@@ -173,12 +173,13 @@ def load_pretrained_with_channel_inflate(
         )
     task = task_config_of(stated)
     _require_agreement(stated, checkpoint.model)
-    encoder, copied = encoder_for(checkpoint, channels=channels)
-    model: Encoder | TaskModel = encoder
-    if task is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = TaskModel(encoder, task)
+    model: Encoder | TaskModel
+    if task is None:
+        model, copied = encoder_for(checkpoint, channels=channels)
+        encoder = model
+    else:
+        model, copied = task_model_for(checkpoint, channels=channels, task=task)
+        encoder = model.encoder
     if freeze_pretrained:
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(name not in copied)
@@ -199,6 +200,21 @@ def encoder_for(
         return inflation.model.encoder, inflation.named("copied", part="encoder")
     encoder = replace(checkpoint, model=replace(checkpoint.model, channels=tuple(channels))).build_encoder()
     return encoder, frozenset(encoder.state_dict())
+
+
+def task_model_for(
+    checkpoint: Checkpoint, *, channels: Sequence[str], task: TaskConfig, seed: int = 0
+) -> tuple[TaskModel, frozenset[str]]:
+    """A checkpoint's encoder for these channels with a new head, and the encoder's copied tensors.
+
+    Raises:
+        SettingsError: see `encoder_for`.
+        CheckpointError: see `encoder_for`.
+    """
+    encoder, copied = encoder_for(checkpoint, channels=channels, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TaskModel(encoder, task), copied
 
 
 def task_config_of(stated: dict[str, Any]) -> TaskConfig | None:

@@ -3,6 +3,7 @@
 from biofound.settings.base import Settings
 from biofound.settings.channels import ChannelSettings, ChannelsSettings, FilterSettings
 from biofound.settings.embed import EmbedSettings
+from biofound.settings.finetune import FinetuneSettings
 from biofound.settings.inflate import InflateSettings
 from biofound.settings.predict import PredictSettings
 from biofound.settings.prepare import PrepareSettings
@@ -20,6 +21,7 @@ COMMANDS: tuple[type[Settings], ...] = (
     ProbeSettings,
     EmbedSettings,
     InflateSettings,
+    FinetuneSettings,
     PredictSettings,
 )
 """Every command's settings, in the order of the work; `biofound/commands/<command>.py` executes each."""
@@ -31,6 +33,7 @@ __all__ = [
     "ChannelsSettings",
     "EmbedSettings",
     "FilterSettings",
+    "FinetuneSettings",
     "InflateSettings",
     "PredictSettings",
     "PrepareSettings",

@@ -117,6 +117,7 @@ def setting(
     off_name: str | None = None,
     env: str | None = None,
     repeatable: bool = False,
+    separator: str = ",",
     **bounds: Any,
 ) -> Any:
     """A settings field. `PydanticUndefined` as default makes it required.
@@ -131,6 +132,7 @@ def setting(
         env: its environment variable, where it is not named after the command and the field.
         repeatable: whether its option may be given several times; for lists (`tuple[X, ...]`) that
             `split_commas` splits, which is how a variable gives several.
+        separator: what separates these in a variable, where it is no comma.
         bounds: what pydantic's `Field` takes: ge, gt, le, lt, min_length, pattern.
     """
     extra = {
@@ -140,6 +142,7 @@ def setting(
         "off_name": off_name,
         "env": env,
         "repeatable": repeatable,
+        "separator": separator,
     }
     return Field(default, description=description, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
 
