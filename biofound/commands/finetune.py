@@ -501,8 +501,9 @@ def _show(result: _Results, bench: _Bench) -> None:
     scores = [key for key in rows[0].scores if key in IN_TABLE]
     how = "tested on test" if settings.folds is None else f"{settings.repeats} x {settings.folds} folds"
     columns = ("row", *(SCORE_NAMES[key] for key in scores))
+    counts = f"{rows[0].subjects} subjects, {rows[0].windows} windows"
     console.table(
-        f"{settings.task} of {settings.target}: {rows[0].subjects} subjects, {rows[0].windows} windows, {how}",
+        f"{settings.task} of {settings.target}: {counts}, {how}",
         columns,
         [
             (
