@@ -107,11 +107,8 @@ def execute(invocation: Invocation[FinetuneSettings], data: FinetuneData, table:
             if tuner.interrupted:
                 _say_stopped(tuner, training, received)
                 return
-            draw = training.directory / CURVES
-            with write_error_context(draw, option="--output-dir"):
-                draw_task_curves(
-                    draw, tuner.history(), title=bench.picture_title(training), error=bench.error
-                )
+            if training.kind == FINETUNED:
+                _draw_curves(tuner, bench, training)
             key = (training.channels, training.kind)
             out = predictions.setdefault(key, bench.no_predictions())
             rows = training.fold.test
@@ -438,6 +435,12 @@ def _train(tuner: FineTuner, title: str) -> None:
                 progress.line(f"WARNING: {event.path}: {event.error}; the run continues")
             elif isinstance(event, FinetuneEpoch):
                 progress.line(epoch_line(event))
+
+
+def _draw_curves(tuner: FineTuner, bench: _Bench, training: _Training) -> None:
+    path = training.directory / CURVES
+    with write_error_context(path, option="--output-dir"):
+        draw_task_curves(path, tuner.history(), title=bench.picture_title(training), error=bench.error)
 
 
 def epoch_line(epoch: FinetuneEpoch) -> str:
