@@ -17,10 +17,14 @@ from biofound.core.finetune import (
     trained_parameters,
 )
 from biofound.core.history import FinetuneEpoch, FinetuneStep
+from biofound.core.inflate import task_model_for
+from biofound.core.models import build_model
 from biofound.core.task import TaskConfig, build_task_model, load_task_checkpoint
 from biofound.core.training_loop import BEST, LAST
+from biofound.core.verify import probe_windows
+from biofound.data.windows import ArrayWindows
 
-from .conftest import DATA, MemoryWindows
+from .conftest import DATA, MemoryWindows, checkpoint_of
 
 STAGES = (
     Stage(name="head", epochs=2, lr=3e-3),
@@ -191,6 +195,51 @@ def test_stopped_and_resumed_it_is_the_same_run(make, tmp_path, at):
     assert not changed(whole.model.state_dict(), again.model.state_dict())
     kept = [load_task_checkpoint(tmp_path / run / BEST) for run in ("whole", "cut")]
     assert not changed(*(one.build().state_dict() for one in kept))
+
+
+# ---- New channels
+
+
+@pytest.mark.slow  # ten trainings
+def test_on_a_task_that_needs_acceleration_five_channels_beat_two_for_every_seed(config, tmp_path):
+    parent = checkpoint_of(build_model(config, seed=0))
+    scores: dict[int, list[float]] = {2: [], 5: []}
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        labels, seconds = random.permutation(96) % 2, np.arange(250) / 125
+        turns = np.where(labels == 1, 7.0, 3.0)[:, None, None] * seconds + random.uniform(size=(96, 3, 1))
+        acc = np.sin(2 * np.pi * turns) + 0.3 * random.normal(size=turns.shape)
+        pulse = probe_windows(windows=96, channels=2, samples=250, sfreq=125.0, seed=seed)
+        every = np.concatenate([acc.astype(np.float32), pulse], axis=1)
+        for channels in (("PPG", "ECG"), ("ACC_X", "ACC_Y", "ACC_Z", "PPG", "ECG")):
+            windows = ArrayWindows(every[:, -len(channels) :], channels=channels, sfreq=125.0)
+            train, val, test = np.split(np.arange(96), [48, 64])
+            part = [
+                LabelledRows(windows=windows, rows=rows, labels=labels[rows], cases=rows.astype(str))
+                for rows in (train, val)
+            ]
+            tuner = FineTuner(
+                model=task_model_for(parent, channels=channels, task=QUALITY, seed=seed)[0],
+                train=part[0],
+                val=part[1],
+                data=DATA,
+                parent=None,
+                config=replace(
+                    CONFIG,
+                    batch_size=16,
+                    seed=seed,
+                    stages=(*STAGES[:2], Stage(name="all", epochs=12, lr=1e-2)),
+                    epochs=16,
+                    log_interval=100,
+                ),
+                settings={},
+                output_dir=tmp_path / f"{seed}_{len(channels)}",
+                device=torch.device("cpu"),
+            )
+            list(tuner.fit())
+            right = predict_rows(tuner.model, windows, test, batch_size=32).argmax(1) == labels[test]
+            scores[len(channels)].append(right.mean())
+    assert min(scores[5]) > max(scores[2]) + 0.1, scores
 
 
 # ---- Sums
