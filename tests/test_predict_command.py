@@ -13,6 +13,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
+
+import biofound
+from biofound.core.checkpoint import load_checkpoint
 from biofound.core.task import (
     TaskCheckpoint,
     TaskConfig,
@@ -20,10 +24,6 @@ from biofound.core.task import (
     load_task_checkpoint,
     save_task_checkpoint,
 )
-from sklearn.metrics import roc_auc_score
-
-import biofound
-from biofound.core.checkpoint import load_checkpoint
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.store import StoreWindows
 from biofound.settings import resolve_channels
