@@ -44,11 +44,12 @@ def draw_scores(path: Path, outcomes: Sequence[Outcome], task: ScoredTask, *, ti
     """
     curves = 0 if task.numeric else 2
     panels = len(outcomes) + curves
-    rows, height = -(-panels // _COLUMNS), 3.1 if task.numeric else 3.6
+    columns = min(panels, _COLUMNS)
+    rows, height = -(-panels // columns), 3.1 if task.numeric else 3.6
     figure = plt.figure(figsize=(12, 4.2 + height * rows), layout="constrained")
-    grid = figure.add_gridspec(1 + rows, _COLUMNS, height_ratios=[4.2] + [height] * rows)
+    grid = figure.add_gridspec(1 + rows, columns, height_ratios=[4.2] + [height] * rows)
     draw_subject_errors(figure.add_subplot(grid[0, :]), outcomes, task)
-    axes = [figure.add_subplot(grid[1 + i // _COLUMNS, i % _COLUMNS]) for i in range(panels)]
+    axes = [figure.add_subplot(grid[1 + i // columns, i % columns]) for i in range(panels)]
     if task.numeric:
         limits = [draw_bland_altman(axis, one, task) for axis, one in zip(axes, outcomes, strict=True)]
         for axis in axes:
@@ -97,7 +98,12 @@ def draw_bland_altman(axis: Any, outcome: Outcome, task: ScoredTask) -> float:
     predicted, truth, owner, _ = _first_repeat(outcome, task)
     difference = predicted - truth.astype(np.float64)
     axis.scatter(
-        predicted - difference / 2, difference, s=3, c=[f"C{i % 10}" for i in owner], alpha=0.4, linewidths=0
+        predicted - difference / 2,
+        difference,
+        s=np.clip(3000 / len(owner), 3, 20),  # fewer dots are larger
+        c=[f"C{i % 10}" for i in owner],
+        alpha=0.5,
+        linewidths=0,
     )
     scores = outcome.row.scores
     levels = [scores[name].value for name in ("bias", "loa_lower", "loa_upper")]
@@ -115,7 +121,7 @@ def draw_bland_altman(axis: Any, outcome: Outcome, task: ScoredTask) -> float:
     limits = f"bias ± {AGREEMENT} SD" if len(known) > 1 else "bias"
     axis.set_title(f"{_end_of(outcome.row.name)}: {limits}", fontsize=8, loc="left")
     _label(axis, f"mean of predicted and true{_unit(task)}", "predicted - true")
-    return 1.05 * float(max(*np.abs(known), np.abs(difference).max()))
+    return 1.15 * float(max(*np.abs(known), np.abs(difference).max()))
 
 
 def draw_roc(axis: Any, outcomes: Sequence[Outcome], task: ScoredTask) -> None:

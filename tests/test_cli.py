@@ -135,6 +135,7 @@ def test_wrong_paths_and_windows_are_refused_before_torch_is_imported(tmp_path: 
     table.write_text("case_id,start_s,end_s,HR\na,0,10,60\n")
     nowhere, below = tmp_path / "nowhere", model / "below.png"
     target, embed = ("--target", "HR"), ("embed", "--data-dir", here)
+    predict = ("predict", "--data-dir", here)
     refused: list[tuple[tuple[object, ...], tuple[object, ...]]] = [
         (("pretrain", "--data-dir", nowhere), (nowhere, "no such directory")),
         (("pretrain", "--data-dir", here, "--context-length", 250), (here, "1250 samples")),
@@ -157,6 +158,9 @@ def test_wrong_paths_and_windows_are_refused_before_torch_is_imported(tmp_path: 
         ((*embed, "--checkpoint", model, "--output", below.with_suffix(".npz")), (model, "--output")),
         ((*embed, "--checkpoint", model, "--output", here / "train_windows.npz"), ("--overwrite",)),
         ((*embed[:2], nowhere, "--checkpoint", model, "--output", "v.npz"), (nowhere, "no such directory")),
+        ((*predict, "--model", nowhere, "--output", "p.npz"), (nowhere, "no such file")),
+        ((*predict, "--model", model, "--output", here / "train_windows.npz"), ("--overwrite",)),
+        ((*predict, "--model", model, "--output", "p.npz", "--labels", nowhere), (nowhere, "no such file")),
         (("probe", "--data-dir", nowhere, "--labels", "numerics", *target), (nowhere, "no such directory")),
         (("probe", "--data-dir", here, "--labels", nowhere, *target), (nowhere, "cannot be read")),
         (("probe", "--data-dir", here, "--labels", "numerics", *target), ("--labels numerics", "plain npz")),

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
+
+import biofound
+from biofound.core import model_input
+from biofound.core.checkpoint import load_checkpoint
+from biofound.core.predict import WindowPredictor
 from biofound.core.task import (
     TaskCheckpoint,
     TaskConfig,
@@ -20,10 +27,6 @@ from biofound.core.task import (
     load_task_checkpoint,
     save_task_checkpoint,
 )
-from sklearn.metrics import roc_auc_score
-
-import biofound
-from biofound.core.checkpoint import load_checkpoint
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.store import StoreWindows
 from biofound.settings import resolve_channels
@@ -140,6 +143,29 @@ def test_the_file_says_how_it_was_made(small, classifier, predicted) -> None:
     assert header["origin"]["data"]["data_dir"] == str(small.store)
 
 
+def test_rows_are_not_held_and_their_number_at_once_does_not_matter(
+    small, classifier, predicted, tmp_path, monkeypatch
+) -> None:
+    held: list[weakref.ref] = []
+    most, rows_of_piece = 0, WindowPredictor._rows
+
+    def counted(self, info, outputs):
+        nonlocal most
+        piece = rows_of_piece(self, info, outputs)
+        held.append(weakref.ref(piece.probability))
+        most = max(most, sum(each() is not None for each in held))
+        return piece
+
+    monkeypatch.setattr(model_input, "ROWS", 2)
+    monkeypatch.setattr(WindowPredictor, "_rows", counted)
+    path = tmp_path / "p.parquet"
+    done("predict", "--model", classifier, "--data-dir", small.store, "--output", path)
+    assert most <= 2 and len(held) > 8
+    found, expected = pd.read_parquet(path), pd.read_parquet(predicted)
+    np.testing.assert_allclose(probabilities(found), probabilities(expected), rtol=1e-4, atol=1e-5)
+    assert found["case_id"].tolist() == expected["case_id"].tolist()
+
+
 @pytest.mark.slow
 def test_a_fresh_process_predicts_identically_from_the_models_file_alone(
     small, classifier, predicted, tmp_path
@@ -148,7 +174,8 @@ def test_a_fresh_process_predicts_identically_from_the_models_file_alone(
     given = ["--model", "model.pt", "--data-dir", small.store, "--output", "p.parquet"]
     command = [sys.executable, "-m", "biofound", "predict", *map(str, given)]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "p.parquet"), pd.read_parquet(predicted))
+    found = pd.read_parquet(tmp_path / "p.parquet")
+    pd.testing.assert_frame_equal(found, pd.read_parquet(predicted), check_exact=True)
 
 
 # ---- Recordings and arrays

@@ -215,3 +215,8 @@ def _show(scores: _Scores) -> None:
         console.warning("whom the model was fine-tuned on is not known")
     elif scores.seen:
         console.warning(f"{len(scores.seen)} of the {rows[0].subjects} subjects were in its training")
+    if rows[-1].subjects_in_pretraining is None:
+        console.warning("whom its encoder was pretrained on is not known")
+    elif rows[-1].subjects_in_pretraining:
+        seen = len(rows[-1].subjects_in_pretraining)
+        console.warning(f"{rows[-1].name}: {seen} of {rows[-1].subjects} were in its encoder's pretraining")

@@ -751,6 +751,30 @@ MUTANTS = (
         "variance = np.maximum(share @ (_by_subject(p - y, owner) ** 2).T - bias**2, 0)",
         f"{T_CORE}/test_scores.py::test_bland_altman_limits_hold_differences_between_and_within_subjects",
     ),
+    # ------------------------------------------------------------ predictions
+    Mutant(
+        "predicted classes are named in the order of the alphabet",
+        f"{CORE}/predict.py",
+        "np.array(self._task.classes)[outputs",
+        "np.array(sorted(self._task.classes))[outputs",
+        "tests/test_predict_command.py::test_a_script_of_ten_lines_gives_the_same_predictions",
+    ),
+    Mutant(
+        "columns of probabilities are named in the order of the alphabet",
+        f"{DATA}/window_table.py",
+        "for label in getattr(header, header.spread[name])",
+        "for label in sorted(getattr(header, header.spread[name]), reverse=name == 'quality')",
+        f"{T_DATA}/test_window_table.py"
+        "::test_predictions_have_a_column_for_each_class_in_the_models_order",
+    ),
+    Mutant(
+        "subjects that a model was fine-tuned on count as new ones",
+        "biofound/commands/predict.py",
+        "trained_on = checkpoint.data.subjects",
+        "trained_on = ()",
+        "tests/test_predict_command.py"
+        "::test_labelled_windows_are_scored_and_those_not_trained_on_apart",
+    ),
     # ------------------------------------------------------------ synthetic windows
     Mutant(
         "train and validation of a stream share their subjects",
