@@ -281,6 +281,7 @@ def test_each_misuse_has_its_one_message_and_writes_nothing(small, plain, labels
     assert "no window of val, test has a label" in told(1, plain, labels=one)
     empty = np.full_like(np.load(plain / "val_windows.npz")["x"], np.nan)
     assert "without a sample of any of" in told(1, rewritten(plain, tmp_path / "empty", "val", x=empty))
+    assert "12 subjects have labels; each fold" in told(1, plain, "--folds", 13)
     assert "has 1 mixer layers" in told(2, plain, "--unfreeze-layers", 9)
     assert "all 0: nothing" in told(2, plain, "--head-epochs", 0, "--layers-epochs", 0, "--all-epochs", 0)
 

@@ -154,6 +154,12 @@ def _cross_validation(settings: FinetuneSettings, subjects: NDArray[np.str_]) ->
     from biofound.core.probe import subject_folds  # scikit-learn
 
     assert settings.folds is not None
+    people = len(np.unique(subjects))
+    if people < settings.folds or people - -(-people // settings.folds) < 3:
+        raise DataError(
+            f"--folds {settings.folds}: {people} subjects have labels; each fold needs 1 to test on, and "
+            "3 others to train on and to stop early by: label more subjects, or use fewer folds"
+        )
     found = []
     dealt = subject_folds(subjects, folds=settings.folds, repeats=settings.repeats, seed=settings.seed)
     for repeat, folds in enumerate(dealt):
