@@ -20,6 +20,7 @@ FAST = (
     *("--head-epochs", 2, "--layers-epochs", 1, "--all-epochs", 1, "--unfreeze-layers", 1),
     *("--batch-size", 8, "--threads", 1, "--device", "cpu", "--seed", 5, "--log-interval", 1),
 )
+QUICK = ("--head-epochs", 1, "--layers-epochs", 0, "--all-epochs", 0, "--batch-size", 64)
 ROWS = ["classical features", "linear probe", "random initialisation", "fine-tuned"]
 
 
@@ -204,7 +205,7 @@ def test_an_earlier_run_is_moved_away_whole(tuned, small, plain, labels, tmp_pat
     output, _ = tuned
     shutil.copytree(output, tmp_path / "model")
     before = tree(tmp_path / "model")
-    done(*arguments(small, plain, labels, tmp_path / "model", "--channels", "ECG,PPG"))
+    done(*arguments(small, plain, labels, tmp_path / "model", "--channels", "ECG,PPG", *QUICK))
     assert tree(tmp_path / "model" / "earlier_1") == before
 
 
@@ -213,8 +214,7 @@ def test_an_earlier_run_is_moved_away_whole(tuned, small, plain, labels, tmp_pat
 
 def test_folds_test_every_subject_once_and_subsets_are_rows_of_one_table(small, plain, labels, tmp_path):
     subsets = ("--channels", "PPG,ECG", "--channels", "ACC_X,PPG,ECG")
-    quick = ("--head-epochs", 1, "--layers-epochs", 0, "--all-epochs", 0)
-    found = answer(*arguments(small, plain, labels, tmp_path, "--folds", 3, *subsets, *quick))
+    found = answer(*arguments(small, plain, labels, tmp_path, "--folds", 3, *subsets, *QUICK))
     windows = [open_windows(plain, split, sfreq_if_unsaid=125.0) for split in SPLITS]
     assert {row["windows"] for row in found["rows"]} == {sum(map(len, windows))}
     suffixes = (" (PPG, ECG)", " (ACC_X, PPG, ECG)")
@@ -309,8 +309,7 @@ def test_windows_without_a_label_are_counted_and_left_out(small, plain, labels, 
     dropped = lines[1].split(",")[0]
     fewer = tmp_path / "fewer.csv"
     fewer.write_text("\n".join(line for line in lines if not line.startswith(f"{dropped},")) + "\n")
-    quick = ("--head-epochs", 1, "--layers-epochs", 0, "--all-epochs", 0)
-    found = answer(*arguments(small, plain, fewer, tmp_path / "out", *quick))
+    found = answer(*arguments(small, plain, fewer, tmp_path / "out", *QUICK))
     assert found["cases_without_label"] == [dropped]
     assert found["windows_without_label"] == sum(line.startswith(f"{dropped},") for line in lines)
 
