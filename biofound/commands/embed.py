@@ -7,7 +7,7 @@ from typing import Any
 
 from biofound import __version__, console
 from biofound.commands.left_out import show_left_out
-from biofound.commands.probe_data import check_fit
+from biofound.commands.probe_data import absent_channels, check_fit
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.devices import resolve_device
 from biofound.core.embed import WindowEmbedder
@@ -46,17 +46,20 @@ def execute(
     """
     settings = invocation.settings
     checkpoint = load_checkpoint(settings.checkpoint)
+    if windows is not None:
+        check_fit(str(settings.checkpoint), checkpoint, windows)
+    available = _available(settings, checkpoint, windows, table)
     with checkpoint_error_context(settings.checkpoint):
         embedder = WindowEmbedder(
             checkpoint,
             readout=settings.readout,
+            available=available,
             gate=settings.gate,
             batch_size=settings.batch_size,
             device=resolve_device(settings.device),
         )
     counts = _Counts()
     if windows is not None:
-        check_fit(str(settings.checkpoint), checkpoint, windows)
         pieces = _embed_windows(embedder, windows)
     else:
         assert source is not None  # the settings have one of both
@@ -66,6 +69,7 @@ def execute(
         biofound_version=__version__,
         origin=origin,
         channels=checkpoint.model.channels,
+        present_channels=tuple(channel.name for channel in embedder.channels),
         sfreq=checkpoint.data.sfreq,
         window_samples=checkpoint.model.context_length,
     )
@@ -77,6 +81,28 @@ def execute(
         console.print_json(result | {"left_out": counts.left_out, "failed": counts.failed})
     else:
         _show(result, counts, checkpoint, settings)
+
+
+def _available(
+    settings: EmbedSettings,
+    checkpoint: Checkpoint,
+    windows: Sequence[Windows] | None,
+    table: ResolvedChannels,
+) -> tuple[str, ...]:
+    """The channels that there are: of all windows, or of the channel table; it is said which are absent.
+
+    Raises:
+        DataError: when the checkpoint does not serve them alone.
+    """
+    if windows is not None:
+        place = str(settings.data_dir)
+        found = tuple(name for name in windows[0].channels if all(name in w.channels for w in windows))
+    else:
+        place, found = table.origin, tuple(channel.name for channel in table.channels)
+    absent = absent_channels(f"{settings.checkpoint}: {place}", checkpoint, found)
+    if absent:
+        console.warning(f"{place} has no {', '.join(absent)}: absent in every window, as in channel dropout")
+    return found
 
 
 class _Counts:
@@ -105,6 +131,7 @@ class _Counts:
             "windows": self.windows,
             "hours": hours,
             "vector_length": self.vector_length,
+            "channels": list(header.present_channels),
         }
 
 

@@ -16,7 +16,6 @@ from biofound.data.extract import extract_windows
 from biofound.data.sources import Recording, Signal
 from biofound.data.vectors import WindowVectors
 from biofound.data.windows import ArrayWindows, Windows, select_channels
-from biofound.errors import DataError
 
 ROWS = 1024
 """Windows that are held at once."""
@@ -28,6 +27,8 @@ class WindowEmbedder:
     Args:
         checkpoint: the model, and how windows were made for it.
         readout: a name in `biofound.core.readout.READOUTS`.
+        available: the channels that there are; what is missing of the checkpoint's is unobserved. None means
+            all of them.
         gate: whether windows of a recording are left out whose quality is below the checkpoint's thresholds;
             those with gaps always are.
         batch_size: windows that go through the encoder at once; the vectors do not depend on it.
@@ -35,6 +36,7 @@ class WindowEmbedder:
 
     Raises:
         ValueError: when there is no such read-out.
+        DataError: when the checkpoint does not serve windows of the available channels alone.
         CheckpointError: when the checkpoint's tensors do not fit its model.
     """
 
@@ -43,6 +45,7 @@ class WindowEmbedder:
         checkpoint: Checkpoint,
         *,
         readout: str = DEFAULT_READOUT,
+        available: Sequence[str] | None = None,
         gate: bool = True,
         batch_size: int = DEFAULT_BATCH_SIZE,
         device: torch.device | None = None,
@@ -50,6 +53,7 @@ class WindowEmbedder:
         self._readout, self._batch_size = find_readout(readout), batch_size
         self._encoder = checkpoint.build().encoder.to(device or torch.device("cpu"))
         self._model, self._data = checkpoint.model, checkpoint.data
+        self._absent = () if available is None else checkpoint.absent_channels(available)
         self.channels = tuple(
             Channel(
                 name=name,
@@ -59,19 +63,20 @@ class WindowEmbedder:
                 quality_threshold=self._data.quality_thresholds[name] if gate else 0.0,
             )
             for name in self._model.channels
+            if name not in self._absent
         )
-        """The channels as the checkpoint says; a source may have other names for their tracks."""
+        """The channels that are there, as the checkpoint says; a source may name their tracks otherwise."""
 
     def embed(self, windows: Windows) -> Iterator[WindowVectors]:
         """The vectors of windows of the checkpoint's kind, at most `ROWS` at a time.
 
-        Channels are matched by name.
+        Channels are matched by name; quality is in the order of the checkpoint's, NaN where absent.
 
         Raises:
-            DataError: when the windows lack a channel.
+            DataError: when the windows lack a channel that is available.
             ValueError: when they are of another length, or a vector is not finite.
         """
-        windows = select_channels(windows, self._model.channels)
+        windows = select_channels(windows, self._model.channels, absent=self._absent)
         for start in range(0, len(windows), ROWS):
             index = np.arange(start, min(start + ROWS, len(windows)))
             yield WindowVectors(**vars(windows.info(index)), vectors=self._vectors(windows.read(index)))
@@ -110,7 +115,8 @@ class WindowEmbedder:
             columns = {key: np.concatenate([vars(piece)[key] for piece in pieces]) for key in vars(pieces[0])}
             return WindowVectors(**columns)
         blank = np.zeros((1, len(self._model.channels), self._model.context_length), np.float32)
-        return WindowVectors(**vars(windows.info(np.arange(0))), vectors=self._vectors(blank)[:0])
+        none = select_channels(windows, self._model.channels, absent=self._absent).info(np.arange(0))
+        return WindowVectors(**vars(none), vectors=self._vectors(blank)[:0])
 
     def _vectors(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         return embed_windows(self._encoder, x, readout=self._readout, batch_size=self._batch_size)
@@ -133,6 +139,7 @@ def embed_array(
         x: (C, T) samples in the units of the checkpoint (`checkpoint.data.units`), unfiltered; NaN in gaps.
         sfreq: their rate in Hz.
         channels: the C names of the rows, in any order; those that the checkpoint does not take are left out.
+            If it was trained with channel dropout, rows may be missing.
         readout: what is read of the encoder, a name in `biofound.core.readout.READOUTS`.
         gate: whether windows are left out whose quality is below the checkpoint's thresholds; those with gaps
             always are.
@@ -140,11 +147,11 @@ def embed_array(
 
     Returns:
         Of N windows `vectors` (N, F), `start_s` (N,) in seconds since the first sample, `quality` (N, C) in
-        the checkpoint's order of channels. N is 0 where no window is whole and good.
+        the checkpoint's order of channels, NaN for missing ones. N is 0 where no window is whole and good.
 
     Raises:
         ValueError: when `x`, `sfreq`, `channels` or `readout` cannot be.
-        DataError: when a channel is missing, or the rate is too low for its filter.
+        DataError: when a channel is missing that the checkpoint needs, or the rate is too low for its filter.
         CheckpointError: when the checkpoint cannot be read.
     """
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(Path(checkpoint))
@@ -156,13 +163,7 @@ def embed_array(
         )
     if not 0 < sfreq < np.inf:
         raise ValueError(f"sfreq must be a rate in Hz above 0, got {sfreq}")
-    absent = [name for name in loaded.model.channels if name not in channels]
-    if absent:
-        raise DataError(
-            f"the checkpoint takes {', '.join(loaded.model.channels)}, and the array has no "
-            f"{', '.join(absent)} but {', '.join(channels)}; name its rows with channels"
-        )
-    embedder = WindowEmbedder(loaded, readout=readout, gate=gate, batch_size=batch_size)
+    embedder = WindowEmbedder(loaded, readout=readout, available=channels, gate=gate, batch_size=batch_size)
     rows = dict(zip(channels, samples, strict=True))
     signals = {
         channel.name: Signal(samples=rows[channel.name], sfreq=float(sfreq), unit=channel.unit)

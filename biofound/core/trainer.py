@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic_core import from_json
 from torch import Tensor, nn
 
-from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
+from biofound.core.checkpoint import Checkpoint, DataDescription, Parent, save_checkpoint
 from biofound.core.devices import AUTOCAST_DTYPE
 from biofound.core.distributed import ALONE, Group, MicroBatch
 from biofound.core.gpu_cache import GpuWindowCache
@@ -37,7 +37,7 @@ from biofound.core.history import (
     per_second,
 )
 from biofound.core.losses import LossSums, PretrainingLoss
-from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
+from biofound.core.masking import MaskType, Stream, draw_channel_dropout, draw_masks, keyed_uniform
 from biofound.core.micro_batches import MICRO_BATCHES, micro_batches_on
 from biofound.core.models import ModelConfig, PretrainingModel, Reconstruction
 from biofound.core.monitor import MonitorSums, monitor_sums
@@ -67,6 +67,7 @@ class TrainConfig:
     gradient_clip: float
     mask_ratio: float
     mask_type: MaskType
+    channel_dropout: float
     stft_weight: float
     stft_windows: tuple[int, ...]
     stft_floor: float
@@ -158,6 +159,7 @@ class Trainer:
         group: Group = ALONE,
         stop: Callable[[], bool] = lambda: False,
         probe: "ValidationProbe | None" = None,
+        parent: Parent | None = None,
     ) -> None:
         """Set up the run; nothing is written before `fit`.
 
@@ -173,10 +175,12 @@ class Trainer:
             group: the processes that train together.
             stop: asked after every step; True on any rank saves `last_model.pt` and ends the run.
             probe: measures the frozen encoder every few epochs, on rank 0; None for no probe.
+            parent: the checkpoint whose weights `model` has; None where they are random.
         """
         self.model, self.train, self.val, self.data = model.to(device), train, val, data
         self.config, self.settings, self.output_dir = config, settings, output_dir
         self.device, self.group, self.stop, self.probe = device, group, stop, probe
+        self.parent = parent
         self.optimizer = make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
         self.scaler = torch.amp.grad_scaler.GradScaler(device.type, enabled=config.precision == "fp16")
         self.loss_terms = config.loss_terms(data, model.config).to(device)
@@ -333,7 +337,8 @@ class Trainer:
 
     def history(self) -> dict[str, Any]:
         """What `training_history.json` holds; see `history_json`."""
-        return history_json(self.epochs_done, synthetic=self.data.synthetic)
+        parent = None if self.parent is None else {"path": self.parent.path, "sha256": self.parent.sha256}
+        return history_json(self.epochs_done, synthetic=self.data.synthetic, parent=parent)
 
     # -----------------------------------------------------------------------------------------------------
     # Validation
@@ -424,6 +429,8 @@ class Trainer:
                 heart_rate = heart_rate.to(self.device)
         else:
             windows = torch.as_tensor(self.train.read(own.index, crop))
+        if config.channel_dropout:
+            windows = self._without_dropped_channels(windows, own.index)
         mask = torch.from_numpy(
             config.masks(
                 patches=self.model.config.patches,
@@ -436,6 +443,17 @@ class Trainer:
             mask = mask.pin_memory()
             windows = windows if windows.is_cuda else windows.pin_memory()
         return LoadedMicroBatch(own.number, windows, mask, heart_rate)
+
+    def _without_dropped_channels(self, windows: Tensor, index: NDArray[np.int64]) -> Tensor:
+        """Training windows (B, C, T) with gaps for the channels that they lose: neither seen nor counted."""
+        dropped = draw_channel_dropout(
+            torch.isfinite(windows).any(-1).cpu().numpy(),
+            probability=self.config.channel_dropout,
+            seed=self.config.seed,
+            epoch=self.epoch,
+            index=index,
+        )
+        return torch.where(torch.from_numpy(dropped).to(windows.device)[..., None], torch.nan, windows)
 
     def _forward(self, windows: Tensor, mask: Tensor) -> Reconstruction:
         dtype = AUTOCAST_DTYPE.get(self.config.precision)
@@ -477,6 +495,7 @@ class Trainer:
             raise TrainingError(
                 f"no {split} window has a real sample of {', '.join(empty)} where the mask hides it, so "
                 "there is nothing to score; the windows hold gaps only: build them again"
+                + (", or lower channel_dropout" if self.config.channel_dropout else "")
             )
 
     def _require_finite(self, sums: LossSums, norm: Tensor, batch: Batch) -> None:
@@ -520,6 +539,7 @@ class Trainer:
             best_val_loss=self.best_val_loss,
             metrics=metrics,
             optimizer=self.optimizer.state_dict(),
+            parent=self.parent,
             resume={
                 "epoch_sums": self._epoch_sums.values.cpu(),
                 "seconds": self._seconds_before,
@@ -559,6 +579,7 @@ class Trainer:
         self._epoch_sums = LossSums(sums)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.best_val_loss = checkpoint.best_val_loss
+        self.parent = checkpoint.parent
 
     def forget_best(self) -> None:
         """Let the best of the epochs to come be the best: the model of the best so far is not at hand."""

@@ -51,13 +51,17 @@ class VectorsOrigin(StrictModel):
 
 
 class VectorsHeader(JsonFile):
-    """What a vector file says of its rows."""
+    """What a vector file says of its rows.
+
+    `channels` are the encoder's, `present_channels` those of them that it was given.
+    """
 
     kind: Literal["biofound-vectors"] = "biofound-vectors"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     biofound_version: str
     origin: VectorsOrigin
     channels: tuple[str, ...]
+    present_channels: tuple[str, ...]
     sfreq: float
     window_samples: int
 
