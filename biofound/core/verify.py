@@ -527,22 +527,22 @@ def further_terms_closed_form(target: VerificationTarget) -> str:
         seed=1,
     )
     x[0, :, 0] = np.nan
-    known = torch.arange(windows) > 0
+    gap, unknown = torch.arange(windows) == 0, torch.arange(windows) == 1
     with torch.no_grad():
         out = model(torch.from_numpy(x), target.mask(windows))
     summaries, intervals = terms.rhythm(out.target)
     alike = torch.zeros_like(intervals)  # every interval is called equally likely
-    heart_rate = torch.tensor([math.nan, 40.0, 80.0, 160.0])
-    octaves = torch.tensor([0.0, -1.0, 0.0, 1.0])[:, None]  # from 80 beats a minute
+    heart_rate = torch.tensor([80.0, math.nan, 40.0, 160.0])
+    octaves = torch.tensor([0.0, 0.0, -1.0, 1.0])[:, None]  # from 80 beats a minute
     log_rates = (octaves * math.log(2) / 0.4).expand(-1, len(config.channels))
 
     def costs(error: float) -> dict[str, float]:
         """The terms where both predictions are off by `error`, and by far more where nothing shall count."""
-        off = torch.where(known, error, 1e3)[:, None]
+        off = torch.where(gap, 1e3, error)[:, None]
         prediction = torch.cat([summaries + off[..., None], alike], dim=-1)
+        rate = log_rates + torch.where(gap | unknown, 1e3, error)[:, None]
         sums = terms(
-            out._replace(rhythm=torch.stack([prediction] * 2), rate=torch.stack([log_rates + off] * 2)),
-            heart_rate,
+            out._replace(rhythm=torch.stack([prediction] * 2), rate=torch.stack([rate] * 2)), heart_rate
         )
         return {name: sums.further(name).item() for name in ("global", "rhythm", "rate")}
 
