@@ -11,7 +11,7 @@ from typing import Any
 
 from biofound.data.integrity import splits_in
 from biofound.errors import SettingsError, write_error_context
-from biofound.files import path_to_text, require_checkpoint_file, sha256_of
+from biofound.files import path_from_text, path_to_text, require_checkpoint_file, sha256_of
 from biofound.options import Invocation
 from biofound.settings import (
     EmbedSettings,
@@ -74,7 +74,11 @@ def _pretrain(invocation: Invocation[PretrainSettings]) -> dict[str, Any]:
     require_writable(settings.output_dir, option="--output-dir")
     initial = None
     if settings.init_from is not None or settings.resume or settings.resume_from is not None:
-        # The weights say what the model is, which windows have to fit: so torch is needed already.
+        if not wants_embedded_cohort(settings):
+            for name in settings.data_dirs:
+                if name not in settings.streams():
+                    splits_in(path_from_text(name))
+        # The checkpoint says what the model is, which windows have to fit: so torch is needed already.
         from biofound.commands.pretrain_init import complete_settings, read_initial_weights
 
         invocation = complete_settings(invocation)

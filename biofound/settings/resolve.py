@@ -56,7 +56,11 @@ class Resolved(Generic[S]):
             SettingsError: when they do not fit the settings that were given.
         """
         model = type(self.settings)
-        said = {name: origin for name, origin in self.origins.items() if not origin.startswith(DEFAULT)}
+        said = {
+            name: origin
+            for name, origin in self.origins.items()
+            if origin != DEFAULT and not origin.startswith(f"{DEFAULT} for ")  # a derived one
+        }
         given = _Given(
             values={**values, **{name: getattr(self.settings, name) for name in said}},
             origins={**dict.fromkeys(values, origin), **said},

@@ -177,8 +177,8 @@ MUTANTS = (
     Mutant(
         "a run starts from random weights although a parent is named",
         "biofound/commands/pretrain.py",
-        "model = initial.inflation.model",
-        "model = build_model(settings.fill(ModelConfig), seed=settings.seed)",
+        "model, parent = initial.inflation.model, initial.parent",
+        "model, parent = build_model(settings.fill(ModelConfig), seed=settings.seed), initial.parent",
         "tests/test_init_from.py::test_weights_and_model_settings_are_the_parents_and_it_is_named",
     ),
     Mutant(
