@@ -115,12 +115,12 @@ def execute(
                 torch.set_num_threads(settings.threads)
             if device.type == "cpu":
                 keep_freed_memory()
-            if initial is not None:
-                refuse_unfit_windows(initial, train, val, settings)
-                model, parent = initial.inflation.model, initial.parent
-            else:
+            if initial is None:
                 model = build_model(settings.fill(ModelConfig), seed=settings.seed)
                 parent = None if checkpoint is None else checkpoint.parent
+            else:
+                refuse_unfit_windows(initial, train, val, settings)
+                model, parent = initial.inflation.model, initial.parent
             ancestors = [] if parent is None else list(parent.chain())
             refuse_patients_of_ancestors(ancestors, parts_of(val, name=", ".join(data_dirs)))
             trainer = Trainer(
