@@ -32,8 +32,9 @@ def main() -> None:
 
 def execute_command(invocation: Invocation[Any]) -> None:
     """Open the inputs of the command, then import its module, and execute it."""
-    inputs = import_module("biofound.commands.inputs").open_inputs(invocation.settings)
-    import_module(f"biofound.commands.{invocation.settings.command}").execute(invocation, **inputs)
+    inputs = import_module("biofound.commands.inputs").open_inputs(invocation)
+    command = import_module(f"biofound.commands.{invocation.settings.command}")
+    command.execute(**{"invocation": invocation, **inputs})
 
 
 def _print_version(wanted: bool) -> None:

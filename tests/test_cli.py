@@ -144,6 +144,12 @@ def test_wrong_paths_and_windows_are_refused_before_torch_is_imported(tmp_path: 
         (("pretrain", "--data-dir", here, "--channels-yaml", nowhere), (nowhere, "cannot be read")),
         (("pretrain", "--data-dir", here, "--output-dir", below), (model, "--output-dir")),
         (("pretrain", "--data-dir", here, "--resume-from", nowhere), (nowhere, "no such file")),
+        (("pretrain", "--data-dir", here, "--init-from", nowhere), (nowhere, "no such file")),
+        (("pretrain", "--data-dir", nowhere, "--init-from", model), (nowhere, "no such directory")),
+        (
+            ("pretrain", "--data-dir", here, "--init-from", model, "--output-dir", tmp_path),
+            ("output directory",),
+        ),
         (("pretrain", "--channels", "PPG,EDA"), ("EDA", "--channels-yaml")),
         (("pretrain", "--data-dir", here, "--probe-labels", nowhere), (nowhere, "no file")),
         (("pretrain", "--data-dir", here, "--probe-labels", table), ("3 subjects", "1 windows of 1")),

@@ -13,8 +13,11 @@ import torch
 
 import biofound
 from biofound.core.checkpoint import load_checkpoint, save_checkpoint
+from biofound.core.embed import WindowEmbedder
+from biofound.core.readout import embed_windows
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.store import StoreWindows
+from biofound.data.windows import ArrayWindows
 from biofound.settings import resolve_channels
 from tests.chain import Chain, answer, chain, code_of, done, run, write_plain
 
@@ -190,7 +193,7 @@ def test_a_channel_that_a_table_lacks_and_need_not_have_is_unobserved(checkpoint
 @pytest.mark.parametrize(
     ("shape", "changes", "words"),
     [
-        ((2, 5000), {"channels": ["PPG", "ACC_X"]}, ("no ECG", "PPG, ACC_X")),
+        ((2, 5000), {"channels": ["PPG", "ACC_X"]}, ("no ECG", "there is PPG, ACC_X")),
         ((2, 5000), {"channels": ["PPG", "PPG"]}, ("a different name",)),
         ((5000, 2), {}, ("(channels, samples)", "(5000, 2)")),
         ((2, 5000), {"sfreq": 50.0}, ("ECG", "50 Hz", "needs at least 80 Hz")),
@@ -205,6 +208,80 @@ def test_an_array_that_cannot_be_embedded_is_refused(checkpoint, shape, changes,
     assert all(word in str(refused.value) for word in words), refused.value
 
 
+# ---- A subset of the checkpoint's channels
+
+
+@pytest.fixture(scope="module")
+def with_dropout(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint as if it had been trained with channel dropout."""
+    path = tmp_path_factory.mktemp("dropout") / "model.pt"
+    known = load_checkpoint(checkpoint)
+    save_checkpoint(path, replace(known, settings={**known.settings, "channel_dropout": 0.5}))
+    return path
+
+
+def header_of(path: Path) -> dict:
+    return json.loads(pq.read_schema(path).metadata[b"biofound"])
+
+
+def test_windows_that_lack_a_channel_have_the_vectors_of_one_that_is_unobserved(
+    small, checkpoint, with_dropout, tmp_path
+) -> None:
+    stored = [StoreWindows(small.store / split) for split in ("train", "val")]
+    x = np.concatenate([windows.read(np.arange(len(windows))) for windows in stored])
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for windows in stored:
+        np.savez(
+            plain / f"{windows.index.split}_windows.npz",
+            x=windows.read(np.arange(len(windows)))[:, :1],
+            channels=["PPG"],
+            sfreq=125.0,
+        )
+    output = tmp_path / "v.parquet"
+    given = ("--data-dir", plain, "--output", output)
+    refused = run("embed", "--checkpoint", checkpoint, *given)
+    assert refused.exit_code == 1 and "but no ECG. It was trained without channel dropout" in refused.stderr
+    said = done("embed", "--checkpoint", with_dropout, *given).stderr
+    assert f"{plain} has no ECG" in said
+    x[:, 1] = np.nan
+    expected = embed_windows(load_checkpoint(checkpoint).build().encoder, x)
+    rows = pd.read_parquet(output)
+    np.testing.assert_allclose(matrix(rows), expected, rtol=1e-5, atol=1e-6)
+    header = header_of(output)
+    assert header["channels"] == ["PPG", "ECG"] and header["present_channels"] == ["PPG"]
+    x[:, 1] = 1e30  # whatever else stands there
+    windows = ArrayWindows(x, channels=("PPG", "ECG"), sfreq=125.0)
+    embedder = WindowEmbedder(load_checkpoint(with_dropout), available=["PPG"])
+    np.testing.assert_array_equal(embedder.embed_all(windows).vectors, matrix(rows))
+
+
+def test_recordings_and_arrays_may_lack_a_channel_too(checkpoint, with_dropout, tmp_path) -> None:
+    table, output = tmp_path / "channels.yaml", tmp_path / "v.parquet"
+    table.write_text("pretrain: {PPG: {}}\n")
+    source = ("--source", "synthetic", "--subjects", 3, "--minutes", 0.6, "--seed", 1)
+    given = (*source, "--channels-yaml", table, "--output", output)
+    refused = run("embed", "--checkpoint", checkpoint, *given)
+    assert refused.exit_code == 1 and "there is PPG, but no ECG" in refused.stderr
+    told = answer("embed", "--checkpoint", with_dropout, *given)
+    rows, header = pd.read_parquet(output), header_of(output)
+    assert told["channels"] == header["present_channels"] == header["origin"]["data"]["channels"] == ["PPG"]
+    assert rows["quality_PPG"].min() >= 0.5 and rows["quality_ECG"].isna().all()
+    channels = resolve_channels(None, "pretrain").channels[:1]
+    case = rows["case_id"][0]
+    ppg = SyntheticSource(seed=1, subjects=3, minutes=0.6).read(case, channels).signals["PPG"]
+    known = {"sfreq": ppg.sfreq, "channels": ["PPG"]}
+    found = biofound.embed_array(with_dropout, ppg.samples[None], **known)
+    np.testing.assert_allclose(found.vectors, matrix(rows[rows["case_id"] == case]), rtol=1e-4, atol=1e-5)
+    assert found.quality.shape == (len(found.vectors), 2) and np.isnan(found.quality[:, 1]).all()
+    short = biofound.embed_array(with_dropout, np.zeros((1, 3000)), **known)
+    assert short.vectors.shape == (0, 64) and short.quality.shape == (0, 2)
+    with pytest.raises(biofound.errors.DataError, match="trained without channel dropout"):
+        biofound.embed_array(checkpoint, ppg.samples[None], **known)
+    with pytest.raises(biofound.errors.DataError, match="at least one of its channels"):
+        biofound.embed_array(with_dropout, ppg.samples[None], sfreq=ppg.sfreq, channels=["pleth"])
+
+
 # ---- Refusals
 
 
@@ -213,7 +290,10 @@ def test_an_array_that_cannot_be_embedded_is_refused(checkpoint, shape, changes,
     [
         ({"sfreq": 100.0}, ("1250 samples at 125 Hz", "1250 samples at 100 Hz")),
         ({"x": np.zeros((4, 2, 1000)), "sfreq": 125.0}, ("1000 samples at 125 Hz",)),
-        ({"channels": ["PPG", "ACC_X"], "sfreq": 125.0}, ("takes PPG, ECG", "hold PPG, ACC_X")),
+        (
+            {"channels": ["PPG", "ACC_X"], "sfreq": 125.0},
+            ("takes PPG, ECG", "there is PPG, ACC_X, but no ECG"),
+        ),
         ({}, ("no key `sfreq`",)),
     ],
 )

@@ -275,7 +275,7 @@ def test_labels_of_other_cases_and_other_times_are_refused(small, tmp_path, line
 def test_windows_must_be_of_the_kind_that_the_encoder_takes(small, checkpoint, labels, tmp_path) -> None:
     given = ("--data-dir", small.store, "--labels", labels, "--target", "HR")
     five = run("probe", "--checkpoint", small.inflated, *given)
-    assert five.exit_code == 1 and "the windows hold PPG, ECG" in five.stderr
+    assert five.exit_code == 1 and "there is PPG, ECG, but no ACC_X" in five.stderr
     known = load_checkpoint(checkpoint)
     bands = {**known.data.filters, "ECG": {**known.data.filters["ECG"], "high_hz": 15.0}}
     path = tmp_path / "other.pt"

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from biofound import console
-from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from biofound.core.checkpoint import load_checkpoint, save_checkpoint
 from biofound.core.inflate import TensorTransfer, inflate, inflated_checkpoint
 from biofound.errors import (
     CheckpointError,
@@ -53,7 +53,10 @@ def execute(invocation: Invocation[InflateSettings], table: ResolvedChannels, pa
             }
         )
     else:
-        _show_transfers(checkpoint, names, inflation.transfers)
+        before, after = (", ".join(channels) for channels in (checkpoint.model.channels, names))
+        show_transfers(
+            f"inflated from {before} to {after}", inflation.transfers, synthetic=checkpoint.data.synthetic
+        )
         console.note(f"written: {path}")
 
 
@@ -100,26 +103,22 @@ def _refuse_other_file(settings: InflateSettings, path: Path) -> None:
         )
 
 
-def _show_transfers(
-    checkpoint: Checkpoint, names: Sequence[str], transfers: Sequence[TensorTransfer]
-) -> None:
+def show_transfers(title: str, transfers: Sequence[TensorTransfer], *, synthetic: bool) -> None:
     """The status of every tensor; those copied in one row."""
     copied = [item for item in transfers if item.status == "copied"]
     numbers = sum(math.prod(item.after or ()) for item in copied)
-    rows = [("copied", f"{len(copied)} tensors of the encoder", f"{numbers:,} numbers")]
+    rows = [("copied", f"{len(copied)} tensors", f"{numbers:,} numbers")]
     rows += [
         (item.status, item.name, _shape_change(item.before, item.after))
         for item in transfers
         if item.status != "copied"
     ]
-    title = f"inflated from {', '.join(checkpoint.model.channels)} to {', '.join(names)}"
     console.table(title, ("status", "tensor", "shape"), rows)
     counts = ", ".join(
         f"{sum(item.status == status for item in transfers)} {status}"
         for status in ("copied", "inflated", "new", "dropped")
     )
-    kind = "synthetic" if checkpoint.data.synthetic else "recorded"
-    console.note(f"{counts}; pretrained on {kind} data")
+    console.note(f"{counts}; pretrained on {'synthetic' if synthetic else 'recorded'} data")
 
 
 def _shape_change(before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> str:

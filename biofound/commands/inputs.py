@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from biofound.data.integrity import splits_in
 from biofound.errors import DataError, SettingsError, write_error_context
-from biofound.files import path_to_text, require_checkpoint_file, sha256_of
+from biofound.files import path_from_text, path_to_text, require_checkpoint_file, sha256_of
+from biofound.options import Invocation
 from biofound.settings import (
     EmbedSettings,
     FinetuneSettings,
@@ -43,11 +44,11 @@ class TableInputs:
     table: ResolvedChannels
 
 
-def open_inputs(settings: Settings) -> dict[str, Any]:
+def open_inputs(invocation: Invocation[Any]) -> dict[str, Any]:
     """Check the paths in a command's settings, and open what needs no torch.
 
     Returns:
-        What the command's `execute` takes beside the invocation, by name.
+        What the command's `execute` takes, by name; of the invocation only where its settings are completed.
 
     Raises:
         SettingsError: when a setting does not fit the inputs.
@@ -55,9 +56,10 @@ def open_inputs(settings: Settings) -> dict[str, Any]:
         CheckpointError: when a checkpoint is not there.
         OSError: when a checkpoint cannot be read.
     """
+    settings: Settings = invocation.settings
     match settings:
         case PretrainSettings():
-            return _pretrain(settings)
+            return _pretrain(invocation)
         case ProbeSettings():
             return _probe(settings)
         case EmbedSettings():
@@ -73,17 +75,41 @@ def open_inputs(settings: Settings) -> dict[str, Any]:
     return {}
 
 
-def _pretrain(settings: PretrainSettings) -> dict[str, Any]:
+def _pretrain(invocation: Invocation[PretrainSettings]) -> dict[str, Any]:
     from biofound.commands.pretrain_data import open_training_windows, parts_of, wants_embedded_cohort
 
+    settings = invocation.settings
     if settings.tensorboard and find_spec("tensorboard") is None:
         raise SettingsError(
             "tensorboard: the package is not installed; install biofound[tensorboard], or leave "
             "--tensorboard out: metrics.jsonl holds the same numbers"
         )
-    if settings.resume_from is not None:
-        require_checkpoint_file(settings.resume_from)
+    for path in (settings.resume_from, settings.init_from):
+        if path is not None:
+            require_checkpoint_file(path)
+    if (
+        settings.init_from is not None
+        and settings.init_from.resolve().parent == settings.output_dir.resolve()
+    ):
+        raise SettingsError(
+            f"--init-from {settings.init_from}: lies in the output directory, and a new run moves the run "
+            "in it away; choose another --output-dir"
+        )
     require_writable(settings.output_dir, option="--output-dir")
+    initial = None
+    if settings.init_from is not None or settings.resume or settings.resume_from is not None:
+        if not wants_embedded_cohort(settings):
+            for name in settings.data_dirs:
+                if name not in settings.streams():
+                    splits_in(path_from_text(name))
+        # The checkpoint says what the model is, which windows have to fit: so torch is needed already.
+        from biofound.commands.pretrain_init import complete_settings, read_initial_weights
+
+        invocation = complete_settings(invocation)
+        settings = invocation.settings
+        if settings.init_from is not None:
+            initial = read_initial_weights(settings.init_from, settings)
+    taken: dict[str, Any] = {"invocation": invocation, "initial": initial}
     table = resolve_channels(settings.channels_yaml, "pretrain")
     if wants_embedded_cohort(settings):
         if settings.probe_labels is not None:
@@ -92,7 +118,7 @@ def _pretrain(settings: PretrainSettings) -> dict[str, Any]:
                 "labels; give --data-dir, such as synthetic:icu with --probe-labels truth"
             )
         table.named(settings.channels)
-        return {"windows": None, "probe": None}
+        return {**taken, "windows": None, "probe": None}
     data_dirs = settings.data_dirs
     train, val = open_training_windows(settings, data_dirs)
     probe = None
@@ -100,7 +126,7 @@ def _pretrain(settings: PretrainSettings) -> dict[str, Any]:
         from biofound.commands.pretrain_probe import open_probe  # scikit-learn
 
         probe = open_probe(settings, parts_of(val, name=", ".join(data_dirs)))
-    return {"windows": (train, val), "probe": probe}
+    return {**taken, "windows": (train, val), "probe": probe}
 
 
 def _probe(settings: ProbeSettings) -> dict[str, Any]:
@@ -156,7 +182,11 @@ def _open_table_inputs(settings: WindowTableSettings, model: Path) -> tuple[Tabl
         inputs = TableInputs(windows=list(windows.values()), source=None, table=table)
     else:
         source = open_source(**settings.source_description())
-        data = {"source": source.describe(), "dataset_version": source.version()}
+        data = {
+            "source": source.describe(),
+            "dataset_version": source.version(),
+            "channels": [channel.name for channel in table.channels],
+        }
         inputs = TableInputs(windows=None, source=source, table=table)
     return inputs, {
         "checkpoint": path_to_text(model.absolute()),

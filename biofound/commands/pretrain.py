@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from biofound import console
+from biofound.commands.inflate import show_transfers
 from biofound.commands.pretrain_data import (
     EMBEDDED,
     build_embedded_cohort,
@@ -24,6 +25,12 @@ from biofound.commands.pretrain_data import (
     open_training_windows,
     parts_of,
     summarize_data,
+)
+from biofound.commands.pretrain_init import (
+    InitialWeights,
+    refuse_patients_of_ancestors,
+    refuse_unfit_windows,
+    unchecked_ancestors,
 )
 from biofound.commands.pretrain_resume import best_to_carry, checkpoint_to_resume, differences
 from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -69,6 +76,7 @@ def execute(
     invocation: Invocation[PretrainSettings],
     windows: tuple[Windows, Windows] | None,
     probe: "ValidationProbe | None",
+    initial: InitialWeights | None,
 ) -> None:
     """Train, and leave checkpoints, history and pictures in the output directory.
 
@@ -76,6 +84,7 @@ def execute(
         invocation: the command's settings.
         windows: the training and validation windows; None for the embedded cohort, which is built first.
         probe: the probe of the validation windows that the settings ask for.
+        initial: the weights to start from; None for random ones, and where a run is resumed.
 
     Raises:
         SettingsError: when a setting does not fit the windows, this machine or the run to resume.
@@ -107,7 +116,14 @@ def execute(
                 torch.set_num_threads(settings.threads)
             if device.type == "cpu":
                 keep_freed_memory()
-            model = build_model(settings.fill(ModelConfig), seed=settings.seed)
+            if initial is None:
+                model = build_model(settings.fill(ModelConfig), seed=settings.seed)
+                parent = None if checkpoint is None else checkpoint.parent
+            else:
+                refuse_unfit_windows(initial, train, val, settings)
+                model, parent = initial.inflation.model, initial.parent
+            ancestors = [] if parent is None else list(parent.chain())
+            refuse_patients_of_ancestors(ancestors, parts_of(val, name=", ".join(data_dirs)))
             trainer = Trainer(
                 model=model,
                 train=_cached(train, device),
@@ -120,6 +136,7 @@ def execute(
                 group=group,
                 stop=lambda: bool(received),
                 probe=probe,
+                parent=parent,
             )
             threads, processes = torch.get_num_threads(), group.size
             summary = {
@@ -130,6 +147,12 @@ def execute(
                 f"{threads} thread{'s' if threads > 1 else ''}",
                 "output": str(settings.output_dir),
             }
+            if initial is not None:
+                summary["initial weights"] = initial.summary()
+            if unchecked := unchecked_ancestors(ancestors):
+                summary["not checked, parent"] = (
+                    f"whether validation patients were in the training of {unchecked}: it names no patients"
+                )
             best = None
             if checkpoint is not None and path is not None:
                 summary["resumed"] = f"{path}, after step {checkpoint.step} of {trainer.total_steps}"
@@ -148,6 +171,9 @@ def execute(
                     summary["earlier run"] = f"moved to {aside}"
 
             console.table("pretraining", ("what", "value"), list(summary.items()))
+            if initial is not None:
+                synthetic = initial.parent.synthetic
+                show_transfers("initial weights", initial.inflation.transfers, synthetic=synthetic)
             with _tensorboard_writer(settings, trainer) as write_event:
                 _train(trainer, write_event)
         # A signal may leave seconds only: they are for the checkpoint, which is written.
@@ -429,6 +455,7 @@ def _result_json(trainer: Trainer, baseline: Losses) -> dict[str, Any]:
         "output_dir": str(trainer.output_dir),
         "synthetic": trainer.data.synthetic,
         "synthetic_share": trainer.data.synthetic_share,
+        "parent": trainer.history()["parent"],
         "epochs": len(trainer.epochs_done),
         "best_epoch": best.epoch,
         "train": asdict(best.train),

@@ -15,7 +15,7 @@ FREE_ON_RESUME = frozenset(
     {
         *("config", "data_dir", "channels_yaml", "output_dir", "tensorboard"),
         *("fast", "device", "precision", "no_amp", "compile", "threads"),
-        *("resume", "resume_from", "force", "probe_labels_root"),
+        *("resume", "resume_from", "init_from", "force", "probe_labels_root"),
         *("log_interval", "save_interval", "checkpoint_minutes", "on_write_error"),
     }
 )

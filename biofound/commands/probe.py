@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound import console
-from biofound.commands.probe_data import JoinedWindows, LabelledWindows, check_fit
+from biofound.commands.probe_data import JoinedWindows, LabelledWindows, absent_channels, check_fit
 from biofound.commands.score_cells import SCORE_NAMES, estimate_cell, value_cell
-from biofound.core.checkpoint import Checkpoint, load_checkpoint
+from biofound.core.checkpoint import Checkpoint, DataDescription, Parent, load_checkpoint
 from biofound.core.models import Encoder, ModelConfig, build_model
 from biofound.core.probe import (
     Folds,
@@ -109,6 +109,7 @@ def run_probe(settings: ProbeSettings, sets: Sequence[LabelledWindows]) -> Probe
     bench = _bench_of(settings, sets)
     for name, checkpoint in checkpoints.items():
         check_fit(name, checkpoint, bench.windows.parts)
+        absent_channels(name, checkpoint, bench.windows.channels)  # of what all parts have
     rows = list(_rows(bench, checkpoints, functions))
     outcomes = []
     with console.progress(f"probe of {settings.target}", total=len(rows), unit="rows") as progress:
@@ -237,13 +238,20 @@ def _beats(bench: _Bench, windows: JoinedWindows, name: str) -> Outcome:
 def _pretrained(bench: _Bench, checkpoint: Checkpoint, name: str) -> Outcome:
     with checkpoint_error_context(Path(name)):
         encoder = checkpoint.build().encoder
-    seen = pretraining_subjects(
-        fingerprint=checkpoint.data.fingerprint,
-        subjects=checkpoint.data.subjects,
-        synthetic=checkpoint.data.synthetic,
-        stores={part.fingerprint: part.subjects for part in bench.windows.parts},
-    )
-    return bench.fit(name, bench.embed(encoder), readout=bench.readout, subjects_in_pretraining=seen)
+    stores = {part.fingerprint: part.subjects for part in bench.windows.parts}
+    trainings: list[DataDescription | Parent] = [checkpoint.data, *checkpoint.ancestors()]
+    seen = [
+        pretraining_subjects(
+            fingerprint=training.fingerprint,
+            subjects=training.subjects,
+            synthetic=training.synthetic,
+            stores=stores,
+        )
+        for training in trainings
+    ]
+    known = [subjects for subjects in seen if subjects is not None]
+    everybody = tuple(sorted(set().union(*known))) if len(known) == len(seen) else None
+    return bench.fit(name, bench.embed(encoder), readout=bench.readout, subjects_in_pretraining=everybody)
 
 
 def _foreign(bench: _Bench, windows: JoinedWindows, function: EncoderFunction, name: str) -> Outcome:

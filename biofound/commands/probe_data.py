@@ -54,8 +54,9 @@ class JoinedWindows:
         return MixedWindows([Part(name=f"set {k}", windows=part) for k, part in enumerate(self.parts)])
 
     def of_channels(self, channels: Sequence[str]) -> "JoinedWindows":
-        """The same windows with these channels, in this order."""
-        return replace(self, parts=[select_channels(part, channels) for part in self.parts])
+        """The same windows with these channels, in this order; what not all of them have is a gap in all."""
+        absent = [name for name in channels if name not in self.channels]
+        return replace(self, parts=[select_channels(part, channels, absent=absent) for part in self.parts])
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -230,17 +231,17 @@ def check_fit(name: str, checkpoint: "Checkpoint | TaskCheckpoint", parts: Seque
     """Refuse windows that are not of the kind that a model was trained on.
 
     Raises:
-        DataError: when channels, length, rate, filters or units differ.
+        DataError: when length, rate, filters or units differ, or they lack a channel that it needs.
     """
     model, data = checkpoint.model, checkpoint.data
     for part in parts:
-        absent = [channel for channel in model.channels if channel not in part.channels]
-        if absent or (part.sfreq, part.window_samples) != (data.sfreq, model.context_length):
+        if (part.sfreq, part.window_samples) != (data.sfreq, model.context_length):
             raise DataError(
                 f"{name}: takes {', '.join(model.channels)}, {model.context_length} samples at "
                 f"{data.sfreq:g} Hz; the windows hold {', '.join(part.channels)}, {part.window_samples} "
                 f"samples at {part.sfreq:g} Hz: build windows as for its training"
             )
+        absent_channels(name, checkpoint, part.channels)
         for what, ours, theirs in (("filter", part.filters, data.filters), ("unit", part.units, data.units)):
             for channel in model.channels:
                 if channel in ours and ours[channel] != theirs[channel]:
@@ -248,3 +249,13 @@ def check_fit(name: str, checkpoint: "Checkpoint | TaskCheckpoint", parts: Seque
                         f"{name}: was trained on windows whose {what} of {channel} is {theirs[channel]}; "
                         f"these have {ours[channel]}: build windows with the same channel table"
                     )
+
+
+def absent_channels(
+    name: str, checkpoint: "Checkpoint | TaskCheckpoint", available: Sequence[str]
+) -> tuple[str, ...]:
+    """`Checkpoint.absent_channels`, with the checkpoint's name before its messages."""
+    try:
+        return checkpoint.absent_channels(available)
+    except DataError as problem:
+        raise DataError(f"{name}: {problem}") from problem

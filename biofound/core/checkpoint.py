@@ -1,18 +1,20 @@
 """Checkpoints: a trained model in one file that describes itself and loads with `weights_only=True`."""
 
 import platform
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from biofound.core.archive import find_fault, load_exactly, read_content, require_format, write_content
 from biofound.core.models import Encoder, ModelConfig, PretrainingModel
-from biofound.errors import CheckpointError
+from biofound.errors import CheckpointError, DataError
+from biofound.files import path_to_text, sha256_of
 
 Module = TypeVar("Module", PretrainingModel, Encoder)
 
@@ -52,6 +54,52 @@ class DataDescription:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parent:
+    """The checkpoint from whose weights a run started (`pretrain --init-from`).
+
+    `path` and `sha256` are the file's; `fingerprint`, `subjects` and `synthetic` are of its training windows,
+    as in `DataDescription`; `epoch` and `step` say how far it was trained; `parent` is its own parent.
+    """
+
+    path: str
+    sha256: str
+    channels: tuple[str, ...]
+    epoch: int
+    step: int
+    fingerprint: str
+    subjects: tuple[str, ...]
+    synthetic: bool
+    parent: "Parent | None" = None
+
+    def chain(self) -> Iterator["Parent"]:
+        """Itself, its own parent, and so on."""
+        yield self
+        if self.parent is not None:
+            yield from self.parent.chain()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON for checkpoints."""
+        parent = None if self.parent is None else self.parent.as_json()
+        return {
+            **vars(self),
+            "channels": list(self.channels),
+            "subjects": list(self.subjects),
+            "parent": parent,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The inverse of `as_json`; a missing or unknown key is a TypeError or KeyError."""
+        parent = value["parent"]
+        changed = {
+            "channels": tuple(value["channels"]),
+            "subjects": tuple(value["subjects"]),
+            "parent": None if parent is None else cls.from_json(parent),
+        }
+        return cls(**{**value, **changed})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A model with its origin. `resume` holds what resuming the run needs, or None."""
 
@@ -70,6 +118,8 @@ class Checkpoint:
     optimizer: dict[str, Any] | None = None
     resume: dict[str, Any] | None = None
     inflated_from: dict[str, Any] | None = None
+    parent: Parent | None = None
+    """The checkpoint whose weights the run started from; None where they were random."""
     versions: dict[str, str] = field(default_factory=lambda: package_versions())
 
     def build(self) -> PretrainingModel:
@@ -102,6 +152,49 @@ class Checkpoint:
             reason = shorten(str(error), 200)
             raise CheckpointError(f"the model that it describes cannot be made: {reason}") from error
 
+    def ancestors(self) -> Iterator[Parent]:
+        """The checkpoint that its run started from, the one that that one's run started from, and so on."""
+        if self.parent is not None:
+            yield from self.parent.chain()
+
+    def as_parent(self, path: Path) -> Parent:
+        """This checkpoint, whose file is `path`, as the parent of a run."""
+        return Parent(
+            path=path_to_text(path.absolute()),
+            sha256=sha256_of(path),
+            channels=self.model.channels,
+            epoch=self.epoch,
+            step=self.step,
+            fingerprint=self.data.fingerprint,
+            subjects=self.data.subjects,
+            synthetic=self.data.synthetic,
+            parent=self.parent,
+        )
+
+    def absent_channels(self, available: Sequence[str]) -> tuple[str, ...]:
+        """The channels of the model that are not `available`: the encoder takes them as unobserved.
+
+        Raises:
+            DataError: when that are all of them, or the encoder was trained without channel dropout and so
+                does not know windows that lack a channel.
+        """
+        channels = self.model.channels
+        absent = tuple(name for name in channels if name not in available)
+        if not absent:
+            return ()
+        found = (
+            f"the checkpoint takes {', '.join(channels)}; there is {', '.join(available) or 'nothing'}, "
+            f"but no {', '.join(absent)}"
+        )
+        if len(absent) == len(channels):
+            raise DataError(f"{found}: give at least one of its channels")
+        if not self.settings.get("channel_dropout"):
+            raise DataError(
+                f"{found}. It was trained without channel dropout, so it does not know windows that lack a "
+                "channel: give all of them, or a checkpoint of `biofound pretrain --channel-dropout 0.5`"
+            )
+        return absent
+
 
 def package_versions() -> dict[str, str]:
     """The versions that decide what a checkpoint's numbers mean."""
@@ -132,6 +225,7 @@ def checkpoint_content(checkpoint: Checkpoint) -> dict[str, Any]:
         "step": checkpoint.step,
         "resume": checkpoint.resume,
         "inflated_from": checkpoint.inflated_from,
+        "parent": None if checkpoint.parent is None else checkpoint.parent.as_json(),
         "versions": checkpoint.versions,
     }
 
@@ -187,6 +281,7 @@ def checkpoint_of_content(content: dict[str, Any], *, path: Path) -> Checkpoint:
             optimizer=content["optimizer_state_dict"],
             resume=content["resume"],
             inflated_from=content["inflated_from"],
+            parent=None if content.get("parent") is None else Parent.from_json(content["parent"]),
             versions=content["versions"],
         )
         fault = find_fault(content, states=("encoder_state_dict", "decoder_state_dict"))

@@ -21,12 +21,15 @@ class WindowEmbedder:
     Args:
         checkpoint: the model, and how windows were made for it.
         readout: a name in `biofound.core.readout.READOUTS`.
+        available: the channels that there are; what is missing of the checkpoint's is unobserved. None means
+            all of them.
         gate: whether `input` leaves out windows of bad quality.
         batch_size: windows that go through the encoder at once; the vectors do not depend on it.
         device: where the encoder computes.
 
     Raises:
         ValueError: when there is no such read-out.
+        DataError: when the checkpoint does not serve windows of the available channels alone.
         CheckpointError: when the checkpoint's tensors do not fit its model.
     """
 
@@ -35,13 +38,16 @@ class WindowEmbedder:
         checkpoint: Checkpoint,
         *,
         readout: str = DEFAULT_READOUT,
+        available: Sequence[str] | None = None,
         gate: bool = True,
         batch_size: int = DEFAULT_BATCH_SIZE,
         device: torch.device | None = None,
     ) -> None:
         self._readout, self._batch_size = find_readout(readout), batch_size
+        self._names = checkpoint.model.channels
         self._encoder = checkpoint.build().encoder.to(device or torch.device("cpu"))
-        self.input = ModelInput(checkpoint.model, checkpoint.data, gate=gate)
+        absent = () if available is None else checkpoint.absent_channels(available)
+        self.input = ModelInput(checkpoint.model, checkpoint.data, gate=gate, absent=absent)
 
     def rows(self, windows: Windows) -> Iterator[WindowVectors]:
         """The vectors of windows of the checkpoint's kind, some at a time.
@@ -57,8 +63,9 @@ class WindowEmbedder:
         """The vectors of all windows; (0, F) where there is no window."""
         if len(windows):
             return join_rows(list(self.rows(windows)))
-        blank = np.zeros((1, len(self.input.channels), self.input.window_samples), np.float32)
-        return WindowVectors(**vars(windows.info(np.arange(0))), vectors=self._vectors(blank)[:0])
+        blank = np.zeros((1, len(self._names), self.input.window_samples), np.float32)
+        none = self.input.with_absent(windows).info(np.arange(0))
+        return WindowVectors(**vars(none), vectors=self._vectors(blank)[:0])
 
     def _vectors(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         return embed_windows(self._encoder, x, readout=self._readout, batch_size=self._batch_size)
@@ -81,6 +88,7 @@ def embed_array(
         x: (C, T) samples in the units of the checkpoint (`checkpoint.data.units`), unfiltered; NaN in gaps.
         sfreq: their rate in Hz.
         channels: the C names of the rows, in any order; those that the checkpoint does not take are left out.
+            If it was trained with channel dropout, rows may be missing.
         readout: what is read of the encoder, a name in `biofound.core.readout.READOUTS`.
         gate: whether windows are left out whose quality is below the checkpoint's thresholds; those with gaps
             always are.
@@ -88,13 +96,13 @@ def embed_array(
 
     Returns:
         Of N windows `vectors` (N, F), `start_s` (N,) in seconds since the first sample, `quality` (N, C) in
-        the checkpoint's order of channels. N is 0 where no window is whole and good.
+        the checkpoint's order of channels, NaN for missing ones. N is 0 where no window is whole and good.
 
     Raises:
         ValueError: when `x`, `sfreq`, `channels` or `readout` cannot be.
-        DataError: when a channel is missing, or the rate is too low for its filter.
+        DataError: when a channel is missing that the checkpoint needs, or the rate is too low for its filter.
         CheckpointError: when the checkpoint cannot be read.
     """
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(Path(checkpoint))
-    embedder = WindowEmbedder(loaded, readout=readout, gate=gate, batch_size=batch_size)
+    embedder = WindowEmbedder(loaded, readout=readout, available=channels, gate=gate, batch_size=batch_size)
     return embedder.rows_in_memory(embedder.input.extract_from_array(x, sfreq=sfreq, channels=channels))

@@ -135,12 +135,13 @@ def rate_target(heart_rate: Tensor) -> Tensor:
     return (heart_rate.log() - math.log(80.0)) / 0.4
 
 
-def rate_term(prediction: Tensor, heart_rate: Tensor) -> Tensor:
+def rate_term(prediction: Tensor, heart_rate: Tensor, counts: Tensor) -> Tensor:
     """Rate term: the Huber loss of the log heart rate, over the windows whose rate is known.
 
     Args:
         prediction: (2, B, C), of `RateHead`; both predictions are added.
         heart_rate: (B,) beats a minute, NaN where unknown.
+        counts: (B, C) bool, True where the channel counts.
 
     Returns:
         Sums and counts (2, C).
@@ -148,8 +149,8 @@ def rate_term(prediction: Tensor, heart_rate: Tensor) -> Tensor:
     known = torch.isfinite(heart_rate)
     target = rate_target(torch.where(known, heart_rate, 80.0))[:, None]
     error = F.huber_loss(prediction.float(), target.expand_as(prediction), reduction="none").sum(0)  # (B, C)
-    sums = torch.where(known[:, None], error, 0.0).sum(0)
-    return torch.stack([sums, known.sum().float().expand_as(sums)])
+    counts = counts & known[:, None]
+    return torch.stack([torch.where(counts, error, 0.0).sum(0), counts.sum(0).float()])
 
 
 def pooled(features: Tensor) -> Tensor:

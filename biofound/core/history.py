@@ -136,13 +136,20 @@ TrainingEvent = StepMetrics | EpochMetrics | FinetuneStep | FinetuneEpoch | Writ
 """What a training loop yields."""
 
 
-def history_json(epochs: Sequence[EpochMetrics], *, synthetic: bool) -> dict[str, Any]:
+def history_json(
+    epochs: Sequence[EpochMetrics], *, synthetic: bool, parent: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Training history: lists with one entry an epoch, such as `train_loss` and `val_msm_by_channel`.
 
-    `val_probe` is there in a run with probes, with None for the epochs without one.
+    `val_probe` is there in a run with probes, with None for the epochs without one. `parent` is the path and
+    SHA-256 of the checkpoint that the run started from, None where its weights were random.
     """
     rows = [asdict(epoch) for epoch in epochs]
-    history: dict[str, Any] = {"synthetic": synthetic, "epoch": [row["epoch"] for row in rows]}
+    history: dict[str, Any] = {
+        "synthetic": synthetic,
+        "parent": parent,
+        "epoch": [row["epoch"] for row in rows],
+    }
     for split in ("train", "val"):
         for name in ("loss", "msm", "stft"):
             history[f"{split}_{name}"] = [row[split][name] for row in rows]

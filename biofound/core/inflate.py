@@ -1,4 +1,4 @@
-"""Channel inflation: a pretrained encoder takes more channels, by name and exactly."""
+"""Channel inflation and weight transfer: a pretrained encoder takes more channels, by name and exactly."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,12 +63,7 @@ def inflate(checkpoint: Checkpoint, *, channels: Sequence[str], seed: int = 0) -
         CheckpointError: when a tensor is unknown, or its shape does not fit.
     """
     old = checkpoint.model
-    missing = [name for name in old.channels if name not in channels]
-    if missing:
-        raise SettingsError(
-            f"the checkpoint's channel {', '.join(missing)} is not among the new channels "
-            f"{', '.join(channels)}; inflation keeps every pretrained channel: add it"
-        )
+    _require_all(old.channels, channels)
     if len(channels) <= len(old.channels):
         raise SettingsError(
             f"inflation adds channels: the checkpoint has {len(old.channels)} ({', '.join(old.channels)}), "
@@ -78,6 +73,34 @@ def inflate(checkpoint: Checkpoint, *, channels: Sequence[str], seed: int = 0) -
         config = replace(old, channels=tuple(channels))
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    return transfer_weights(checkpoint, config, seed=seed)
+
+
+def transfer_weights(checkpoint: Checkpoint, config: ModelConfig, *, seed: int) -> Inflation:
+    """A model of `config` with a checkpoint's weights: what both have is copied, new channels are inflated.
+
+    The heads of the further loss terms are copied where both have them, new where only `config` has them,
+    and dropped where only the checkpoint has them. Dropout may differ, as no tensor depends on it.
+
+    Args:
+        checkpoint: the pretrained model.
+        config: the new model; it has every pretrained channel, in any order, and may have more.
+        seed: for the initial values of what is new.
+
+    Raises:
+        SettingsError: when `config` leaves out a pretrained channel, or describes another encoder.
+        CheckpointError: when a tensor is unknown, or its shape does not fit.
+    """
+    old = checkpoint.model
+    _require_all(old.channels, config.channels)
+    free = ("channels", "dropout", "rhythm_head", "rate_head")
+    ours, theirs = config.as_json(), old.as_json()
+    differing = [name for name in ours if name not in free and ours[name] != theirs[name]]
+    if differing:
+        listed = ", ".join(f"{name} {theirs[name]} (not {ours[name]})" for name in differing)
+        raise SettingsError(
+            f"the model of the checkpoint has {listed}: leave that setting out, and the checkpoint's is taken"
+        )
     checkpoint.build()  # a checkpoint whose tensors are not its model's is refused before any is copied
     model = build_model(config, seed=seed)
     transfers: list[TensorTransfer] = []
@@ -90,6 +113,15 @@ def inflate(checkpoint: Checkpoint, *, channels: Sequence[str], seed: int = 0) -
     if checkpoint.optimizer is not None:
         transfers.append(TensorTransfer(name="optimizer state", status="dropped", before=None, after=None))
     return Inflation(model=model.eval(), transfers=tuple(transfers))
+
+
+def _require_all(old: Sequence[str], channels: Sequence[str]) -> None:
+    missing = [name for name in old if name not in channels]
+    if missing:
+        raise SettingsError(
+            f"the checkpoint's channel {', '.join(missing)} is not among the new channels "
+            f"{', '.join(channels)}; every pretrained channel is kept: add it"
+        )
 
 
 def inflated_checkpoint(
@@ -298,15 +330,16 @@ def _fill(
     transfers = []
     for name, target in new.items():
         source = old.get(name)
+        by_channel = part == "decoder" and name.startswith("proj.")
         if source is None:
             status: TransferStatus = "new"
+        elif by_channel and source.shape[1:] == target.shape[1:]:
+            status = "copied" if source.shape == target.shape else "inflated"
+            for channel in before.channels:
+                target[channel_rows(after, channel)] = source[channel_rows(before, channel)]
         elif source.shape == target.shape:
             status = "copied"
             target.copy_(source)
-        elif part == "decoder" and source.shape[1:] == target.shape[1:]:
-            status = "inflated"
-            for channel in before.channels:
-                target[channel_rows(after, channel)] = source[channel_rows(before, channel)]
         else:
             raise CheckpointError(
                 f"{part}.{name}: the checkpoint's tensor of shape {tuple(source.shape)} does not fit the "
@@ -320,4 +353,9 @@ def _fill(
                 after=tuple(target.shape),
             )
         )
+    transfers += [
+        TensorTransfer(name=f"{part}.{name}", status="dropped", before=tuple(source.shape), after=None)
+        for name, source in old.items()
+        if name not in new
+    ]
     return transfers

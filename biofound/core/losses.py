@@ -269,5 +269,5 @@ class PretrainingLoss(nn.Module):
             summaries, intervals = self.rhythm(out.target)
             further[:, :2] = global_terms(out.rhythm, summaries, intervals, out.whole)
         if out.rate is not None and heart_rate is not None:
-            further[:, 2] = rate_term(out.rate, heart_rate)
+            further[:, 2] = rate_term(out.rate, heart_rate, out.whole)
         return LossSums(torch.cat([msm[:, None], stft, further], dim=1))

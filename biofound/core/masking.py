@@ -1,4 +1,4 @@
-"""Masking: which patches are hidden, drawn from (seed, epoch, sample index), the same on any machine.
+"""Masking: which patches and channels are hidden, from (seed, epoch, sample index), the same on any machine.
 
 Random numbers come from numpy's Philox (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405), a
 counter-based generator, so that a sample's mask depends on its key alone: neither on the batch it is in, nor
@@ -20,6 +20,7 @@ class Stream(IntEnum):
     TRAIN_MASK = 1
     VALIDATION_MASK = 2
     CROP = 3
+    CHANNEL_DROPOUT = 4
 
 
 def keyed_uniform(
@@ -100,3 +101,31 @@ def draw_masks(
     mask = np.zeros(draw.shape, np.bool_)
     np.put_along_axis(mask, np.argpartition(draw, hidden - 1, axis=1)[:, :hidden], True, axis=1)
     return mask
+
+
+def draw_channel_dropout(
+    present: NDArray[np.bool_], *, probability: float, seed: int, epoch: int, index: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whole-channel dropout: the channels of a window that are taken away from it, all their samples.
+
+    A window loses channels with `probability`: as many as drawn from 1 to all but one of those that it has,
+    every number equally likely, and every choice of so many. One always stays.
+
+    Args:
+        present: (B, C) bool, True where a window has a sample of the channel; others are never drawn.
+        probability: with which a window of two channels or more loses some.
+        seed: the run's seed.
+        epoch: the epoch.
+        index: (B,) sample indices.
+
+    Returns:
+        (B, C) bool, True = dropped.
+    """
+    channels = present.shape[1]
+    draw = keyed_uniform(
+        seed=seed, stream=Stream.CHANNEL_DROPOUT, epoch=epoch, index=index, count=2 + channels
+    )
+    can_go = np.maximum(present.sum(1) - 1, 0)  # (B,)
+    going = np.where(draw[:, 0] < probability, np.minimum(1 + np.floor(draw[:, 1] * can_go), can_go), 0)
+    order = np.where(present, draw[:, 2:], np.inf).argsort(1).argsort(1)  # (B, C): 0 goes first
+    return np.asarray(order < going[:, None])

@@ -26,9 +26,18 @@ class ModelInput:
         data: how windows were made for it.
         gate: whether windows of a recording are left out whose quality is below the thresholds in `data`;
             those with gaps always are.
+        absent: channels of the model that there are not: they are unobserved in every window.
     """
 
-    def __init__(self, model: ModelConfig, data: DataDescription, *, gate: bool = True) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        data: DataDescription,
+        *,
+        gate: bool = True,
+        absent: Sequence[str] = (),
+    ) -> None:
+        self._names, self._absent = model.channels, tuple(absent)
         self._data, self.window_samples = data, model.context_length
         self.channels = tuple(
             Channel(
@@ -39,21 +48,26 @@ class ModelInput:
                 quality_threshold=data.quality_thresholds[name] if gate else 0.0,
             )
             for name in model.channels
+            if name not in absent
         )
-        """The channels as the model's file says; a source may have other names for their tracks."""
+        """The channels that are there, as the model's file says; a source may name their tracks otherwise."""
 
     def batches(self, windows: Windows) -> Iterator[tuple[WindowInfo, NDArray[np.float32]]]:
         """Info and samples (B, C, T) of windows of the model's kind, at most `ROWS` at a time.
 
-        Channels are matched by name.
+        Channels are matched by name; quality is in the order of the model's, NaN where absent.
 
         Raises:
-            DataError: when the windows lack a channel.
+            DataError: when the windows lack a channel that is not absent.
         """
-        windows = select_channels(windows, [channel.name for channel in self.channels])
+        windows = self.with_absent(windows)
         for start in range(0, len(windows), ROWS):
             index = np.arange(start, min(start + ROWS, len(windows)))
             yield windows.info(index), windows.read(index)
+
+    def with_absent(self, windows: Windows) -> Windows:
+        """The windows with all channels of the model, NaN where absent."""
+        return select_channels(windows, self._names, absent=self._absent)
 
     def extract(
         self, recording: Recording, *, channels: Sequence[Channel], subject_id: str = ""

@@ -155,6 +155,10 @@ class Encoder(nn.Module):
     by a projection with one block a channel name. A hidden patch, and one in which nothing was
     observed, is the learned mask token instead: zeros would look like a flat line.
 
+    An absent channel is one of which nothing was observed. It adds the same vector a patch to the latents of
+    every window, whatever stands in its row: what its block makes of mask tokens. Training with channel
+    dropout learns that vector, and the step from long gaps to none observed is no jump.
+
     The rows of the input follow `config.channels`. Parameters that belong to a channel are keyed
     by its name, so a checkpoint's tensors find their channel wherever it stands.
     """

@@ -109,9 +109,9 @@ def _log_spectrum(waves: NDArray[np.float64], sfreq: float) -> NDArray[np.float6
 def count_beats(x: NDArray[np.float32], sfreq: float, *, channels: Sequence[str]) -> NDArray[np.float64]:
     """Heart rate (B,) in beats a minute by counting beats in windows (B, C, T); NaN where there are none.
 
-    Beats are peaks of the QRS energy of the first ECG channel, else of the upward slope of the first PPG
-    channel. The rate is that of the mean interval between beats, without those under half the median (noise)
-    or over 1.7 times the median (a missed beat).
+    Beats are peaks of the QRS energy of the first ECG channel, else (also in windows that hold nothing of
+    it) of the upward slope of the first PPG channel. The rate is that of the mean interval between beats,
+    without those under half the median (noise) or over 1.7 times the median (a missed beat).
 
     Args:
         x: windows; NaN only in gaps.
@@ -121,14 +121,22 @@ def count_beats(x: NDArray[np.float32], sfreq: float, *, channels: Sequence[str]
     Raises:
         ValueError: when no channel is an ECG or a PPG.
     """
-    row = next(
-        (i for kind in ("ECG", "PPG") for i, name in enumerate(channels) if name.startswith(kind)), None
-    )
-    if row is None:
+    rows = {
+        kind: next((i for i, name in enumerate(channels) if name.startswith(kind)), None)
+        for kind in ("ECG", "PPG")
+    }
+    if rows["ECG"] is None and rows["PPG"] is None:
         raise ValueError(f"counting beats needs a channel ECG or PPG; got {', '.join(channels)}")
-    waves = _standardised(_without_gaps(x[:, row]))
-    energy = _qrs_energy(waves, sfreq) if channels[row].startswith("ECG") else _rises(waves, sfreq)
-    return np.array([_rate(one, sfreq) for one in energy])
+    rates, todo = np.full(len(x), np.nan), np.ones(len(x), np.bool_)
+    for row, energy_of in ((rows["ECG"], _qrs_energy), (rows["PPG"], _rises)):
+        if row is None:
+            continue
+        mine = todo & np.isfinite(x[:, row]).any(-1)
+        if mine.any():
+            energy = energy_of(_standardised(_without_gaps(x[mine, row])), sfreq)
+            rates[mine] = [_rate(one, sfreq) for one in energy]
+        todo &= ~mine
+    return rates
 
 
 def _qrs_energy(waves: NDArray[np.float64], sfreq: float) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ A file describes itself as a checkpoint does (`biofound.core.checkpoint`): model
 and whom it was trained on, with a digest of every tensor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,7 +17,7 @@ from biofound.core.archive import find_fault, load_exactly, read_content, requir
 from biofound.core.checkpoint import DataDescription, data_content, data_of_content, package_versions
 from biofound.core.heads import HeadKind, build_head
 from biofound.core.models import Encoder, ModelConfig
-from biofound.errors import CheckpointError
+from biofound.errors import CheckpointError, DataError
 
 KIND = "biofound-task-model"
 FORMAT_VERSION = 1
@@ -163,6 +163,20 @@ class TaskCheckpoint:
         for module, state in ((model.encoder, self.encoder), (model.head, self.head)):
             load_exactly(module, state)
         return model.eval()
+
+    def absent_channels(self, available: Sequence[str]) -> tuple[str, ...]:
+        """No channel may be absent: a task model was fine-tuned on windows with all of its channels.
+
+        Raises:
+            DataError: when one is.
+        """
+        absent = [name for name in self.model.channels if name not in available]
+        if absent:
+            raise DataError(
+                f"takes {', '.join(self.model.channels)}; there is {', '.join(available) or 'nothing'}, but "
+                f"no {', '.join(absent)}: give all of its channels, or fine-tune a model for fewer"
+            )
+        return ()
 
 
 def build_task_model(model: ModelConfig, task: TaskConfig, *, seed: int) -> TaskModel:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
+from biofound.core.checkpoint import Checkpoint, DataDescription, Parent, save_checkpoint
 from biofound.core.distributed import ALONE, Group, MicroBatch
 from biofound.core.gpu_cache import GpuWindowCache
 from biofound.core.history import (
@@ -27,7 +27,7 @@ from biofound.core.history import (
     per_second,
 )
 from biofound.core.losses import LossSums, PretrainingLoss
-from biofound.core.masking import MaskType, Stream, draw_masks, keyed_uniform
+from biofound.core.masking import MaskType, Stream, draw_channel_dropout, draw_masks, keyed_uniform
 from biofound.core.models import ModelConfig, PretrainingModel, Reconstruction
 from biofound.core.monitor import MonitorSums, monitor_sums
 from biofound.core.optimizer import learning_rate
@@ -50,6 +50,7 @@ class TrainConfig(LoopConfig):
     warmup_epochs: int
     mask_ratio: float
     mask_type: MaskType
+    channel_dropout: float
     stft_weight: float
     stft_windows: tuple[int, ...]
     stft_floor: float
@@ -125,6 +126,7 @@ class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
         group: Group = ALONE,
         stop: Callable[[], bool] = lambda: False,
         probe: "ValidationProbe | None" = None,
+        parent: Parent | None = None,
     ) -> None:
         """Set up the run; nothing is written before `fit`.
 
@@ -140,9 +142,10 @@ class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
             group: the processes that train together.
             stop: asked after every step; True on any rank saves `last_model.pt` and ends the run.
             probe: measures the frozen encoder every few epochs, on rank 0; None for no probe.
+            parent: the checkpoint whose weights `model` has; None where they are random.
         """
         self.train, self.val, self.data, self.config = train, val, data, config
-        self.settings, self.probe = settings, probe
+        self.settings, self.probe, self.parent = settings, probe, parent
         super().__init__(
             model=model,
             windows=len(train),
@@ -235,7 +238,8 @@ class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
 
     def history(self) -> dict[str, Any]:
         """What `training_history.json` holds; see `history_json`."""
-        return history_json(self.epochs_done, synthetic=self.data.synthetic)
+        parent = None if self.parent is None else {"path": self.parent.path, "sha256": self.parent.sha256}
+        return history_json(self.epochs_done, synthetic=self.data.synthetic, parent=parent)
 
     # -----------------------------------------------------------------------------------------------------
     # Validation
@@ -318,6 +322,8 @@ class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
                 heart_rate = heart_rate.to(self.device)
         else:
             windows = torch.as_tensor(self.train.read(own.index, crop))
+        if config.channel_dropout:
+            windows = self._without_dropped_channels(windows, own.index)
         mask = torch.from_numpy(
             config.masks(
                 patches=self.model.config.patches,
@@ -330,6 +336,17 @@ class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
             mask = mask.pin_memory()
             windows = windows if windows.is_cuda else windows.pin_memory()
         return LoadedMicroBatch(own.number, windows, mask, heart_rate)
+
+    def _without_dropped_channels(self, windows: Tensor, index: NDArray[np.int64]) -> Tensor:
+        """Training windows (B, C, T) with gaps for the channels that they lose: neither seen nor counted."""
+        dropped = draw_channel_dropout(
+            torch.isfinite(windows).any(-1).cpu().numpy(),
+            probability=self.config.channel_dropout,
+            seed=self.config.seed,
+            epoch=self.epoch,
+            index=index,
+        )
+        return torch.where(torch.from_numpy(dropped).to(windows.device)[..., None], torch.nan, windows)
 
     def _forward(self, windows: Tensor, mask: Tensor) -> Reconstruction:
         with self._autocast():
@@ -351,6 +368,7 @@ class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
             raise TrainingError(
                 f"no {split} window has a real sample of {', '.join(empty)} where the mask hides it, so "
                 "there is nothing to score; the windows hold gaps only: build them again"
+                + (", or lower channel_dropout" if self.config.channel_dropout else "")
             )
 
     def _cases_of(self, index: NDArray[np.int64]) -> list[str]:
@@ -383,6 +401,7 @@ class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
             best_val_loss=self.best_val_loss,
             metrics=metrics,
             optimizer=self.optimizer.state_dict(),
+            parent=self.parent,
             resume={
                 "epoch_sums": self._epoch_sums.values.cpu(),
                 "seconds": self._seconds_before,
@@ -422,6 +441,7 @@ class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
         self._epoch_sums = LossSums(sums)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.best_val_loss = checkpoint.best_val_loss
+        self.parent = checkpoint.parent
 
     def forget_best(self) -> None:
         """Let the best of the epochs to come be the best: the model of the best so far is not at hand."""

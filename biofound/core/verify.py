@@ -367,6 +367,53 @@ def masked_samples_are_hidden(target: VerificationTarget) -> str:
     )
 
 
+def absent_channels_have_no_influence(target: VerificationTarget) -> str:
+    """Whatever stands in the row of an absent channel, every output keeps its bits, and no loss counts it.
+
+    In a real run with channel dropout windows lose channels, never all, and validation windows none.
+    """
+    model, terms = _frozen(target), target.loss_terms()
+    names, mask = model.config.channels, target.mask()
+    observed, x = torch.isfinite(target.x), torch.nan_to_num(target.x)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(6))
+    rates = torch.full((len(x),), 70.0)
+    for row, name in enumerate(names):
+        there = observed.clone()
+        there[:, row] = False
+        row_of = torch.arange(len(names))[:, None] == row  # (C, 1)
+        missing = torch.where(there, x, torch.nan)  # as windows say it
+        variants = {
+            "its signal": x,
+            "noise": torch.where(row_of, noise, x),
+            "1e30": torch.where(row_of, 1e30, x),
+        }
+        with torch.no_grad():
+            plain = model(missing, mask)
+            plain_sums = terms(plain, rates).values
+            for what, other in variants.items():
+                changed = model(other, mask, there)
+                for part in ("values", "latents", "rhythm", "rate"):
+                    before, after = getattr(plain, part), getattr(changed, part)
+                    same = before is None or torch.equal(before, after)
+                    _require(same, f"{what} in absent {name} changes {part}")
+                same = torch.equal(plain_sums, terms(changed, rates).values)
+                _require(same, f"{what} in absent {name} changes the loss")
+        counted = int(plain_sums[1, :, row].sum())
+        _require(counted == 0, f"absent {name} is counted {counted} times by the loss")
+    seen = _watch(target, channel_dropout=0.5)
+    lost, validated = (
+        np.stack([one.lost for epoch in (0, 1) for one in seen[split, epoch]]) for split in ("train", "val")
+    )
+    windows = int(lost.any(1).sum())
+    text = (
+        f"bit-identical outputs and losses for {', '.join(variants)} in place of {', '.join(names)}; "
+        f"{windows} of {len(lost)} training windows lost channels at a probability of 0.5"
+    )
+    _require(not lost.all(1).any() and not validated.any(), f"{text}, all of them or in validation too")
+    _require((windows > 0) == (len(names) > 1), text)
+    return text
+
+
 def channels_are_told_apart(target: VerificationTarget) -> str:
     """Signals in each other's place give other latents."""
     names = target.model.config.channels
@@ -385,10 +432,12 @@ def channels_are_told_apart(target: VerificationTarget) -> str:
 def scale_does_not_matter(target: VerificationTarget) -> str:
     """Scaling x to 10x + 3 changes neither latents nor, in physical units, the reconstruction."""
     model, x, mask = _frozen(target), target.x, target.mask()
+    visible = torch.isfinite(x) & ~mask.repeat_interleave(model.config.patch_size, dim=1)[:, None, :]
+    has_scale = visible.any(-1)  # (B, C)
     with torch.no_grad():
         plain, scaled = model.encoder(x, mask), model.encoder(10 * x + 3, mask)
-        wanted = 10 * model(x, mask).in_physical_units() + 3
-        got = model(10 * x + 3, mask).in_physical_units()
+        wanted = 10 * model(x, mask).in_physical_units()[has_scale] + 3
+        got = model(10 * x + 3, mask).in_physical_units()[has_scale]
     latent = _relative(scaled, plain)
     output = _relative(got, wanted)
     text = f"latents differ by {latent:.1e}, the reconstruction by {output:.1e} (relative)"
@@ -478,22 +527,22 @@ def further_terms_closed_form(target: VerificationTarget) -> str:
         seed=1,
     )
     x[0, :, 0] = np.nan
-    known = torch.arange(windows) > 0
+    gap, unknown = torch.arange(windows) == 0, torch.arange(windows) == 1
     with torch.no_grad():
         out = model(torch.from_numpy(x), target.mask(windows))
     summaries, intervals = terms.rhythm(out.target)
     alike = torch.zeros_like(intervals)  # every interval is called equally likely
-    heart_rate = torch.tensor([math.nan, 40.0, 80.0, 160.0])
-    octaves = torch.tensor([0.0, -1.0, 0.0, 1.0])[:, None]  # from 80 beats a minute
+    heart_rate = torch.tensor([80.0, math.nan, 40.0, 160.0])
+    octaves = torch.tensor([0.0, 0.0, -1.0, 1.0])[:, None]  # from 80 beats a minute
     log_rates = (octaves * math.log(2) / 0.4).expand(-1, len(config.channels))
 
     def costs(error: float) -> dict[str, float]:
         """The terms where both predictions are off by `error`, and by far more where nothing shall count."""
-        off = torch.where(known, error, 1e3)[:, None]
+        off = torch.where(gap, 1e3, error)[:, None]
         prediction = torch.cat([summaries + off[..., None], alike], dim=-1)
+        rate = log_rates + torch.where(gap | unknown, 1e3, error)[:, None]
         sums = terms(
-            out._replace(rhythm=torch.stack([prediction] * 2), rate=torch.stack([log_rates + off] * 2)),
-            heart_rate,
+            out._replace(rhythm=torch.stack([prediction] * 2), rate=torch.stack([rate] * 2)), heart_rate
         )
         return {name: sums.further(name).item() for name in ("global", "rhythm", "rate")}
 
@@ -649,6 +698,8 @@ def checkpoint_learned(target: VerificationTarget) -> str:
     checkpoint = _given(target)
     if checkpoint.inflated_from is not None:
         return f"does not apply: inflated from {', '.join(checkpoint.inflated_from['channels'])}"
+    if checkpoint.parent is not None:
+        return f"does not apply: started from the weights of {checkpoint.parent.path}"
     fresh = build_model(checkpoint.model, seed=target.config.seed).encoder.state_dict()
     still = [name for name, tensor in checkpoint.encoder.items() if torch.equal(tensor, fresh[name])]
     moved = _norm_of_difference(checkpoint.encoder, fresh)
@@ -689,6 +740,7 @@ CHECKS: dict[str, Callable[[VerificationTarget], str]] = {
     "validation": validation,
     "masked samples are hidden": masked_samples_are_hidden,
     "channels are told apart": channels_are_told_apart,
+    "what is absent has no influence": absent_channels_have_no_influence,
     "scale does not matter": scale_does_not_matter,
     "MSM closed form": msm_closed_form,
     "STFT closed form": stft_closed_form,
@@ -752,28 +804,33 @@ def _steps(trainer: Trainer) -> list[StepMetrics]:
 
 
 class _Passed(NamedTuple):
-    """A window that the trainer gave its model: its row, its mask (P,), and whether it was cropped."""
+    """A window that the trainer gave its model: its row, its mask (P,), whether it was cropped.
+
+    `lost` (C,) are the channels of which it has nothing.
+    """
 
     row: int
     mask: NDArray[np.bool_]
     cropped: bool
+    lost: NDArray[np.bool_]
 
 
 class _WatchedWindows(ArrayWindows):
-    """Windows that remember which row each read window was, by its bytes."""
+    """Windows that remember which row each channel of each read window was of, by its bytes."""
 
     def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         found = super().read(index, crop)
-        self.rows.update({x.tobytes(): int(row) for x, row in zip(found, index, strict=True)})
+        for x, row in zip(found, index.tolist(), strict=True):
+            self.rows.update({channel.tobytes(): row for channel in x})
         return found
 
     rows: dict[bytes, int]
 
 
-def _watch(target: VerificationTarget) -> dict[tuple[str, int], list[_Passed]]:
+def _watch(target: VerificationTarget, **changes: Any) -> dict[tuple[str, int], list[_Passed]]:
     """What the real trainer gives its model in two epochs, by split and epoch, in the order of the rows.
 
-    The windows are adjacent, so they can be cropped.
+    The windows are adjacent, so they can be cropped. `changes` are of the `TrainConfig`.
     """
     config, sfreq = target.model.config, target.data.sfreq
     x = probe_windows(
@@ -788,11 +845,12 @@ def _watch(target: VerificationTarget) -> dict[tuple[str, int], list[_Passed]]:
 
     def note(model: torch.nn.Module, args: tuple[Tensor, Tensor]) -> None:
         for window, mask in zip(args[0].numpy(), args[1].numpy(), strict=True):
-            row = windows.rows[window.tobytes()]
-            passed = _Passed(row, mask, not np.array_equal(window, x[row]))
+            lost = np.isnan(window).all(-1)  # (C,)
+            row = next((windows.rows[channel.tobytes()] for channel in window[~lost]), -1)
+            passed = _Passed(row, mask, not np.array_equal(window[~lost], x[row][~lost]), lost)
             seen["train" if model.training else "val", trainer.epoch].append(passed)
 
-    with _trainer(target, windows, epochs=2, batch_size=WATCHED_BATCH) as trainer:
+    with _trainer(target, windows, epochs=2, batch_size=WATCHED_BATCH, **changes) as trainer:
         trainer.model.register_forward_pre_hook(note)
         list(trainer.fit())
     return {key: sorted(passed, key=lambda one: one.row) for key, passed in seen.items()}

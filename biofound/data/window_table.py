@@ -118,13 +118,14 @@ class TableHeader(JsonFile):
 
 
 class VectorsHeader(TableHeader):
-    """What a vector file says of its rows."""
+    """What a vector file says of its rows: `present_channels` are those of `channels` that there were."""
 
     command: ClassVar[str] = "embed"
 
     kind: Literal["biofound-vectors"] = "biofound-vectors"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     origin: VectorsOrigin
+    present_channels: tuple[str, ...]
 
 
 class PredictionsHeader(TableHeader):

@@ -123,21 +123,21 @@ def _nothing_found(path: Path, split: str) -> str:
     )
 
 
-def select_channels(windows: Windows, channels: Sequence[str]) -> Windows:
-    """The same windows with these channels, in this order.
+def select_channels(windows: Windows, channels: Sequence[str], *, absent: Sequence[str] = ()) -> Windows:
+    """The same windows with these channels, in this order; those that are `absent` are gaps, NaN throughout.
 
     Raises:
-        DataError: when the windows lack one.
+        DataError: when the windows lack another one.
     """
-    if tuple(channels) == windows.channels:
+    if tuple(channels) == windows.channels and not absent:
         return windows
-    absent = [name for name in channels if name not in windows.channels]
-    if absent:
+    lacking = [name for name in channels if name not in (*windows.channels, *absent)]
+    if lacking:
         raise DataError(
-            f"these windows hold {', '.join(windows.channels)}, but not {', '.join(absent)}; "
-            f"ask for other channels, or build windows with them{did_you_mean(absent[0], windows.channels)}"
+            f"these windows hold {', '.join(windows.channels)}, but not {', '.join(lacking)}; "
+            f"ask for other channels, or build windows with them{did_you_mean(lacking[0], windows.channels)}"
         )
-    return _SelectedChannels(windows, tuple(channels))
+    return _SelectedChannels(windows, tuple(channels), absent=absent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +171,13 @@ def _index_of(windows: Windows) -> StoreIndex | None:
 
 
 class _SelectedChannels:
-    """Windows of which only some channels are read, or all in another order."""
+    """Windows of which only some channels are read, or all in another order, or as if they lacked some."""
 
-    def __init__(self, windows: Windows, channels: tuple[str, ...]) -> None:
+    def __init__(self, windows: Windows, channels: tuple[str, ...], *, absent: Sequence[str]) -> None:
         self.unselected, self.channels = windows, channels
-        self._rows = [windows.channels.index(name) for name in channels]
+        self._rows = {
+            row: windows.channels.index(name) for row, name in enumerate(channels) if name not in absent
+        }
         self.sfreq, self.window_samples = windows.sfreq, windows.window_samples
         self.sfreq_is_assumed = windows.sfreq_is_assumed
         self.filters = {name: band for name, band in windows.filters.items() if name in channels}
@@ -192,13 +194,21 @@ class _SelectedChannels:
 
     def read(self, index: NDArray[np.int64], crop: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
         """A batch (B, C, T); see `Windows.read`."""
-        return self.unselected.read(index, crop)[:, self._rows]
+        return self._selected(self.unselected.read(index, crop))
 
     def info(self, index: NDArray[np.int64]) -> WindowInfo:
         """Case, subject, start and quality of the windows `index` (B,)."""
         info = self.unselected.info(index)
-        return replace(info, quality=info.quality[:, self._rows])
+        return replace(info, quality=self._selected(info.quality))
 
     def segments(self) -> Segments:
         """Which of the windows adjoin."""
         return self.unselected.segments()
+
+    def _selected(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The rows of the channels, from (B, channels of the unselected windows, ...)."""
+        if len(self._rows) == len(self.channels):
+            return values[:, list(self._rows.values())]
+        out = np.full((len(values), len(self.channels), *values.shape[2:]), np.nan, np.float32)
+        out[:, list(self._rows)] = values[:, list(self._rows.values())]
+        return out

@@ -91,6 +91,13 @@ class PretrainSettings(Settings):
         panel="Output",
         in_file=False,
     )
+    init_from: Path | None = setting(
+        None,
+        "Start a new run from the weights of this checkpoint of pretrain or inflate; channels that it lacks "
+        "are inflated. Model settings that are not given are its own.",
+        panel="Model",
+        in_file=False,
+    )
     force: bool = setting(
         False,
         "Resume even though settings that shape the result differ.",
@@ -162,6 +169,14 @@ class PretrainSettings(Settings):
     mask_ratio: float = setting(0.4, "Fraction of the patches that are hidden.", panel=_MASK, gt=0, lt=1)
     mask_type: MaskType = setting(
         "random", "random: any patches; block: one contiguous block a window.", panel=_MASK
+    )
+    channel_dropout: float = setting(
+        0.0,
+        "Probability that a training window loses one or more of its channels, never all: the encoder then "
+        "also serves windows without them.",
+        panel=_MASK,
+        ge=0,
+        le=1,
     )
     stft_weight: float = setting(0.3, "Weight of the STFT loss beside the MSM loss.", panel=_MASK, ge=0)
     stft_windows: Lengths = setting(
@@ -292,8 +307,18 @@ class PretrainSettings(Settings):
             longest = max(self.stft_windows)
             message = f"stft_windows (up to {longest}) must fit context_length ({self.context_length})"
             yield Conflict(("stft_windows", "context_length"), message)
+        if self.channel_dropout and len(self.channels) < 2:
+            message = f"channel_dropout needs two channels or more, and channels is {self.channels[0]}"
+            yield Conflict(("channel_dropout", "channels"), message)
         if self.resume and self.resume_from is not None:
             yield Conflict(("resume", "resume_from"), "resume and resume_from name two runs: leave one out")
+        if self.init_from is not None and (self.resume or self.resume_from is not None):
+            other = "resume" if self.resume else "resume_from"
+            message = (
+                f"init_from starts a new run, and {other} goes on with one: leave one of them out (a run "
+                "that was started with init_from is resumed without it)"
+            )
+            yield Conflict(("init_from", other), message)
         if self.force and not self.resume and self.resume_from is None:
             yield Conflict(("force", "resume"), "force belongs to resume or resume_from: leave it out")
         if self.no_amp and self.precision in ("bf16", "fp16"):

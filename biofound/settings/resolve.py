@@ -49,6 +49,27 @@ class Resolved(Generic[S]):
             for name in names
         }
 
+    def with_defaults(self, values: Mapping[str, Any], *, origin: str) -> "Resolved[S]":
+        """The settings with other defaults: each of `values` where nothing was given for its field.
+
+        Raises:
+            SettingsError: when they do not fit the settings that were given.
+        """
+        model = type(self.settings)
+        said = {
+            name: origin
+            for name, origin in self.origins.items()
+            if origin != DEFAULT and not origin.startswith(f"{DEFAULT} for ")  # a derived one
+        }
+        given = _Given(
+            values={**values, **{name: getattr(self.settings, name) for name in said}},
+            origins={**dict.fromkeys(values, origin), **said},
+        )
+        settings, problems = _validate(model, given)
+        if settings is None:
+            raise SettingsError(_listing(problems))
+        return Resolved(settings=settings, origins=_origins(model, given))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedChannels:

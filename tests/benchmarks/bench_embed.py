@@ -112,6 +112,7 @@ def header_of(checkpoint: Checkpoint) -> VectorsHeader:
         biofound_version="",
         origin=origin,
         channels=checkpoint.model.channels,
+        present_channels=checkpoint.model.channels,
         sfreq=checkpoint.data.sfreq,
         window_samples=checkpoint.model.context_length,
     )

@@ -37,6 +37,7 @@ TRAINING = TrainConfig(
     gradient_clip=1.0,
     mask_ratio=0.4,
     mask_type="random",
+    channel_dropout=0.0,
     stft_weight=0.3,
     stft_windows=(32, 64, 128),
     stft_floor=1e-3,

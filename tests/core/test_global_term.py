@@ -135,10 +135,14 @@ def test_the_trainer_learns_the_terms_and_leaves_them_out_at_weight_zero(config,
 def test_the_rate_term_in_closed_form():
     heart_rate = torch.tensor([60.0, float("nan"), 120.0])
     right = rate_target(heart_rate)[None, :, None].expand(2, 3, 2)
-    assert rate_term(right, heart_rate).tolist() == [[0.0, 0.0], [2.0, 2.0]]  # NaN counts nothing
+    whole = torch.ones(3, 2, dtype=torch.bool)
+    assert rate_term(right, heart_rate, whole).tolist() == [[0.0, 0.0], [2.0, 2.0]]  # NaN counts nothing
     off = right + torch.tensor([0.5, 2.0])[:, None, None]
     # Huber: 0.5 ** 2 / 2 from the latents, and 2 - 1 / 2 from the channel
-    total, count = rate_term(off, heart_rate)
+    total, count = rate_term(off, heart_rate, whole)
+    assert (total / count).tolist() == pytest.approx([0.125 + 1.5] * 2, rel=1e-6)
+    whole[0, 1] = False  # a channel with a gap does not count
+    assert rate_term(off, heart_rate, whole)[1].tolist() == [2.0, 1.0]
     assert (total / count).tolist() == pytest.approx([0.125 + 1.5] * 2, rel=1e-6)
     ratio = rate_target(torch.tensor(120.0)) - rate_target(torch.tensor(60.0))
     assert ratio.item() == pytest.approx(math.log(2) / 0.4)

@@ -1,8 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from biofound.core.checkpoint import load_checkpoint, save_checkpoint
-from biofound.core.inflate import inflate, inflated_checkpoint, load_pretrained_with_channel_inflate
+from biofound.core.inflate import (
+    inflate,
+    inflated_checkpoint,
+    load_pretrained_with_channel_inflate,
+    transfer_weights,
+)
 from biofound.core.models import build_model, channel_rows
 from biofound.core.optimizer import make_optimizer
 from biofound.data.channels import Channel, PassBand
@@ -179,3 +186,51 @@ def test_names_may_be_given_and_other_counts_need_them(path, x):
 def test_what_the_caller_says_is_checked_against_the_checkpoint(path, changes, error, message):
     with pytest.raises(error, match=message):
         load(path, **changes)
+
+
+def test_weights_are_transferred_by_name_into_another_order_and_heads_come_and_go(config, x):
+    with_heads = replace(config, rhythm_head=True, rate_head=True)
+    source = build_model(with_heads, seed=3).eval()
+    optimizer = make_optimizer(source, lr=1e-3, weight_decay=0.0)
+    checkpoint = checkpoint_of(source, optimizer=optimizer.state_dict())
+    swapped = transfer_weights(checkpoint, replace(with_heads, channels=("ECG", "PPG"), dropout=0.2), seed=0)
+    mask = torch.arange(10).expand(len(x), 10) == 4
+    ours, theirs = swapped.model(x.flip(1), mask), source(x, mask)
+    assert torch.allclose(ours.values.flip(1), theirs.values, atol=1e-6)
+    assert torch.allclose(ours.rhythm.flip(2), theirs.rhythm, atol=1e-6)
+    assert {item.status for item in swapped.transfers} == {"copied", "dropped"}
+    assert [item.name for item in swapped.transfers if item.status == "dropped"] == ["optimizer state"]
+    bare = transfer_weights(checkpoint, replace(config, channels=FIVE, rate_head=True), seed=0)
+    heads = {name for name in checkpoint.decoder if name.startswith("rhythm.")}
+    assert bare.named("dropped", part="decoder") == heads and len(heads) == 8
+    assert bare.named("new", part="decoder") == {
+        f"rate.from_channel.ACC_{axis}.{kind}" for axis in "XYZ" for kind in ("weight", "bias")
+    }
+    accounted = bare.named("copied", part="decoder") | bare.named("inflated", part="decoder") | heads
+    assert accounted == set(checkpoint.decoder)
+    latents = source.encoder(x)
+    assert (bare.model.encoder(five(x, ACC["noise"])) - latents).abs().max().item() <= 1e-6
+    again = transfer_weights(checkpoint_of(bare.model), replace(with_heads, channels=FIVE), seed=1)
+    assert again.named("new", part="decoder") == {
+        f"rhythm.{source}.{name}.{kind}"
+        for source in ("from_latents", "from_channel")
+        for name in FIVE
+        for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": ("PPG", "ACC_X", "ACC_Y")}, "ECG is not among the new channels"),
+        ({"d_model": 32}, r"d_model 16 \(not 32\)"),
+        ({"patch_embedding": "convolutional"}, r"patch_embedding linear \(not convolutional\)"),
+        (
+            {"context_length": 500, "patch_size": 50},
+            r"context_length 250 \(not 500\), patch_size 25 \(not 50\)",
+        ),
+    ],
+)
+def test_weights_are_not_transferred_into_another_encoder(checkpoint, config, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        transfer_weights(checkpoint, replace(config, **changes), seed=0)

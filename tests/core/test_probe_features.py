@@ -32,6 +32,13 @@ def test_the_beat_counter_is_exact_on_a_ppg_with_a_dicrotic_wave(interval):
     assert count_beats(x, 125.0, channels=("PPG",)) == pytest.approx(60 / interval, rel=A_SAMPLE)
 
 
+def test_the_beat_counter_takes_the_ppg_of_windows_that_lack_the_ecg():
+    ppg = pulses(0.8, width=0.08, t_wave=0.3)
+    x = np.stack([[ppg, pulses(0.6)], [ppg, np.full(1250, np.nan)], [ppg, np.zeros(1250)]])
+    found = count_beats(x.astype(np.float32), 125.0, channels=("PPG", "ECG"))
+    np.testing.assert_allclose(found, [100, 75, np.nan], rtol=A_SAMPLE)
+
+
 def test_the_beat_counter_takes_no_t_wave_for_a_beat_and_neither_sign_nor_scale_matter():
     ecg = pulses(0.8, t_wave=0.5)
     x = np.stack([ecg, -ecg, 1e-3 * ecg + 5])[:, None]

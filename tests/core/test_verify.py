@@ -101,7 +101,7 @@ def test_the_default_recipe_passes(data):
 
 
 def test_every_check_passes_with_all_further_terms(target, config):
-    weights = {"global_weight": 0.3, "rhythm_weight": 0.1, "rate_weight": 0.1}
+    weights = {"global_weight": 0.3, "rhythm_weight": 0.1, "rate_weight": 0.1, "channel_dropout": 0.5}
     heads = {"patch_embedding": "convolutional", "rhythm_head": True, "rate_head": True}
     target = replace(
         target,
@@ -132,6 +132,43 @@ def leak_through_the_convolutions(monkeypatch):
     monkeypatch.setattr(
         ConvolutionalEmbedding, "forward", lambda self, seen, visible: sound(self, whole[-1], visible)
     )
+
+
+def see_absent_channels_that_hold_numbers(monkeypatch):
+    sound = models.Encoder._checked
+
+    def finite_is_there(self, x, mask, observed):
+        return sound(self, x, mask, torch.isfinite(x))
+
+    monkeypatch.setattr(models.Encoder, "_checked", finite_is_there)
+
+
+def count_absent_channels(monkeypatch):
+    sound = losses.rate_term
+    monkeypatch.setattr(
+        losses, "rate_term", lambda prediction, rate, counts: sound(prediction, rate, torch.ones_like(counts))
+    )
+    whole = models.Encoder.encode
+
+    def counted(self, x, *, mask=None, observed=None):
+        encoded = whole(self, x, mask=mask, observed=observed)
+        hidden = mask.repeat_interleave(self.config.patch_size, dim=1)[:, None, :]
+        return encoded._replace(loss_mask=hidden.expand_as(x))
+
+    monkeypatch.setattr(models.Encoder, "encode", counted)
+
+
+def drop_channels_with(monkeypatch, changed):
+    sound = trainer.draw_channel_dropout
+    monkeypatch.setattr(trainer, "draw_channel_dropout", lambda *args, **kw: changed(sound(*args, **kw)))
+
+
+def drop_no_channel(monkeypatch):
+    drop_channels_with(monkeypatch, np.zeros_like)
+
+
+def drop_whole_windows(monkeypatch):
+    drop_channels_with(monkeypatch, lambda dropped: dropped | dropped.any(1, keepdims=True))
 
 
 def average_the_channels(monkeypatch):
@@ -351,7 +388,14 @@ def swap_the_terms(monkeypatch):
 def unknown_rates_are_80(monkeypatch):
     sound = losses.rate_term
     monkeypatch.setattr(
-        losses, "rate_term", lambda prediction, rate: sound(prediction, rate.nan_to_num(80.0))
+        losses, "rate_term", lambda prediction, rate, counts: sound(prediction, rate.nan_to_num(80.0), counts)
+    )
+
+
+def rate_of_channels_with_a_gap(monkeypatch):
+    sound = losses.rate_term
+    monkeypatch.setattr(
+        losses, "rate_term", lambda prediction, rate, counts: sound(prediction, rate, torch.ones_like(counts))
     )
 
 
@@ -475,6 +519,10 @@ def wrong_length(monkeypatch):
         ("validation", drop_last_validation_batch),
         ("STFT pass band", ignore_the_pass_band),
         ("masked samples are hidden", leak_masked_samples),
+        ("what is absent has no influence", see_absent_channels_that_hold_numbers),
+        ("what is absent has no influence", count_absent_channels),
+        ("what is absent has no influence", drop_no_channel),
+        ("what is absent has no influence", drop_whole_windows),
         ("channels are told apart", average_the_channels),
         ("scale does not matter", keep_physical_units),
         ("MSM closed form", count_visible_samples),
@@ -486,6 +534,7 @@ def wrong_length(monkeypatch):
         ("further terms closed form", one_prediction_of_two),
         ("further terms closed form", swap_the_terms),
         ("further terms closed form", unknown_rates_are_80),
+        ("further terms closed form", rate_of_channels_with_a_gap),
         ("further terms closed form", rate_in_hz),
         ("synthetic stream repeats", hearts_from_nowhere),
         ("synthetic stream repeats", window_scaled_by_its_batch),
@@ -595,3 +644,13 @@ def test_an_error_inside_a_check_fails_that_check_alone(target, monkeypatch):
     assert not check.passed
     assert check.measured == "RuntimeError: no masks today"
     assert outcome(target, "encoder").passed
+
+
+def test_checks_pass_on_windows_of_which_some_lack_a_channel(target, windows):
+    lacking = windows.copy()
+    lacking[:4, 1] = np.nan
+    lacking[5, 0, 40:90] = np.nan
+    target = replace(target, windows=lacking)
+    names = ("forward pass", "validation", "masked samples are hidden", "scale does not matter")
+    names += ("what is absent has no influence", "further terms closed form", "inflation is exact")
+    assert [c for c in (outcome(target, name) for name in names) if not c.passed] == []

@@ -29,7 +29,12 @@ ORIGIN = VectorsOrigin(
 )
 PREDICTED_BY = TableOrigin(**ORIGIN.model_dump(exclude={"readout"}))
 HEADER = VectorsHeader(
-    biofound_version="0", origin=ORIGIN, channels=("PPG", "ECG"), sfreq=125.0, window_samples=1250
+    biofound_version="0",
+    origin=ORIGIN,
+    channels=("PPG", "ECG"),
+    present_channels=("PPG", "ECG"),
+    sfreq=125.0,
+    window_samples=1250,
 )
 
 

@@ -115,6 +115,94 @@ MUTANTS = (
         f"{T_CORE}/test_models.py::test_the_loss_mask_marks_the_hidden_real_samples",
     ),
     Mutant(
+        "a dropped channel stays visible",
+        f"{CORE}/trainer.py",
+        "return torch.where(torch.from_numpy(dropped).to(windows.device)[..., None], torch.nan, windows)",
+        "return windows",
+        f"{T_CORE}/test_channel_dropout.py"
+        "::test_training_with_channel_dropout_is_training_on_windows_that_lack_those_channels",
+    ),
+    Mutant(
+        "an absent channel that holds numbers is seen",
+        f"{CORE}/models.py",
+        "visible = observed & ~hidden",
+        "visible = torch.isfinite(x) & ~hidden",
+        f"{T_CORE}/test_channel_dropout.py::test_what_an_absent_channel_holds_changes_no_bit_and_no_loss",
+    ),
+    Mutant(
+        "an absent channel that holds numbers is counted by the loss",
+        f"{CORE}/models.py",
+        "scaled, observed & hidden, observed.all(-1)",
+        "scaled, torch.isfinite(x) & hidden, observed.all(-1)",
+        f"{T_CORE}/test_channel_dropout.py::test_what_an_absent_channel_holds_changes_no_bit_and_no_loss",
+    ),
+    Mutant(
+        "a dropped channel is counted by the rate term",
+        f"{CORE}/losses.py",
+        "rate_term(out.rate, heart_rate, out.whole)",
+        "rate_term(out.rate, heart_rate, torch.ones_like(out.whole))",
+        f"{T_CORE}/test_channel_dropout.py::test_what_an_absent_channel_holds_changes_no_bit_and_no_loss",
+    ),
+    Mutant(
+        "a window may lose all its channels",
+        f"{CORE}/masking.py",
+        "can_go = np.maximum(present.sum(1) - 1, 0)",
+        "can_go = present.sum(1)",
+        f"{T_CORE}/test_channel_dropout.py::test_a_channel_that_a_window_lacks_is_never_what_it_keeps",
+    ),
+    Mutant(
+        "every epoch drops the same channels",
+        f"{CORE}/trainer.py",
+        """            seed=self.config.seed,
+            epoch=self.epoch,
+            index=index,
+        )
+        return torch.where""",
+        """            seed=self.config.seed,
+            epoch=0,
+            index=index,
+        )
+        return torch.where""",
+        f"{T_CORE}/test_channel_dropout.py"
+        "::test_training_with_channel_dropout_is_training_on_windows_that_lack_those_channels",
+    ),
+    Mutant(
+        "weights that are transferred into another order keep the decoder's rows where they stood",
+        f"{CORE}/inflate.py",
+        'by_channel = part == "decoder" and name.startswith("proj.")',
+        "by_channel = source is not None and source.shape != target.shape",
+        f"{T_CORE}/test_inflate.py"
+        "::test_weights_are_transferred_by_name_into_another_order_and_heads_come_and_go",
+    ),
+    Mutant(
+        "a run starts from random weights although a parent is named",
+        "biofound/commands/pretrain.py",
+        "model, parent = initial.inflation.model, initial.parent",
+        "model, parent = build_model(settings.fill(ModelConfig), seed=settings.seed), initial.parent",
+        "tests/test_init_from.py::test_weights_and_model_settings_are_the_parents_and_it_is_named",
+    ),
+    Mutant(
+        "a patient of the parent's training validates",
+        "biofound/commands/pretrain_init.py",
+        "shared = sorted(set(part.windows.subjects) & set(parent.subjects))",
+        "shared = sorted(set(part.windows.subjects) & set())",
+        "tests/test_init_from.py::test_windows_that_do_not_fit_the_parent_are_refused",
+    ),
+    Mutant(
+        "probe forgets the subjects of the parent",
+        "biofound/commands/probe.py",
+        "[checkpoint.data, *checkpoint.ancestors()]",
+        "[checkpoint.data]",
+        "tests/test_init_from.py::test_the_probe_marks_the_subjects_of_the_parent_too",
+    ),
+    Mutant(
+        "an encoder that never saw windows without a channel embeds them",
+        f"{CORE}/checkpoint.py",
+        'if not self.settings.get("channel_dropout"):',
+        "if False:",
+        f"{T_CORE}/test_channel_dropout.py::test_which_subsets_a_checkpoint_serves",
+    ),
+    Mutant(
         "no floor under the scale of a flat channel",
         f"{CORE}/models.py",
         ".sqrt().clamp(min=_FLAT)",
@@ -266,8 +354,8 @@ MUTANTS = (
     Mutant(
         "unknown heart rates count as 80 a minute",
         f"{CORE}/global_term.py",
-        "sums = torch.where(known[:, None], error, 0.0).sum(0)",
-        "sums = error.sum(0)",
+        "counts = counts & known[:, None]",
+        "pass",
         f"{T_CORE}/test_global_term.py::test_the_rate_term_in_closed_form",
     ),
     Mutant(
@@ -585,8 +673,8 @@ MUTANTS = (
     Mutant(
         "channels are taken by position",
         f"{DATA}/windows.py",
-        "self._rows = [windows.channels.index(name) for name in channels]",
-        "self._rows = list(range(len(channels)))",
+        "row: windows.channels.index(name) for row, name in enumerate(channels)",
+        "row: row for row, name in enumerate(channels)",
         f"{T_DATA}/test_windows.py::test_selected_channels_follow_their_names_wherever_they_stand",
     ),
     Mutant(
