@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from biofound import __version__, console
-from biofound.commands.left_out import show_left_out
+from biofound.commands.left_out import show_left_out, show_repaired
 from biofound.commands.probe_data import check_fit
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.devices import resolve_device
@@ -150,6 +150,7 @@ def _embed_recordings(
     if isinstance(source, RetryingSource):
         source.on_retry = console.note
     found = source.survey(channels)
+    show_repaired(found.repaired)
     counts.left_out = {case_id: list(absent) for case_id, absent in found.left_out.items()}
     counts.failed = dict(found.refused)
     cases = found.usable(skip_failed=skip_failed)
