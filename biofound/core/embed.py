@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.readout import embed_windows, find_readout
 from biofound.core.readout_names import DEFAULT_BATCH_SIZE, DEFAULT_READOUT
-from biofound.data.channels import Channel, PassBand
+from biofound.data.channels import DEFAULT_MOTION_GATE, Channel, PassBand
 from biofound.data.extract import extract_windows
 from biofound.data.sources import Recording, Signal
 from biofound.data.vectors import WindowVectors
@@ -91,6 +91,7 @@ class WindowEmbedder:
             window_samples=self._model.context_length,
             max_gap_seconds=self._data.max_gap_seconds,
             dtype="float32",
+            motion_gate=DEFAULT_MOTION_GATE,
         )
         count = len(found.x)
         return ArrayWindows(
