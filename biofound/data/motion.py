@@ -52,10 +52,10 @@ _CHUNK = 256  # windows at a time: bounds the memory of long recordings
 
 @dataclass(frozen=True, kw_only=True)
 class _Weights:
-    """A logistic regression from features (each 0 to 1, but for the skewness) to the confidence in a pulse.
+    """A logistic regression from features, most of them between 0 and 1, to the confidence in a pulse.
 
-    Fitted on moving windows of the population `exercise`, seeds 1 to 4. Where nothing says that somebody moves
-    the intercept is higher than fitted, so that less is lost at rest.
+    Fitted on moving windows of the population `exercise`, seeds 1 to 8. Where nothing says that somebody
+    moves the intercept is higher than fitted, so that less is lost at rest.
     """
 
     intercept: float
@@ -67,10 +67,12 @@ class _Weights:
     """Share of the PPG's power that follows from the R peaks."""
     timed: float = 0.0
     """Agreement of the beats with the R peaks."""
-    smooth: float = 0.0
-    """Agreement of the beats with those of the smoothed PPG."""
+    slope_skewness: float = 0.0
+    """Skewness of the PPG's slope: positive where it rises faster than it falls."""
     skewness: float = 0.0
-    """Skewness of the PPG's slope."""
+    """Skewness of the PPG: positive where its peaks are narrower than its valleys."""
+    bandwidth: float = 0.0
+    """Logarithm of the width of the PPG's spectrum in Hz."""
     template: float = 0.0
     """The quality by the tests before."""
 
@@ -78,7 +80,7 @@ class _Weights:
 WITH_ACC = _Weights(intercept=-16.2, left=6.0, same=10.8, template=4.0)
 WITH_ACC_AND_ECG = _Weights(intercept=-16.5, left=6.2, same=9.0, locked=5.7, template=2.5)
 WITH_ECG = _Weights(intercept=-7.5, timed=5.5, locked=6.8)
-WITH_PPG = _Weights(intercept=-14.5, skewness=4.9, smooth=12.8)
+WITH_PPG = _Weights(intercept=-2.5, slope_skewness=4.5, skewness=1.2, bandwidth=-2.1)
 
 
 def assess_motion(
@@ -232,10 +234,10 @@ class _Ppg:
             total += weights.locked * self._locked_share(r_peaks)
         if weights.timed:
             total += weights.timed * self._agreement_with(r_peaks)
-        if weights.smooth:
-            total += weights.smooth * self._agreement_when_smooth()
-        if weights.skewness:
-            total += weights.skewness * self._skewness()
+        if weights.slope_skewness:
+            total += weights.slope_skewness * _skewness(np.gradient(self._samples), self._windows)
+            total += weights.skewness * _skewness(self._samples, self._windows)
+            total += weights.bandwidth * self._bandwidth()
         return 1.0 / (1.0 + np.exp(-np.clip(total, -50.0, 50.0)))
 
     def _beats_of(self, samples: Floats) -> NDArray[np.float64]:
@@ -279,16 +281,22 @@ class _Ppg:
         usual = edges[np.convolve(number, np.ones(5), "same").argmax()] + 0.01
         return _agreement(self._beats - usual, r_peaks, self._windows)
 
-    def _agreement_when_smooth(self) -> NDArray[np.float64]:
-        smooth = ndimage.uniform_filter1d(self._samples, max(1, round(0.2 * self._windows.sfreq)))
-        return _agreement(self._beats, self._beats_of(smooth), self._windows)
+    def _bandwidth(self) -> NDArray[np.float64]:
+        """(N,) logarithm of the effective width of the spectrum in Hz: the exponential of its entropy."""
+        windows = self._windows
+        waves = self._samples.reshape(windows.count, windows.samples) * np.hanning(windows.samples)
+        power = np.abs(np.fft.rfft(waves, 2 * windows.samples, axis=1)) ** 2
+        share = power / np.maximum(power.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        entropy = -(share * np.log(np.maximum(share, 1e-12))).sum(axis=1)
+        return np.asarray(entropy + np.log(windows.sfreq / (2 * windows.samples)))
 
-    def _skewness(self) -> NDArray[np.float64]:
-        """(N,) skewness of the slope: positive where the wave rises faster than it falls."""
-        slope = np.gradient(self._samples).reshape(self._windows.count, self._windows.samples)
-        slope = slope - slope.mean(axis=1, keepdims=True)
-        spread = np.maximum(np.mean(slope**2, axis=1), np.finfo(np.float32).tiny)
-        return np.asarray(np.mean(slope**3, axis=1) / spread**1.5, np.float64)
+
+def _skewness(wave: Floats, windows: _Windows) -> NDArray[np.float64]:
+    """(N,) skewness of a wave (T,)."""
+    waves = wave.reshape(windows.count, windows.samples).astype(np.float64)
+    waves -= waves.mean(axis=1, keepdims=True)
+    spread = np.maximum(np.mean(waves**2, axis=1), np.finfo(np.float32).tiny)
+    return np.asarray(np.mean(waves**3, axis=1) / spread**1.5)
 
 
 def _explained(

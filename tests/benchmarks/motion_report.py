@@ -1,8 +1,8 @@
 """Motion check of the PPG, measured on synthetic runners: the table of docs/signal_quality.md.
 
-    python -m tests.benchmarks.motion_report [--seeds 101,102,103,104] [--subjects 60]
+    python -m tests.benchmarks.motion_report [--seeds 201,202,203,204] [--subjects 60]
 
-The constants were chosen on seeds 1 to 4; these must be others.
+The constants were chosen on seeds 1 to 8 and 101 to 104; these must be others.
 """
 
 import argparse
@@ -34,15 +34,15 @@ WAYS: dict[str, tuple[tuple[str, ...], MotionGate]] = {
 """What the check may look at."""
 
 READABLE, UNREADABLE = 1.0, 0.3
-"""Power of the pulse over that of all else in the PPG: from the first on it is readable, below the second not."""
+"""Power of the pulse over that of all else in the PPG from which on it is readable, and below which not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     """All N windows of a cohort: `quality` (N,) of the PPG by each of `WAYS`, and what is true of them.
 
-    `ratio` is the power of the pulse over that of all else in the PPG, `found` whether the beats found are the
-    pulses, `motion` the share of the window in which the subject moves; NaN, False and 0 for `rest`.
+    `ratio` is the power of the pulse over that of all else in the PPG, `found` whether the beats found are
+    the pulses, `motion` the share of the window in which the subject moves; NaN, False and 0 for `rest`.
     """
 
     quality: dict[str, NDArray[np.float32]]
@@ -111,7 +111,7 @@ def _judge_case(source: SyntheticSource, case_id: str, starts: NDArray[np.float6
 
 
 def _are_pulses(beats: NDArray[np.float64], feet: NDArray[np.float64]) -> bool:
-    """Whether beats within the window and pulses are the same to 90 % (F1), to 80 ms, at some constant delay."""
+    """Whether beats and pulses are the same to 90 % (F1) and 80 ms, at some constant delay."""
     beats, feet = beats[(beats >= 0) & (beats < SECONDS)], feet[np.isfinite(feet)]
     if len(beats) < 2 or len(feet) < 2:
         return False
@@ -138,13 +138,13 @@ def kept(judged: Judged, way: str, among: NDArray[np.bool_]) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure the motion check of the PPG.")
-    parser.add_argument("--seeds", default="101,102,103,104", help="seeds of the cohorts")
+    parser.add_argument("--seeds", default="201,202,203,204", help="seeds of the cohorts")
     parser.add_argument("--subjects", type=int, default=60, help="subjects of a cohort, two minutes each")
     options = parser.parse_args(arguments)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     cohorts = [judge(seed=seed, subjects=options.subjects) for seed in seeds]
     resting = judge(seed=seeds[0], subjects=options.subjects, population="rest")
-    table = Table("check", "AUC pulse >= rest", "AUC beats found", "readable", "unreadable", "still", "rest")
+    table = Table("check", "AUC, ratio >= 1", "AUC, beats found", "readable", "unreadable", "still", "rest")
     for way in WAYS:
         scores = np.array([auc(cohort, way) for cohort in cohorts])
         shares = [f"{scores[:, k].mean():.2f} ({scores[:, k].min():.2f})" for k in (0, 1)]
