@@ -116,13 +116,13 @@ def assess_motion(
         return list(assessed)
     windows = _Windows(count=count, samples=window_samples, sfreq=sfreq)
     length = count * window_samples
-    known = {kind: _whole(invalid[rows[kind], :length], windows) for kind in _KINDS}
     acceleration = (
         np.array([_in_g(channels[row]) for row in rows["ACC"]])[:, None] * samples[rows["ACC"], :length]
     )
-    moving = known["ACC"] & (windows.power(acceleration) >= STILL_G**2)
-    still = known["ACC"] & ~moving
-    r_peaks, good_ecg = _r_peaks(samples, invalid, rows["ECG"], assessed, windows)
+    has_acc = _all_good(assessed, rows["ACC"], count)
+    moving = has_acc & (windows.power(acceleration) >= STILL_G**2)
+    good_ecg = _all_good(assessed, rows["ECG"][:1], count)
+    r_peaks = _r_peaks(samples, invalid, rows["ECG"][:1], windows)
     found = list(assessed)
     for row in rows["PPG"]:
         ppg = _Ppg(samples[row, :length], invalid[row, :length], assessed[row].quality, windows)
@@ -130,12 +130,11 @@ def assess_motion(
         for some, weights in (
             (moving & ~good_ecg, WITH_ACC),
             (moving & good_ecg, WITH_ACC_AND_ECG),
-            (~known["ACC"] & good_ecg & (gate == "on"), WITH_ECG),
-            (~known["ACC"] & ~good_ecg & (gate == "on"), WITH_PPG),
+            (~has_acc & good_ecg & (gate == "on"), WITH_ECG),
+            (~has_acc & ~good_ecg & (gate == "on"), WITH_PPG),
         ):
             if some.any():
                 confidence[some] = ppg.confidence(weights, acceleration, moving, r_peaks)[some]
-        confidence[still] = 1.0
         found[row] = _lowered(assessed[row], confidence, channels[row].quality_threshold)
     return found
 
@@ -162,15 +161,19 @@ def _in_g(channel: Channel) -> float:
     return factor
 
 
+def _all_good(assessed: Sequence[WindowQuality], rows: Sequence[int], count: int) -> Flags:
+    """(N,) windows in which all these channels pass their own tests; none where there is no channel."""
+    good = [assessed[row].reason == Reason.KEPT for row in rows]
+    return np.logical_and.reduce(good) if good else np.zeros(count, np.bool_)
+
+
 def _r_peaks(
-    samples: Floats, invalid: Flags, rows: list[int], assessed: Sequence[WindowQuality], windows: "_Windows"
-) -> tuple[NDArray[np.float64], Flags]:
-    """Times of the R peaks in s, and (N,) the windows in which the ECG is good; of the first ECG channel."""
+    samples: Floats, invalid: Flags, rows: Sequence[int], windows: "_Windows"
+) -> NDArray[np.float64]:
+    """Times in s of the R peaks in the ECG whose row is given; none without one."""
     if not rows:
-        return np.empty(0), np.zeros(windows.count, np.bool_)
-    row = rows[0]
-    beats = find_beats(samples[row], invalid[row], "ECG", sfreq=windows.sfreq)
-    return beats / windows.sfreq, assessed[row].reason == Reason.KEPT
+        return np.empty(0)
+    return find_beats(samples[rows[0]], invalid[rows[0]], "ECG", sfreq=windows.sfreq) / windows.sfreq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,14 +206,6 @@ class _Windows:
         """(C, T) at the rate of the regressions."""
         smooth = ndimage.uniform_filter1d(signals, self.step, axis=-1) if self.step > 1 else signals
         return np.asarray(smooth[..., self.step // 2 :: self.step])
-
-
-def _whole(invalid: Flags, windows: _Windows) -> Flags:
-    """(N,) windows in which all channels (C, T) are valid; none where there is no channel."""
-    if not len(invalid):
-        return np.zeros(windows.count, np.bool_)
-    touched: Flags = invalid.any(axis=0).reshape(windows.count, windows.samples).any(axis=1)
-    return np.logical_not(touched)
 
 
 class _Ppg:

@@ -22,18 +22,18 @@ CUT = {"sfreq": 125.0, "window_samples": 1250}
 
 @pytest.fixture(scope="module")
 def runners() -> Judged:
-    """A held-back cohort: 100 subjects, half a minute each."""
-    return judge(seed=977, subjects=100, minutes=0.5)
+    """A held-back cohort: 50 subjects, half a minute each."""
+    return judge(seed=201, subjects=50, minutes=0.5)
 
 
 @pytest.mark.parametrize(
     ("way", "least"),
-    [("with acceleration", 0.9), ("with acceleration and ECG", 0.9), ("with ECG", 0.8), ("PPG alone", 0.8)],
+    [("with acceleration", 0.9), ("with acceleration and ECG", 0.9), ("with ECG", 0.85), ("PPG alone", 0.8)],
 )
 def test_quality_tells_readable_pulses_from_steps(runners: Judged, way: str, least: float) -> None:
     by_power, by_beats = auc(runners, way)
     assert by_power > least and by_beats > least
-    assert max(auc(runners, "no motion check")) < 0.75
+    assert max(auc(runners, "no motion check")) < 0.8
 
 
 def test_windows_of_nothing_but_steps_are_dropped_and_still_ones_kept(runners: Judged) -> None:
@@ -48,7 +48,7 @@ def test_windows_of_nothing_but_steps_are_dropped_and_still_ones_kept(runners: J
 
 
 def test_nothing_is_lost_at_rest() -> None:
-    resting = judge(seed=978, subjects=8, minutes=1.0, population="rest")
+    resting = judge(seed=978, subjects=8, minutes=0.5, population="rest")
     before = resting.quality["no motion check"]
     assert (before >= 0.5).all()
     for way, after in resting.quality.items():
@@ -108,22 +108,20 @@ def test_the_gate_is_optional_and_auto_needs_acceleration() -> None:
 
 
 def test_bad_acceleration_counts_for_its_own_windows_only() -> None:
-    """Where it is missing, `auto` leaves the PPG as it is; a little of it missing moves no other window."""
+    """Without good acceleration `auto` leaves the PPG as it is; it changes no other channel."""
     _, conditioned, assessed = runner()
-    invalid = conditioned.invalid.copy()
-    invalid[0, 5 * 1250 + 10] = True
+    reason = assessed[0].reason.copy()
+    reason[5] = Reason.GAP
+    spoilt = [replace(assessed[0], reason=reason), *assessed[1:]]
     whole, holed = (
-        assess_motion(conditioned.samples, flags, CHANNELS, assessed, **CUT, gate="auto")[3]
-        for flags in (conditioned.invalid, invalid)
+        assess_motion(conditioned.samples, conditioned.invalid, CHANNELS, found, **CUT, gate="auto")
+        for found in (assessed, spoilt)
     )
-    assert holed.quality[5] == assessed[3].quality[5] > whole.quality[5]
+    assert holed[3].quality[5] == assessed[3].quality[5] > whole[3].quality[5]
     others = np.arange(12) != 5
-    np.testing.assert_allclose(holed.quality[others], whole.quality[others], atol=0.1)
+    np.testing.assert_allclose(holed[3].quality[others], whole[3].quality[others], atol=0.1)
     for row in (0, 1, 2, 4):
-        assert np.array_equal(
-            assess_motion(conditioned.samples, invalid, CHANNELS, assessed, **CUT, gate="auto")[row].quality,
-            assessed[row].quality,
-        )
+        assert np.array_equal(whole[row].quality, assessed[row].quality)
 
 
 def test_unit_of_the_acceleration_is_converted_or_refused() -> None:
