@@ -134,6 +134,8 @@ def test_unit_of_the_acceleration_is_converted_or_refused() -> None:
         for samples, channels in ((conditioned.samples, CHANNELS), (scaled, in_mg))
     ]
     np.testing.assert_allclose(*same, atol=1e-4)
+    quiet = assess_motion(conditioned.samples, conditioned.invalid, in_mg, assessed, **CUT, gate="auto")[3]
+    assert np.array_equal(quiet.quality, assessed[3].quality)  # a thousandth of the steps is no motion
     counts = [replace(channel, unit="counts") if channel in ACC else channel for channel in CHANNELS]
     with pytest.raises(DataError, match=r"ACC_X: the motion check needs acceleration in g.*motion_gate off"):
         assess_motion(scaled, conditioned.invalid, counts, assessed, **CUT, gate="auto")
