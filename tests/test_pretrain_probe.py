@@ -115,7 +115,7 @@ def test_a_csv_cannot_tell_cases_of_the_same_name_apart(tmp_path) -> None:
         ((*STREAM, "--probe-labels", "truth", "--probe-labels-root", "x"), "numerics and annotations"),
         (("--probe-labels", "numerics", "--probe-interval", 0), "at least 1"),
         (("--probe-labels", "numerics"), "the embedded cohort"),
-        ((*STREAM, "--probe-labels", "numerics"), "expected a window store built from WFDB records"),
+        ((*STREAM, "--probe-labels", "numerics"), "expected a window store built from source wfdb"),
         (("--data-dir", "STORE", "--probe-labels", "numerics"), "built from synthetic; give a CSV"),
         (("--data-dir", "STORE", *STREAM, "--probe-labels", "truth"), "whose truth is not known"),
     ],

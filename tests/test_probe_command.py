@@ -244,7 +244,7 @@ def test_read_outs_are_those_that_can_be_asked_for() -> None:
         (("--target", "HR", "--encoder", "json:dumps"), 1, ("json:dumps failed", "TypeError")),
         (("--target", "HR", "--encoder", "json:dumps,json:dumps"), 2, ("json:dumps twice",)),
         (("--target", "HR", "--picture", "probe.pdf"), 2, (".png",)),
-        (("--target", "HR", "--labels", "numerics"), 2, ("WFDB", "synthetic", "CSV")),
+        (("--target", "HR", "--labels", "numerics"), 2, ("source wfdb", "synthetic", "CSV")),
         (("--target", "HR", "--labels", "numerics", "--classes"), 2, ("classes",)),
         (("--target", "HR", "--labels-root", "x"), 2, ("labels_root",)),
         (("--target", "HR", "--labels", "nothing.csv"), 1, ("nothing.csv",)),

@@ -19,3 +19,13 @@ def show_left_out(lacking: Mapping[str, Sequence[str]], refused: Mapping[str, st
         console.table(f"left out: {len(rows)} recordings", ("recording", "reason"), rows[:SHOWN])
     if len(rows) > SHOWN:
         console.note(f"and {len(rows) - SHOWN} more, which --json lists")
+
+
+def show_repaired(repaired: Mapping[str, str]) -> None:
+    """Say which records had headers with signals and samples transposed, if any had."""
+    if repaired:
+        more = f" and {len(repaired) - SHOWN} more, which --json lists" if len(repaired) > SHOWN else ""
+        console.warning(
+            f"{len(repaired)} recordings have headers with signals and samples transposed, and are read with "
+            f"the two exchanged: {', '.join(list(repaired)[:SHOWN])}{more}"
+        )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from biofound import console
-from biofound.commands.left_out import show_left_out
+from biofound.commands.left_out import show_left_out, show_repaired
 from biofound.data.sources import SHOWN, Case, ListedTrack, ListingSource, RetryingSource
 from biofound.data.sources.registry import open_source
 from biofound.data.sources.vitaldb import VitalDBSource, case_ids_in
@@ -60,12 +60,14 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
                 "moved": splits.moved(),
                 "left_out": {case_id: list(absent) for case_id, absent in found.left_out.items()},
                 "refused": dict(found.refused),
+                "repaired": dict(found.repaired),
                 "costs": {name: asdict(cost) for name, cost in costs.items()},
             }
         )
     else:
         _show_splits(splits, counts)
         show_left_out(found.left_out, found.refused)
+        show_repaired(found.repaired)
         if moved := splits.moved():
             named = ", ".join(f"{subject} to {name}" for subject, name in moved.items())
             console.note(f"so few patients that a split had nobody; moved, until others are added: {named}")

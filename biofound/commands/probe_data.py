@@ -1,6 +1,6 @@
 """Windows and labels of `biofound probe`: all splits of a directory, read by batch, with their labels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,13 @@ from biofound.data.labels import (
     WindowLabels,
     WindowTimes,
     labels_from_annotations,
+    labels_from_butppg,
     labels_from_csv,
     labels_from_numerics,
 )
 from biofound.data.mixture import MixedWindows, Part
+from biofound.data.sources import Source
 from biofound.data.sources.registry import open_source
-from biofound.data.sources.wfdb import WfdbSource
 from biofound.data.splits import UNKNOWN
 from biofound.data.windows import Windows, open_windows, select_channels, source_of
 from biofound.errors import DataError, SettingsError
@@ -29,6 +30,13 @@ from biofound.settings.probe import ANNOTATIONS, NUMERICS
 if TYPE_CHECKING:
     from biofound.core.checkpoint import Checkpoint
     from biofound.core.task import TaskCheckpoint
+
+_READERS: Mapping[tuple[str, str], Callable[..., WindowLabels]] = {
+    ("wfdb", NUMERICS): labels_from_numerics,
+    ("wfdb", ANNOTATIONS): labels_from_annotations,
+    ("butppg", ANNOTATIONS): labels_from_butppg,
+}
+"""How the labels beside recordings are read, by their source and the word that asks for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,43 +196,44 @@ def read_labels(
 def _from_recordings(
     wanted: LabelRequest, parts: Sequence[Windows], times: WindowTimes, *, where: str
 ) -> WindowLabels:
-    """The labels that lie beside the recordings; windows not built from WFDB records have none."""
+    """The labels that lie beside the recordings; windows of other sources have none."""
     descriptions = [source_of(part) for part in parts]
     distinct = [one for k, one in enumerate(descriptions) if one not in descriptions[:k]]
-    recorded = [one for one in distinct if one.get("name") == "wfdb"]
+    recorded = [one for one in distinct if (one.get("name"), wanted.labels) in _READERS]
     if not recorded:
         names = ", ".join(one.get("name", "a plain npz") for one in distinct)
+        known = " or ".join(source for source, labels in _READERS if labels == wanted.labels)
         raise SettingsError(
-            f"{wanted.option} {wanted.labels}: expected a window store built from WFDB records, got {where}, "
-            f"built from {names}; give a CSV of labels"
+            f"{wanted.option} {wanted.labels}: expected a window store built from source {known}, got "
+            f"{where}, built from {names}; give a CSV of labels"
         )
     if wanted.root is not None and len(recorded) > 1:
         raise SettingsError(
             f"{wanted.option}-root: names one directory, but the windows were built from {len(recorded)}; "
             "give a CSV of labels, or put the recordings back where they were"
         )
-    read = labels_from_numerics if wanted.labels == NUMERICS else labels_from_annotations
     number = np.repeat([distinct.index(one) for one in descriptions], [len(part) for part in parts])
     values: NDArray[Any] | None = None
     for description in recorded:
         mine = np.flatnonzero(number == distinct.index(description))
         own = replace(times, case_id=times.case_id[mine], start_s=times.start_s[mine])
+        read = _READERS[description["name"], wanted.labels]
         found = read(_open_recordings(wanted, description), wanted.target, windows=own)
         if values is None:
             values = np.full(len(number), np.nan if found.numeric else None, found.values.dtype)
+        if values.dtype != found.values.dtype:
+            raise DataError(f"{where}: {wanted.target} is a number in some recordings and a word in others")
         values[mine] = found.values
     assert values is not None  # there are recordings
     return WindowLabels(target=wanted.target, values=values)
 
 
-def _open_recordings(wanted: LabelRequest, description: Mapping[str, Any]) -> WfdbSource:
+def _open_recordings(wanted: LabelRequest, description: Mapping[str, Any]) -> Source:
     moved = {} if wanted.root is None else {"root": str(wanted.root)}
     try:
-        source = open_source(**{**description, **moved})
+        return open_source(**{**description, **moved})
     except DataError as problem:
         raise DataError(f"{problem}; say with {wanted.option}-root where the recordings are now") from problem
-    assert isinstance(source, WfdbSource)
-    return source
 
 
 def check_fit(name: str, checkpoint: "Checkpoint | TaskCheckpoint", parts: Sequence[Windows]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from biofound import console
 from biofound.commands.inputs import TableInputs
-from biofound.commands.left_out import show_left_out
+from biofound.commands.left_out import show_left_out, show_repaired
 from biofound.core.model_input import ModelInput
 from biofound.data.channels import Channel
 from biofound.data.prefetch import prefetch_cases
@@ -153,6 +153,7 @@ def _of_recordings(
     if isinstance(source, RetryingSource):
         source.on_retry = console.note
     found = source.survey(channels)
+    show_repaired(found.repaired)
     counts.left_out = {case_id: list(absent) for case_id, absent in found.left_out.items()}
     counts.failed = dict(found.refused)
     cases = found.usable(skip_failed=skip_failed)

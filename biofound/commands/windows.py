@@ -90,6 +90,7 @@ def _build_stores(settings: WindowsSettings) -> tuple[list[Store], list[str]]:
             window_seconds=settings.window_seconds,
             max_gap_seconds=settings.max_gap_seconds,
             dtype=settings.dtype,
+            motion_gate=settings.motion_gate,
             outdir=settings.outdir,
             workers=settings.workers,
             scheduler=settings.scheduler,

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from biofound.core.checkpoint import DataDescription
 from biofound.core.models import ModelConfig
-from biofound.data.channels import Channel, PassBand
+from biofound.data.channels import DEFAULT_MOTION_GATE, Channel, PassBand
 from biofound.data.extract import extract_windows
 from biofound.data.sources import Recording, Signal
 from biofound.data.windows import ArrayWindows, WindowInfo, Windows, select_channels
@@ -84,6 +84,7 @@ class ModelInput:
             window_samples=self.window_samples,
             max_gap_seconds=self._data.max_gap_seconds,
             dtype="float32",
+            motion_gate=DEFAULT_MOTION_GATE,
         )
         count = len(found.x)
         return ArrayWindows(

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from joblib import cpu_count
 
 from biofound import __version__
-from biofound.data.channels import Channel, DType, samples_in_window
+from biofound.data.channels import Channel, DType, MotionGate, samples_in_window
 from biofound.data.extract import CaseWindows, extract_windows
 from biofound.data.npz import member_names, write_npz
 from biofound.data.pool import WorkerLostError, run_pool
@@ -90,6 +90,7 @@ class BuildConfig:
     window_samples: int
     max_gap_seconds: float
     dtype: DType
+    motion_gate: MotionGate = "off"
 
     def header(self) -> StoreHeader:
         """What the index and every sidecar say."""
@@ -105,6 +106,7 @@ class BuildConfig:
             window_samples=self.window_samples,
             max_gap_seconds=self.max_gap_seconds,
             dtype=self.dtype,
+            motion_gate=self.motion_gate,
         )
 
     def digest(self) -> str:
@@ -153,6 +155,7 @@ def build_windows(
     window_seconds: float,
     max_gap_seconds: float,
     dtype: DType,
+    motion_gate: MotionGate = "off",
     outdir: Path,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -173,6 +176,7 @@ def build_windows(
         window_seconds: window length; a whole number of samples.
         max_gap_seconds: longest gap that is bridged.
         dtype: `float16` or `float32`.
+        motion_gate: whether windows are dropped whose PPG is motion; see `MotionGate`.
         outdir: the data directory, parent of the store.
         workers: number of processes; 1 works in this process, None is one a core.
         scheduler: address of a Dask scheduler to work on instead, such as `tcp://host:8786`.
@@ -196,6 +200,7 @@ def build_windows(
         window_samples=samples_in_window(window_seconds, sfreq),
         max_gap_seconds=float(max_gap_seconds),
         dtype=dtype,
+        motion_gate=motion_gate,
     )
     _refuse_bad_entries(entries, split)
     if not overwrite:
@@ -347,6 +352,7 @@ def _build_case(source: Source, task: _Task) -> CaseResult:
             window_samples=config.window_samples,
             max_gap_seconds=config.max_gap_seconds,
             dtype=config.dtype,
+            motion_gate=config.motion_gate,
         )
     except DataError as error:
         return CaseResult(case_id=task.case_id, status="failed", error=str(error))

@@ -51,6 +51,12 @@ class Channel:
 DType = Literal["float16", "float32"]
 """The number formats in which windows are stored."""
 
+MotionGate = Literal["off", "auto", "on"]
+"""Whether windows are dropped whose PPG is motion: never; where there is acceleration; or also by the ECG, or
+the PPG alone."""
+
+DEFAULT_MOTION_GATE: MotionGate = "auto"
+
 
 def samples_in_window(window_seconds: float, sfreq: float) -> int:
     """Window length in samples.

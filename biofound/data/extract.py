@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from biofound.data.channels import Channel
+from biofound.data.channels import Channel, MotionGate
 from biofound.data.conditioning import condition
+from biofound.data.motion import assess_motion
 from biofound.data.quality import Reason, assess
 from biofound.data.sources import Recording, Signal
 from biofound.data.store import Counts, Timing
@@ -61,6 +62,7 @@ def extract_windows(
     window_samples: int,
     max_gap_seconds: float,
     dtype: str,
+    motion_gate: MotionGate = "off",
 ) -> CaseWindows:
     """Filter a whole recording, assess its windows, and keep those in which every required channel is good.
 
@@ -71,6 +73,7 @@ def extract_windows(
         window_samples: T; windows follow one another without overlap from the recording's start.
         max_gap_seconds: longest gap that is bridged.
         dtype: `float16` or `float32`.
+        motion_gate: whether windows are dropped whose PPG is motion; see `MotionGate`.
 
     Raises:
         DataError: when a channel cannot be conditioned, or its values do not fit `dtype`.
@@ -87,6 +90,15 @@ def extract_windows(
         )
         for row, channel in enumerate(channels)
     ]
+    assessments = assess_motion(
+        conditioned.samples,
+        conditioned.invalid,
+        channels,
+        assessments,
+        sfreq=sfreq,
+        window_samples=window_samples,
+        gate=motion_gate,
+    )
     names = [channel.name for channel in channels]
     reasons = np.stack([assessment.reason for assessment in assessments], axis=1)
     quality = np.stack([assessment.quality for assessment in assessments], axis=1)

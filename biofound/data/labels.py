@@ -1,4 +1,4 @@
-"""Labels of windows: from a CSV, WFDB numerics, WFDB annotations of beats and rhythm, or synthetic truth.
+"""Labels of windows: from a CSV, WFDB numerics or annotations, BUT PPG's tables, or synthetic truth.
 
 Whatever they come from, labels are rows of one case with a start, an end and a value. A window takes the
 mean (numbers) or the majority (words) of the rows that overlap it, each weighted by the seconds of overlap.
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from biofound.data.sources.butppg import ButppgSource, table_of
 from biofound.data.sources.heart_truth import Truth
 from biofound.data.sources.wfdb import WfdbSource, import_wfdb, normalised
 from biofound.errors import DataError
@@ -34,6 +35,9 @@ TRUTHS = {
     **{name: name for name in ("rhythm", "pulse_delay", "stiffness", "motion", "cadence")},
 }
 """Target to the field of `Truth` that holds it: rates have the names that monitors give them."""
+
+BUTPPG_CODES = frozenset({"quality", "motion", "ear/finger"})
+"""Columns of BUT PPG whose numbers are names of classes: quality 1 good, motion 0 rest, 3 walking, ..."""
 
 _ENDLESS_NOTE = re.compile(rb"## (?!time resolution: \d|annotation type definitions|end of definitions)")
 _RATE_NOTE = b"## time resolution: "
@@ -372,6 +376,36 @@ def _seconds_after(numerics: Any, record: Path) -> float:
         return 0.0
     start = _decoded(record, "rdheader", str(record)).base_datetime
     return 0.0 if start is None else float((numerics.base_datetime - start).total_seconds())
+
+
+# ---------------------------------------------------------------- BUT PPG
+
+
+def labels_from_butppg(source: ButppgSource, target: str, *, windows: WindowTimes) -> WindowLabels:
+    """Labels from the tables of BUT PPG: a row holds for its whole record.
+
+    A column is found by its name without unit, in upper or lower case: `quality`, `HR`, `motion`, `age`.
+    Codes (`BUTPPG_CODES`) are names of classes, as are columns that hold words; the others are numbers.
+
+    Raises:
+        DataError: when a table cannot be used, or none has the target.
+    """
+    columns = {column.split("[")[0].strip(): cells for column, cells in table_of(source).items()}
+    column = next((name for name in columns if name.casefold() == target.casefold()), None)
+    if column is None:
+        raise DataError(f"{source.root}: no label {target!r}; its tables have {', '.join(columns)}")
+    cells = columns[column]
+    numbers = {case_id: _as_number(cell) for case_id, cell in cells.items()}
+    words = column.casefold() in BUTPPG_CODES or None in numbers.values()
+    rows = {
+        case_id: LabelRows(
+            start_s=np.zeros(1),
+            end_s=np.full(1, np.inf),
+            values=np.array([cells[case_id] if words else numbers[case_id]], object if words else np.float64),
+        )
+        for case_id in cells
+    }
+    return label_windows(rows, windows, target=target, numeric=not words)
 
 
 # ---------------------------------------------------------------- Synthetic windows

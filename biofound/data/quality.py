@@ -91,6 +91,8 @@ class Reason(IntEnum):
     """Fewer beats than 30 a minute (none, for example), or more than 220."""
     TEMPLATE = 6
     """Its beats do not look like others of the recording."""
+    MOTION = 7
+    """Its wave is more likely motion than a pulse (`motion.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

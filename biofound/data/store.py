@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from biofound.data.channels import DType, PassBand
+from biofound.data.channels import DType, MotionGate, PassBand
 from biofound.data.npz import Member, find_members, map_members
 from biofound.data.segments import Segments, WindowInfo, checked_index, find_segments, gather
 from biofound.data.splits import UNKNOWN, NamedSource, SourceDescription, SplitName
@@ -55,6 +55,7 @@ class StoreHeader(StrictModel):
     window_samples: Annotated[int, Field(ge=2, le=2**31)]
     max_gap_seconds: float
     dtype: DType
+    motion_gate: MotionGate = "off"
 
     @model_validator(mode="after")
     def _describe_every_channel(self) -> Self:

@@ -21,7 +21,7 @@ class PrepareSettings(SourceSettings):
     list_tracks: bool = setting(
         False,
         "List the recordings with their tracks, rates and hours, to write channels.yaml from, and make no "
-        "splits (wfdb, vitaldb, vital, table, edf).",
+        "splits (wfdb, vitaldb, vital, table, edf, butppg).",
         panel="Source",
     )
     mode: Mode = setting(

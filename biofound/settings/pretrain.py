@@ -128,7 +128,7 @@ class PretrainSettings(Settings):
     probe_labels: str | None = setting(
         None,
         "Probe the encoder on validation windows with these labels: a CSV with case_id, start_s, end_s and "
-        "labels; numerics or annotations, those of WFDB recordings; or truth, that of a synthetic stream.",
+        "labels; numerics or annotations, those of recordings; or truth, that of a synthetic stream.",
         panel=_PROBE,
         min_length=1,
     )

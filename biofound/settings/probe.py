@@ -45,13 +45,15 @@ class ProbeSettings(Settings):
     )
     labels: str = setting(
         REQUIRED,
-        "CSV with case_id, start_s, end_s and labels; or numerics or annotations, those of WFDB recordings.",
+        "CSV with case_id, start_s, end_s and labels; or numerics or annotations, those that come with WFDB "
+        "or (annotations) BUT PPG recordings.",
         panel="Labels",
         min_length=1,
     )
     target: str = setting(
         REQUIRED,
-        "Label to predict: a column of the CSV, a numeric such as HR, or of annotations HR or rhythm.",
+        "Label to predict: a column of the CSV, a numeric such as HR, or of annotations HR or rhythm, for "
+        "BUT PPG quality, HR, motion and other columns of its tables.",
         panel="Labels",
         min_length=1,
     )

@@ -22,7 +22,7 @@ from biofound.settings.channels import CHANNELS_YAML_HELP, Section
 
 _FILES = ("wfdb", "vital", "table", "edf")
 _ONLY_FOR = {
-    "root": _FILES,
+    "root": (*_FILES, "butppg"),
     "case_set": ("vitaldb",),
     "subjects": ("synthetic",),
     "minutes": ("synthetic",),
@@ -34,8 +34,8 @@ _ONLY_FOR = {
     "sfreq": ("table",),
     "time_column": ("table",),
     "time_unit": ("table",),
-    "list_tracks": (*_FILES, "vitaldb"),
-    "ignore_checksums": ("wfdb",),
+    "list_tracks": (*_FILES, "vitaldb", "butppg"),
+    "ignore_checksums": ("wfdb", "butppg"),
 }
 """Settings that only some sources have, and which."""
 
@@ -47,7 +47,7 @@ class SourceSettings(Settings):
 
     source: SourceName | None = setting(None, "Where recordings come from.", panel="Source")
     root: Path | None = setting(
-        None, "Directory of the recordings (wfdb, vital, table, edf).", panel="Source"
+        None, "Directory of the recordings (wfdb, vital, table, edf, butppg).", panel="Source"
     )
     cache_dir: Path = setting(Path("data/vitaldb"), "Directory for downloads (vitaldb).", panel="Source")
     vitaldb_url: str | None = setting(None, VITALDB_URL_HELP, panel="Source", env=VITALDB_URL)
@@ -99,7 +99,7 @@ class SourceSettings(Settings):
     ignore_checksums: bool = setting(
         False,
         "Read samples also where the header's checksum contradicts them, for data sets whose headers are "
-        "known to be wrong (wfdb).",
+        "known to be wrong (wfdb, butppg).",
         panel="Source",
     )
     skip_failed: bool = setting(

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator
 
-from biofound.data.channels import DType, samples_in_window
+from biofound.data.channels import DEFAULT_MOTION_GATE, DType, MotionGate, samples_in_window
 from biofound.data.splits import SPLITS, SplitName
 from biofound.errors import SettingsError
 from biofound.settings.base import VITALDB_URL, VITALDB_URL_HELP, Conflict, Settings, png_file, setting
@@ -76,6 +76,12 @@ class WindowsSettings(Settings):
         le=60,
     )
     dtype: DType = setting("float16", "Number format of the stored samples.", panel="Windows")
+    motion_gate: MotionGate = setting(
+        DEFAULT_MOTION_GATE,
+        "Drop windows whose PPG is motion rather than a pulse: auto where acceleration is among the "
+        "channels, on also by the ECG, or by the PPG alone, off never.",
+        panel="Windows",
+    )
     workers: int | None = setting(
         None,
         "Worker processes, each with one case at a time; by default one a core.",

@@ -163,6 +163,7 @@ OTHER = {
     "filters": {name: {"low_hz": 0.5, "high_hz": 9.0, "order": 4} for name in ("PPG", "ECG")},
     "quality_thresholds": {"PPG": 0.0, "ECG": 0.0},
     "dtype": "float32",
+    "motion_gate": "on",
 }
 
 

@@ -774,6 +774,42 @@ MUTANTS = (
         f"{T_DATA}/sources/test_wfdb.py::test_records_may_not_point_outside_the_data_set",
     ),
     Mutant(
+        "a transposed header of BUT PPG is repaired whatever the size of its file",
+        f"{DATA}/sources/butppg.py",
+        " or size != signals * samples * width:\n            raise",
+        ":\n            raise",
+        f"{T_DATA}/sources/test_butppg.py::test_header_that_cannot_be_true_is_refused_among_the_others",
+    ),
+    Mutant(
+        "each record of BUT PPG is another subject",
+        f"{DATA}/sources/butppg.py",
+        "subject_id=case_id[:SUBJECT_DIGITS],",
+        "subject_id=case_id,",
+        f"{T_DATA}/sources/test_butppg.py"
+        "::test_each_record_is_one_window_and_its_subject_the_first_three_digits",
+    ),
+    Mutant(
+        "the brightness of BUT PPG is taken for the pulse, upside down",
+        f"{DATA}/sources/butppg.py",
+        '{"PPG": (0, -1.0), "PPG_R"',
+        '{"PPG": (0, 1.0), "PPG_R"',
+        f"{T_DATA}/sources/test_butppg.py::test_samples_are_those_that_wfdb_decodes",
+    ),
+    Mutant(
+        "windows of a subject that lies still are checked for motion",
+        f"{DATA}/motion.py",
+        "moving = has_acc & (windows.power(acceleration) >= STILL_G**2)",
+        "moving = has_acc",
+        f"{T_DATA}/test_motion.py::test_windows_of_nothing_but_steps_are_dropped_and_still_ones_kept",
+    ),
+    Mutant(
+        "the motion check takes mg for g",
+        f"{DATA}/motion.py",
+        "    return factor\n",
+        "    return 1.0\n",
+        f"{T_DATA}/test_motion.py::test_unit_of_the_acceleration_is_converted_or_refused",
+    ),
+    Mutant(
         "a redirect from https to http is followed",
         f"{DATA}/sources/download.py",
         'if urlsplit(source).scheme == "https" != urlsplit(target).scheme:',

@@ -1,7 +1,7 @@
 """Sources of recordings: the protocol that each implements, whatever its file format."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -90,12 +90,14 @@ class Survey:
     """All recordings of a source by id: `cases`, sorted, and those that are none.
 
     `left_out` are the recordings that lack channels, each with the names of these; `refused` those that
-    cannot be used, each with the reason.
+    cannot be used, each with the reason. `repaired` are cases whose headers had signals and samples
+    transposed, each with the names of these headers.
     """
 
     cases: list[Case]
     left_out: Mapping[str, tuple[str, ...]]
     refused: Mapping[str, str]
+    repaired: Mapping[str, str] = field(default_factory=dict)
 
     def usable(self, *, skip_failed: bool = False) -> list[Case]:
         """The cases, if no recording was refused; with `skip_failed` whatever was refused.

@@ -26,6 +26,7 @@ _SHOCK_S = 0.4
 _BANK = 2**20  # samples of noise that are kept ready
 _NOISE_MEMORY_S = 4.0  # a filter with a corner at 0.7 Hz has forgotten what came before, to 1e-7
 _OTHER_WANDER_S = 5000.0  # the ECG's wander is the PPG's at another time
+_RATIO_HZ = 125.0
 _ACCELERATION_NOISE = 0.003  # g, 0.5 to 10 Hz
 
 _P_WAVE = gaussian_shape([(1.0, 0.0, 1.0, 1.0)], 1.0, hz=10.0)  # of width 1 s, to be scaled
@@ -75,6 +76,24 @@ def render(
     return out
 
 
+def pulse_to_disturbance(heart: Heart, *, start_s: float, seconds: float) -> float:
+    """Power of a heart's pulses over that of all else in its PPG (steps, movements, noise, clipping).
+
+    Between 0.5 and 8 Hz, in the window of `seconds` from `start_s` on; 1 where both are as strong.
+    """
+    samples = round(seconds * _RATIO_HZ)
+    segment = _Segment(heart, first=round(start_s * _RATIO_HZ), samples=samples, sfreq=_RATIO_HZ)
+    pulses = heart.ppg_sign * segment.pulses()
+    frequency = np.fft.rfftfreq(samples, 1 / _RATIO_HZ)
+    in_band = (frequency >= 0.5) & (frequency <= 8.0)
+    taper = np.hanning(samples)
+    pulse, rest = (
+        float(np.sum(np.abs(np.fft.rfft(taper * (part - part.mean())))[in_band] ** 2))
+        for part in (pulses, segment.ppg() - pulses)
+    )
+    return pulse / max(rest, 1e-12 * pulse, 1e-30)
+
+
 class _Segment:
     """A segment while it is rendered: its clock, and what several signals share."""
 
@@ -92,7 +111,7 @@ class _Segment:
 
     def ppg(self) -> Floats:
         heart = self.heart
-        signal = self._pulses()
+        signal = self.pulses()
         signal += self._smooth(heart.ppg_wander * (heart.wandering(self.slow_times) + self._breath))
         signal *= heart.ppg_sign
         signal += self._pacing(0)
@@ -134,8 +153,8 @@ class _Segment:
     # -----------------------------------------------------------------------------------------------------
     # Parts
 
-    def _pulses(self) -> Floats:
-        """The sum of the pulses (T,)."""
+    def pulses(self) -> Floats:
+        """The sum of the pulses (T,), which point up."""
         heart, total = self.heart, np.zeros(self.samples)
         some = self._near(heart.feet, before_s=PULSE_S * float(heart.pulse_scales.max()))
         self._add_copies(

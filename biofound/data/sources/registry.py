@@ -17,9 +17,10 @@ _CLASSES = {
     "vital": "biofound.data.sources.vitaldb:VitalFilesSource",
     "table": "biofound.data.sources.table:TableSource",
     "edf": "biofound.data.sources.edf:EdfSource",
+    "butppg": "biofound.data.sources.butppg:ButppgSource",
 }
 
-SourceName = Literal["synthetic", "wfdb", "vitaldb", "vital", "table", "edf"]
+SourceName = Literal["synthetic", "wfdb", "vitaldb", "vital", "table", "edf", "butppg"]
 SOURCES: tuple[SourceName, ...] = get_args(SourceName)
 """The names a source can have."""
 

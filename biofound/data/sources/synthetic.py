@@ -27,9 +27,9 @@ from biofound.data.sources import (
     present_channels,
     survey_recordings,
 )
-from biofound.data.sources.heart_signals import render
+from biofound.data.sources.heart_signals import pulse_to_disturbance, render
 from biofound.data.sources.heart_truth import Truth, truth_of
-from biofound.data.sources.hearts import draw_heart
+from biofound.data.sources.hearts import Heart, draw_heart
 from biofound.data.sources.populations import population_named
 from biofound.data.sources.registry import MAX_MINUTES, MIN_MINUTES
 from biofound.data.sources.rhythms import Beat
@@ -226,6 +226,24 @@ class SyntheticSource(Source):
             DataError: when there is no such case, a window leaves it, or the population is `rest`, whose
                 generator gives `beats` and `labels` only.
         """
+        heart = self._heart_within(case_id, start_s, seconds)
+        return truth_of([(heart, start) for start in start_s.tolist()], seconds=seconds)
+
+    def pulse_to_disturbance(self, case_id: str, start_s: Floats, *, seconds: float) -> Floats:
+        """(B,) power of the pulses in windows' PPG over that of all else, without artefacts; see `truth`.
+
+        Steps, movements, noise and the heart's clipping count; `Artefact`s, which `labels` gives, do not.
+
+        Raises:
+            DataError: as `truth`.
+        """
+        heart = self._heart_within(case_id, start_s, seconds)
+        return np.array(
+            [pulse_to_disturbance(heart, start_s=start, seconds=seconds) for start in start_s.tolist()]
+        )
+
+    def _heart_within(self, case_id: str, start_s: Floats, seconds: float) -> Heart:
+        """The heart of a case, if it is of a population and the windows lie within the case."""
         case = self._case(case_id)
         if not isinstance(case, _PopulationCase):
             raise DataError(
@@ -235,7 +253,7 @@ class SyntheticSource(Source):
         duration_s = case.heart.duration_s
         if np.any(start_s < 0) or np.any(start_s + seconds > duration_s + 1e-9):
             raise DataError(f"case {case_id}: expected windows within its {duration_s:g} s, got others")
-        return truth_of([(case.heart, start) for start in start_s.tolist()], seconds=seconds)
+        return case.heart
 
     def _case(self, case_id: str) -> "_Case":
         return _RestCase(self, case_id) if self.population == "rest" else _PopulationCase(self, case_id)
