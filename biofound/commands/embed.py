@@ -13,7 +13,7 @@ from biofound.core.devices import resolve_device
 from biofound.core.embed import WindowEmbedder
 from biofound.data.channels import Channel
 from biofound.data.prefetch import prefetch_cases
-from biofound.data.sources import RetryingSource, Source
+from biofound.data.sources import UNREADABLE, Source, why_unreadable
 from biofound.data.splits import UNKNOWN
 from biofound.data.vectors import VectorsHeader, VectorsOrigin, WindowVectors, write_vectors
 from biofound.data.windows import Windows
@@ -147,8 +147,6 @@ def _embed_recordings(
     skip_failed: bool,
 ) -> Iterator[WindowVectors]:
     """Embed case by case; one recording is held at a time."""
-    if isinstance(source, RetryingSource):
-        source.on_retry = console.note
     found = source.survey(channels)
     counts.left_out = {case_id: list(absent) for case_id, absent in found.left_out.items()}
     counts.failed = dict(found.refused)
@@ -165,8 +163,8 @@ def _embed_recordings(
                 windows = embedder.extract(
                     recording, channels=channels, subject_id=case.subject_id or UNKNOWN
                 )
-            except (DataError, OSError) as error:
-                reason = _reason(case.case_id, error)
+            except UNREADABLE as error:
+                reason = why_unreadable(case.case_id, error)
                 if not skip_failed:
                     raise DataError(f"{reason}; correct this, or leave it out with --skip-failed") from error
                 counts.failed[case.case_id] = reason
@@ -178,12 +176,6 @@ def _embed_recordings(
             f"no window of {len(cases)} recordings was kept, and {len(counts.failed)} failed; "
             "`biofound windows` says what is wrong with them, --no-gate keeps windows of bad quality"
         )
-
-
-def _reason(case_id: str, error: DataError | OSError) -> str:
-    if isinstance(error, DataError):
-        return str(error)
-    return f"case {case_id}: cannot be read ({error.strerror or error})"
 
 
 def _show(result: dict[str, Any], counts: _Counts, checkpoint: Checkpoint, settings: EmbedSettings) -> None:

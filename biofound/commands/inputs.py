@@ -91,7 +91,7 @@ def _probe(settings: ProbeSettings) -> dict[str, Any]:
 
 
 def _embed(settings: EmbedSettings) -> dict[str, Any]:
-    from biofound.data.sources.registry import open_source
+    from biofound.commands.recordings import open_recordings
     from biofound.data.vectors import VectorsOrigin, refuse_other_vectors
     from biofound.data.windows import open_windows
 
@@ -107,7 +107,7 @@ def _embed(settings: EmbedSettings) -> dict[str, Any]:
         data = {"data_dir": path_to_text(settings.data_dir.absolute()), "fingerprints": fingerprints}
         opened: dict[str, Any] = {"windows": list(windows.values()), "source": None}
     else:
-        source = open_source(**settings.source_description())
+        source = open_recordings(settings.source_description())
         data = {"source": source.describe(), "dataset_version": source.version()}
         opened = {"windows": None, "source": source}
     origin = VectorsOrigin(

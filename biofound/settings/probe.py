@@ -47,6 +47,7 @@ class ProbeSettings(Settings):
         REQUIRED,
         "CSV with case_id, start_s, end_s and labels; or numerics or annotations, those of WFDB recordings.",
         panel="Labels",
+        may_be_path=True,
         min_length=1,
     )
     target: str = setting(
