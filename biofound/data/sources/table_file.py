@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from biofound.data.npz import MOST_UNPACKED_BYTES, MOST_UNPACKED_RATIO, read_arrays
+from biofound.data.npz import is_bomb, read_arrays
 from biofound.data.sources.packets import MOST_SAMPLES
 from biofound.errors import DataError, damage_error_context
 
@@ -416,7 +416,7 @@ class _Parquet(_ArrowTable):
         ]
         packed = sum(chunk.total_compressed_size for chunk in chunks)
         unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
-        if unpacked > max(MOST_UNPACKED_BYTES, MOST_UNPACKED_RATIO * packed):
+        if is_bomb(packed, unpacked):
             raise self.error(f"it unpacks from {packed:,} to {unpacked:,} bytes, more than recordings do")
 
 
