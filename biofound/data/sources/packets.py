@@ -227,7 +227,8 @@ def check_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq:
 
 def _giants_at_end(counts: NDArray[np.int64]) -> int:
     """The number of the first of the packets at the end that are ten times as long as usual; K if none is."""
-    return int(np.flatnonzero(counts < _GIANT * np.median(counts))[-1]) + 1
+    usual = max(np.median(counts), 1)  # packets may be empty
+    return int(np.flatnonzero(counts < _GIANT * usual)[-1]) + 1
 
 
 def _doubt(counts: NDArray[np.int64]) -> NDArray[np.float64]:

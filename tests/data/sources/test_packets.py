@@ -131,6 +131,12 @@ def test_late_stamps_drift_gaps_and_jitter_together_are_placed_to_two_samples():
         assert np.abs(seconds).max() * 100 < 2
 
 
+def test_empty_packets_do_not_make_every_other_a_giant():
+    starts, counts, _ = stream([0, 0, 0, 5], np.zeros(4, int))
+    np.testing.assert_array_equal(correct_late_stamps(starts, counts, sfreq=SFREQ), starts)
+    assert doubtful_samples(starts, counts, sfreq=SFREQ) == 0
+
+
 @pytest.mark.parametrize("lengths", [[3000], [3000, 3000], [5000, 1500], [1500, 5000], [2000, 7000, 1200]])
 def test_giant_packets_at_the_end_that_are_stamped_with_their_ends_go_where_they_belong(lengths):
     counts = np.array([*[10] * 50, *lengths])
