@@ -1,12 +1,16 @@
 """The one exception family: what the core and data packages raise and the command line prints."""
 
 import difflib
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 _FEW = 8
 """Names that can be listed in a message."""
+
+_LONGEST_REASON = 300
+"""Characters of another package's message that are passed on."""
 
 
 class BiofoundError(Exception):
@@ -40,6 +44,21 @@ def checkpoint_error_context(path: Path | None) -> Iterator[None]:
         yield
     except CheckpointError as problem:
         raise CheckpointError(f"{path}: {problem}") from problem
+
+
+@contextmanager
+def damage_error_context(what: str) -> Iterator[None]:
+    """Turn whatever another package's reader trips over inside into a `DataError` that begins with `what`.
+
+    Errors of ours and lack of memory pass.
+    """
+    try:
+        yield
+    except (BiofoundError, MemoryError):
+        raise
+    except Exception as error:  # damaged bytes bring out exceptions of every kind
+        reason = textwrap.shorten(str(error), _LONGEST_REASON) or type(error).__name__
+        raise DataError(f"{what} ({reason}); copy it again, or leave it out") from error
 
 
 @contextmanager

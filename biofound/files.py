@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -37,6 +37,27 @@ class JsonFile(StrictModel):
 
     kind: str
     format_version: int
+
+
+class SealedFile(JsonFile):
+    """A JSON file with the SHA-256 of its own content: one that was changed or damaged is not read.
+
+    Attributes:
+        content_sha256: the SHA-256 of `json.dumps(content, sort_keys=True)`, where `content` is the rest.
+    """
+
+    content_sha256: str
+
+    @classmethod
+    def seal(cls, **values: Any) -> Self:
+        """The file with these values and their digest."""
+        unsealed = cls(**values, content_sha256="")
+        return unsealed.model_copy(update={"content_sha256": unsealed.digest()})
+
+    def digest(self) -> str:
+        """What `content_sha256` must be."""
+        content = self.model_dump(mode="json", exclude={"content_sha256"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 File = TypeVar("File", bound=JsonFile)
@@ -199,7 +220,8 @@ def read_json_as(path: Path, model: type[File], *, hint: str) -> File:
     """Read a JSON file as `model`; `hint` says in messages what to do about a file that is no such file.
 
     Raises:
-        DataError: when it is missing, not JSON, of another kind or format version, or a key is wrong.
+        DataError: when it is missing, not JSON, of another kind or format version, or a key is wrong; or
+            its content does not have the SHA-256 that a `SealedFile` says.
     """
     try:
         content = path.read_bytes()
@@ -215,6 +237,11 @@ def read_json_as(path: Path, model: type[File], *, hint: str) -> File:
     unsaid = {name: "missing" for name in model.model_fields if name not in found.model_fields_set}
     if unsaid:
         raise DataError(f"{path}: {_named(unsaid)}; {hint}")
+    if isinstance(found, SealedFile) and found.content_sha256 != found.digest():
+        raise DataError(
+            f"{path}: its content does not have the SHA-256 in it (content_sha256), so it was changed or "
+            f"damaged; {hint}"
+        )
     return found
 
 

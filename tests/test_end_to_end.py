@@ -32,6 +32,7 @@ from tests.chain import (
     verify,
     write_plain,
 )
+from tests.data.cohort import change_sealed
 
 
 @pytest.fixture(autouse=True)
@@ -211,10 +212,12 @@ def test_checkpoint_takes_units_and_filters_from_the_store_and_channels_in_the_o
 ) -> None:
     store = tmp_path / "store"
     shutil.copytree(all_done.store, store)
-    for split in ("train", "val"):
-        index = json.loads((store / split / "index.json").read_text())
+
+    def change(index):
         index["units"]["ECG"], index["filters"]["ECG"]["high_hz"] = "V", 35.0
-        (store / split / "index.json").write_text(json.dumps(index))
+
+    for split in ("train", "val"):
+        change_sealed(store / split / "index.json", change)
     output = tmp_path / "output"
     arguments = ("--data-dir", store, "--output-dir", output, "--channels", "ECG,PPG", "--epochs", 1)
     assert answer("pretrain", *SMALL_RUN, *arguments)["synthetic"] is True

@@ -16,6 +16,7 @@ from biofound.core.checkpoint import FORMAT_VERSION
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.settings import resolve_channels
 from tests.chain import SMALL_RUN, Chain, answer, done, failed, run, tree, verify, write_plain
+from tests.data.cohort import change_sealed
 
 DATA, USAGE = 1, 2
 """Exit codes."""
@@ -326,7 +327,7 @@ STORES: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = 
         ("filters", "PPG 0.5 to 8 Hz", "PPG 0.1 to 8 Hz"),
     ),
     "patients": (lambda index: index["cases"][0].update(subject_id="SHARED"), ("1 patient", "(SHARED)")),
-    "format": (lambda index: index.update(format_version=9), ("format_version: expected 3, got 9",)),
+    "format": (lambda index: index.update(format_version=9), ("format_version: expected 4, got 9",)),
     "nothing": (lambda index: index.update(cases=[]), ("val holds no window",)),
     "file gone": (lambda index: index["cases"][0].update(file="gone.npz"), ("1 of the 2 files", "gone.npz")),
     "file cut short": (lambda index: None, ("1 of the 2 files in index.json are truncated",)),
@@ -341,16 +342,13 @@ STORES: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = 
 def test_store_that_cannot_be_trained_on(all_done: Chain, tmp_path: Path, kind: str) -> None:
     store = tmp_path / "store"
     shutil.copytree(all_done.store, store)
-    train, val = (json.loads((store / split / "index.json").read_text()) for split in ("train", "val"))
-    train["cases"][0]["subject_id"] = "SHARED"
     change, parts = STORES[kind]
-    change(val)
+    change_sealed(store / "train" / "index.json", lambda index: index["cases"][0].update(subject_id="SHARED"))
+    change_sealed(store / "val" / "index.json", change)
     if kind == "file cut short":
         path = next((store / "val").glob("*.npz"))
         path.write_bytes(path.read_bytes()[:3000])
         parts = (*parts, path.name)
-    for split, index in (("train", train), ("val", val)):
-        (store / split / "index.json").write_text(json.dumps(index))
     says(pretrain_refused(tmp_path, "--data-dir", store), store, *parts)
 
 

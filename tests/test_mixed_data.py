@@ -9,6 +9,7 @@ import pytest
 from biofound.core.checkpoint import load_checkpoint
 from biofound.data.store import read_index
 from tests.chain import SMALL_RUN, answer, chain, done, run
+from tests.data.cohort import change_sealed
 
 STREAM_RUN = (*SMALL_RUN, "--hours-per-epoch", 0.05)
 
@@ -62,8 +63,12 @@ def test_stores_and_a_stream_train_together(store, corpus, tmp_path):
         target = renamed / path.relative_to(corpus)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    index = renamed / "train" / "index.json"
-    index.write_text(index.read_text().replace('"subject_id": "syn', '"subject_id": "other'))
+
+    def rename(index):
+        for case in index["cases"]:
+            case["subject_id"] = f"other{case['subject_id']}"
+
+    change_sealed(renamed / "train" / "index.json", rename)
     sources = ("--data-dir", store, "--data-dir", renamed, "--data-dir", "synthetic:exercise:0.5")
     done("pretrain", *sources, "--output-dir", output, *SMALL_RUN)
     recorded = read_index(store / "train").totals.windows + read_index(renamed / "train").totals.windows

@@ -17,6 +17,7 @@ from biofound.figures import draw_losses
 from biofound.settings import PretrainSettings
 from tests.benchmarks.bench_feeding import make_store
 from tests.chain import SMALL_RUN, chain, done, run
+from tests.data.cohort import change_sealed
 from tests.data.test_labels import write_record
 from tests.settings_reads import recorded_reads
 
@@ -71,9 +72,8 @@ def test_several_stores_read_their_own_numerics_and_windows_of_no_recording_have
             samples = np.full((60, 1), rate + int(case[-1]))
             write_record(root, f"{case}n", sfreq=1, names=("HR",), samples=samples)
         make_store(outdir, cases=2, windows=3)
-        index = json.loads((outdir / INDEX_NAME).read_text())
-        index["source"] = {"name": "wfdb", "root": str(root), "record_is_subject": True}
-        (outdir / INDEX_NAME).write_text(json.dumps(index))
+        source = {"name": "wfdb", "root": str(root), "record_is_subject": True}
+        change_sealed(outdir / INDEX_NAME, lambda index, source=source: index.update(source=source))
         windows.append(StoreWindows(outdir))
     one, other = windows[0], select_channels(windows[1], ("ECG", "PPG"))
     no_recording = ArrayWindows(

@@ -24,6 +24,7 @@ from biofound.data.windows import open_windows
 from biofound.settings import ProbeSettings
 from biofound.settings.base import choices_of
 from tests.chain import Chain, answer, chain, done, run, write_plain
+from tests.data.cohort import change_sealed
 
 SPLITS = ("train", "val", "test")
 FOLDS = ("--folds", 3, "--repeats", 2)
@@ -294,8 +295,7 @@ def test_recordings_of_unknown_patients_are_refused(small, labels, tmp_path) -> 
     index = json.loads((small.store / "val" / "index.json").read_text())
     shutil.copytree(small.store / "val", tmp_path / "val")
     windows = index["cases"][0]["windows"]
-    index["cases"][0]["subject_id"] = UNKNOWN
-    (tmp_path / "val" / "index.json").write_text(json.dumps(index))
+    change_sealed(tmp_path / "val" / "index.json", lambda index: index["cases"][0].update(subject_id=UNKNOWN))
     result = run("probe", "--data-dir", tmp_path, "--labels", labels, "--target", "HR")
     assert result.exit_code == 1 and f"{windows} do not say whose they are" in result.stderr
 

@@ -114,6 +114,14 @@ def test_a_path_may_begin_at_home_where_there_is_one(
         Path("a.pt"),
         tmp_path / "b.pt",
     )
+    (tmp_path / "l.csv").touch()
+    given = pretrain(data_dir="~/a,synthetic:icu,file:///~/b,c//~", probe_labels="~/l.csv").settings
+    assert given.data_dir == (f"{tmp_path}/a", "synthetic:icu", "file:///~/b", "c//~")
+    assert given.probe_labels == f"{tmp_path}/l.csv"
+    probe = ProbeSettings(checkpoint=("a.pt",), data_dir="d", labels="~/l", target="~")
+    assert (probe.labels, probe.target) == (f"{tmp_path}/l", "~")
+    (problem,) = problems_of(lambda: pretrain(data_dir="~nobody-of-this-name/windows"))
+    assert problem.startswith("option --data-dir: ") and "no home directory" in problem
     (problem,) = problems_of(lambda: pretrain(output_dir="~nobody-of-this-name/runs"))
     assert problem.startswith("option --output-dir: ") and "no home directory" in problem
 

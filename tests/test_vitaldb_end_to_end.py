@@ -327,6 +327,7 @@ def test_a_clock_that_drifts_and_packets_that_contradict_each_other_are_listed(t
         "sfreq": pytest.approx(495.0, rel=1e-6),
         "bridged_samples": 0,
         "overlapping_samples": 0,
+        "doubtful_samples": 0,
     }
     assert timing["steady"]["PPG"]["overlapping_samples"] >= 40  # equal samples do not contradict each other
     shown = run("windows", "--inspect", tmp_path / "store").stderr

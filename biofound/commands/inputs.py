@@ -166,7 +166,7 @@ def _predict(settings: PredictSettings) -> dict[str, Any]:
 
 def _open_table_inputs(settings: WindowTableSettings, model: Path) -> tuple[TableInputs, dict[str, Any]]:
     """What a command that writes a row a window reads, and the values of the file's `TableOrigin`."""
-    from biofound.data.sources.registry import open_source
+    from biofound.commands.recordings import open_recordings
     from biofound.data.windows import open_windows
 
     require_checkpoint_file(model)
@@ -181,7 +181,7 @@ def _open_table_inputs(settings: WindowTableSettings, model: Path) -> tuple[Tabl
         data = {"data_dir": path_to_text(settings.data_dir.absolute()), "fingerprints": fingerprints}
         inputs = TableInputs(windows=list(windows.values()), source=None, table=table)
     else:
-        source = open_source(**settings.source_description())
+        source = open_recordings(settings.source_description())
         data = {
             "source": source.describe(),
             "dataset_version": source.version(),

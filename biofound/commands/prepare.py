@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from biofound import console
 from biofound.commands.left_out import show_left_out, show_repaired
-from biofound.data.sources import SHOWN, Case, ListedTrack, ListingSource, RetryingSource
-from biofound.data.sources.registry import open_source
+from biofound.commands.recordings import open_recordings
+from biofound.data.sources import SHOWN, Case, ListedTrack, ListingSource
 from biofound.data.sources.vitaldb import VitalDBSource, case_ids_in
 from biofound.data.sources.vitaldb_cost import BYTES_PER_SECOND, Cost
 from biofound.data.splits import SPLITS, Splits, load_splits, make_splits, save_splits
@@ -22,9 +22,7 @@ def execute(invocation: Invocation[PrepareSettings]) -> None:
     """Write `splits_<mode>.json`, and show the cases, patients and hours of each split."""
     settings = invocation.settings
     channels = resolve_channels(settings.channels_yaml, settings.section).channels
-    source = open_source(**settings.source_description())
-    if isinstance(source, RetryingSource):
-        source.on_retry = console.note
+    source = open_recordings(settings.source_description())
     if settings.list_tracks:
         list_tracks(cast(ListingSource, source), json=invocation.json)
         return

@@ -12,7 +12,7 @@ from biofound.commands.left_out import show_left_out, show_repaired
 from biofound.core.model_input import ModelInput
 from biofound.data.channels import Channel
 from biofound.data.prefetch import prefetch_cases
-from biofound.data.sources import RetryingSource, Source
+from biofound.data.sources import UNREADABLE, Source, why_unreadable
 from biofound.data.splits import UNKNOWN
 from biofound.data.window_table import Rows, TableHeader, write_table
 from biofound.data.windows import Windows
@@ -150,8 +150,6 @@ def _of_recordings(
     skip_failed: bool,
 ) -> Iterator[Rows]:
     """The rows case by case; one recording is held at a time."""
-    if isinstance(source, RetryingSource):
-        source.on_retry = console.note
     found = source.survey(channels)
     show_repaired(found.repaired)
     counts.left_out = {case_id: list(absent) for case_id, absent in found.left_out.items()}
@@ -167,8 +165,8 @@ def _of_recordings(
             try:
                 recording = source.read(case.case_id, channels)
                 windows = extract(recording, subject_id=case.subject_id or UNKNOWN)
-            except (DataError, OSError) as error:
-                reason = _reason(case.case_id, error)
+            except UNREADABLE as error:
+                reason = why_unreadable(case.case_id, error)
                 if not skip_failed:
                     raise DataError(f"{reason}; correct this, or leave it out with --skip-failed") from error
                 counts.failed[case.case_id] = reason
@@ -180,9 +178,3 @@ def _of_recordings(
             f"no window of {len(cases)} recordings was kept, and {len(counts.failed)} failed; "
             "`biofound windows` says what is wrong with them, --no-gate keeps windows of bad quality"
         )
-
-
-def _reason(case_id: str, error: DataError | OSError) -> str:
-    if isinstance(error, DataError):
-        return str(error)
-    return f"case {case_id}: cannot be read ({error.strerror or error})"

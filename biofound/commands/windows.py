@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from biofound import console
+from biofound.commands.recordings import open_recordings
 from biofound.data.build import CaseResult, FailedCasesError, build_windows
 from biofound.data.channels import Channel
 from biofound.data.conditioning import design
 from biofound.data.integrity import QUANTILES, StoreSummary, inspect_store, splits_in
-from biofound.data.sources import RetryingSource, Source
-from biofound.data.sources.registry import open_source
+from biofound.data.sources import Source
 from biofound.data.splits import SPLITS, SplitName, Splits, load_splits, wanted_splits
 from biofound.data.store import INDEX_NAME, StoreIndex, StoreWindows, random_windows
 from biofound.errors import DataError, SettingsError
@@ -157,9 +157,7 @@ def _open_source_of(splits: Splits, settings: WindowsSettings) -> Source:
     description: dict[str, Any] = dict(splits.source)
     if settings.vitaldb_url is not None and description["name"] == "vitaldb":
         description["base_url"] = settings.vitaldb_url
-    source = open_source(**description)
-    if isinstance(source, RetryingSource):
-        source.on_retry = console.note
+    source = open_recordings(description)
     if source.version() != splits.dataset_version:
         console.warning(
             f"the recordings have changed since the splits were made (now {source.version()}, then "
@@ -248,6 +246,7 @@ def _show_timing(summaries: Sequence[StoreSummary]) -> None:
             f"{values['sfreq']:.6g}",
             values["bridged_samples"],
             values["overlapping_samples"],
+            values["doubtful_samples"],
         )
         for summary in summaries
         for case_id, channels in summary.timing.items()
@@ -255,8 +254,12 @@ def _show_timing(summaries: Sequence[StoreSummary]) -> None:
     ]
     if not rows:
         return
-    columns = ("split", "case", "channel", "track", "header Hz", "true Hz", "bridged", "contradicting")
-    title = "recordings whose clock drifts, or with many samples bridged or contradicting each other"
+    counted = ("bridged", "contradicting", "doubtful")
+    columns = ("split", "case", "channel", "track", "header Hz", "true Hz", *counted)
+    title = (
+        "recordings whose clock drifts, or with samples that are bridged (many), contradict each other, or "
+        "have a doubtful time: a long packet at the end, stamped with its start or with its end"
+    )
     console.table(title, columns, rows[:TIMING_ROWS], numbers=columns[4:])
     if len(rows) > TIMING_ROWS:
         console.note(f"and {len(rows) - TIMING_ROWS} more: --inspect with --json lists all")

@@ -156,6 +156,7 @@ class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
             group=group,
             stop=stop,
         )
+        self.warmup_steps = config.warmup_epochs * self.steps_per_epoch
         self.loss_terms = config.loss_terms(data, model.config).to(device)
         self.best_val_loss: float | None = None
         self.epochs_done: list[EpochMetrics] = []
@@ -172,7 +173,7 @@ class Trainer(TrainingLoop[PretrainingModel, LoadedMicroBatch, LossSums]):
         return learning_rate(
             self.step,
             base=self.config.lr,
-            warmup_steps=self.config.warmup_epochs * self.steps_per_epoch,
+            warmup_steps=self.warmup_steps,
             total_steps=self.total_steps,
         )
 

@@ -22,7 +22,7 @@ from biofound.data.extract import CaseWindows, extract_windows
 from biofound.data.npz import member_names, write_npz
 from biofound.data.pool import WorkerLostError, run_pool
 from biofound.data.prefetch import prefetch_cases
-from biofound.data.sources import Source
+from biofound.data.sources import UNREADABLE, Source, why_unreadable
 from biofound.data.splits import SplitCase, SplitName, recordings_of
 from biofound.data.store import (
     INDEX_NAME,
@@ -354,12 +354,9 @@ def _build_case(source: Source, task: _Task) -> CaseResult:
             dtype=config.dtype,
             motion_gate=config.motion_gate,
         )
-    except DataError as error:
-        return CaseResult(case_id=task.case_id, status="failed", error=str(error))
-    except MemoryError:
-        return _failed(task, "out of memory; give fewer workers, or more memory")
-    except OSError as error:
-        return _failed(task, f"cannot be read ({error})")
+    except UNREADABLE as error:
+        reason = why_unreadable(task.case_id, error)
+        return CaseResult(case_id=task.case_id, status="failed", error=reason)
     _leave_if_abandoned(task)
     # a worker believed lost may have finished the case since
     sidecar = _up_to_date(task, header)
@@ -406,7 +403,7 @@ def _write_case(task: _Task, case: CaseWindows, header: CaseHeader) -> Sidecar:
     task.sidecar_path.unlink(missing_ok=True)
     arrays = {name: getattr(case, name) for name in MEMBERS}
     write_atomically(task.npz, lambda file: write_npz(file, arrays))
-    sidecar = Sidecar(
+    sidecar = Sidecar.seal(
         **dict(header),
         file=task.npz.name,
         npz_sha256=sha256_of(task.npz),

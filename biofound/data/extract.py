@@ -165,6 +165,7 @@ def _timing(signal: Signal, bridged_samples: int) -> Timing:
         sfreq=signal.sfreq,
         bridged_samples=bridged_samples,
         overlapping_samples=signal.overlapping_samples,
+        doubtful_samples=signal.doubtful_samples,
     )
 
 

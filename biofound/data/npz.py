@@ -30,7 +30,7 @@ _HEADER_READERS = {
 }  # version 3.0 is for tables whose column names are not Latin-1
 _MOST_AXES, _MOST_BYTES = 32, 1 << 62  # of an array that numpy can make
 MOST_UNPACKED_BYTES, MOST_UNPACKED_RATIO = 1 << 30, 100
-"""Bytes to which a compressed array may unpack, or times its bytes in the file, whichever is more.
+"""Bytes to which a file's compressed arrays may unpack, or times their bytes there, whichever is more.
 
 Compression makes signals 1.1 to 3 times smaller; deflate makes zeros 1,030 times smaller.
 """
@@ -215,12 +215,15 @@ def unpack_members(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
         DataError: when an array is missing or damaged, or unpacks to more than recordings can.
     """
     unpacked = {}
+    bytes_packed = bytes_unpacked = 0
     with path.open("rb") as file, _open_archive(file, path) as archive:
         for name in names:
             what = f"{path}: '{name}.npy'"
             try:
                 info = archive.getinfo(f"{name}.npy")
-                _refuse_bomb(info, what)
+                bytes_packed += info.compress_size
+                bytes_unpacked += info.file_size
+                _refuse_bomb(bytes_packed, bytes_unpacked, what)
                 with archive.open(info) as packed:
                     member = _read_header(packed, what)
                     if member.end != info.file_size:
@@ -232,12 +235,16 @@ def unpack_members(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     return unpacked
 
 
-def _refuse_bomb(info: zipfile.ZipInfo, what: str) -> None:
-    most = max(MOST_UNPACKED_BYTES, MOST_UNPACKED_RATIO * info.compress_size)
-    if info.file_size > most:
+def is_bomb(packed: int, unpacked: int) -> bool:
+    """Whether `packed` bytes unpack to more than those of recordings do."""
+    return unpacked > max(MOST_UNPACKED_BYTES, MOST_UNPACKED_RATIO * packed)
+
+
+def _refuse_bomb(packed: int, unpacked: int, what: str) -> None:
+    if is_bomb(packed, unpacked):
         raise DataError(
-            f"{what} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, more than the {most:,} "
-            "that recordings do; write it with np.savez, not np.savez_compressed"
+            f"{what} unpacks, with the arrays before it, from {packed:,} to {unpacked:,} bytes, more than "
+            "recordings do; write it with np.savez, not np.savez_compressed"
         )
 
 

@@ -24,7 +24,7 @@ from biofound.data.npz import Member, find_members, map_members
 from biofound.data.segments import Segments, WindowInfo, checked_index, find_segments, gather
 from biofound.data.splits import UNKNOWN, NamedSource, SourceDescription, SplitName
 from biofound.errors import DataError
-from biofound.files import JsonFile, StrictModel, read_json_as
+from biofound.files import JsonFile, SealedFile, StrictModel, read_json_as
 
 INDEX_NAME = "index.json"
 MEMBERS = ("x", "mean", "std", "start_s", "quality")
@@ -83,6 +83,8 @@ class Timing(StrictModel):
         sfreq: the rate in Hz at which the samples were taken; another where the clock drifted steadily.
         bridged_samples: missing samples in place of which stands a straight line.
         overlapping_samples: samples that contradicted others recorded for the same time, and replaced them.
+        doubtful_samples: samples that may have been recorded earlier, as nothing tells whether their packet,
+            a long one at the track's end, is stamped with its start or its end.
     """
 
     track: str
@@ -91,13 +93,15 @@ class Timing(StrictModel):
     sfreq: float
     bridged_samples: int
     overlapping_samples: int
+    doubtful_samples: int
 
     @property
     def is_notable(self) -> bool:
-        """Whether the rate is not the header's, samples contradict each other, or many are bridged."""
+        """Whether the rate is not the header's, or samples are bridged (many), doubtful or contradicted."""
         return (
             self.sfreq != self.header_sfreq
             or self.overlapping_samples > 0
+            or self.doubtful_samples > 0
             or self.bridged_samples > NOTABLE_BRIDGED * self.samples
         )
 
@@ -106,14 +110,14 @@ class CaseHeader(StoreHeader, JsonFile):
     """How the windows of one case were made. A case whose sidecar says the same is up to date."""
 
     kind: Literal["biofound-windows-case"] = "biofound-windows-case"
-    format_version: Literal[4] = 4
+    format_version: Literal[5] = 5
     case_id: str
     subject_id: str
     source: str
     source_fingerprint: str
 
 
-class Sidecar(CaseHeader):
+class Sidecar(CaseHeader, SealedFile):
     """What stands beside the npz of a case: how it was made, and what it holds.
 
     `dropped` is reason to channel to windows; each dropped window counts once, so that `windows` and these
@@ -152,11 +156,11 @@ class Totals(StrictModel):
     hours: float
 
 
-class StoreIndex(StoreHeader, JsonFile):
+class StoreIndex(StoreHeader, SealedFile):
     """The index of one split's store; `dropped` and `rejected` are the sums of the sidecars'."""
 
     kind: Literal["biofound-windows"] = "biofound-windows"
-    format_version: Literal[3] = 3
+    format_version: Literal[4] = 4
     split: SplitName
     synthetic: bool
     source: NamedSource
@@ -190,7 +194,7 @@ def make_index(
         for sidecar in sorted(sidecars, key=lambda sidecar: sidecar.case_id)
     )
     windows = sum(sidecar.windows for sidecar in sidecars)
-    return StoreIndex(
+    return StoreIndex.seal(
         **{name: getattr(header, name) for name in StoreHeader.model_fields},
         split=split,
         synthetic=source["name"] == "synthetic",
@@ -243,7 +247,7 @@ def read_index(directory: Path) -> StoreIndex:
     """The index of the store in `directory`.
 
     Raises:
-        DataError: when it is missing, no index, or of another format version.
+        DataError: when it is missing, no index, of another format version, or damaged.
     """
     return read_json_as(directory / INDEX_NAME, StoreIndex, hint="build the store with `biofound windows`")
 
@@ -252,7 +256,7 @@ def read_sidecar(path: Path) -> Sidecar:
     """The sidecar of one case.
 
     Raises:
-        DataError: when it is missing, no sidecar, or of another format version.
+        DataError: when it is missing, no sidecar, of another format version, or damaged.
     """
     return read_json_as(path, Sidecar, hint="build the store again with `biofound windows`")
 

@@ -86,10 +86,11 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="after")
     @classmethod
-    def _expand_home(cls, value: Any) -> Any:
+    def _expand_home(cls, value: Any, info: ValidationInfo) -> Any:
+        may_be_path = bool(extra_of(cls.model_fields[info.field_name or ""], "may_be_path"))
         if isinstance(value, tuple):
-            return tuple(with_home(item) for item in value)
-        return with_home(value)
+            return tuple(with_home(item, may_be_path=may_be_path) for item in value)
+        return with_home(value, may_be_path=may_be_path)
 
     @field_validator("*", mode="after")
     @classmethod
@@ -118,6 +119,7 @@ def setting(
     env: str | None = None,
     repeatable: bool = False,
     separator: str = ",",
+    may_be_path: bool = False,
     **bounds: Any,
 ) -> Any:
     """A settings field. `PydanticUndefined` as default makes it required.
@@ -133,6 +135,8 @@ def setting(
         repeatable: whether its option may be given several times; for lists (`tuple[X, ...]`) that
             `split_commas` splits, which is how a variable gives several.
         separator: what separates these in a variable, where it is no comma.
+        may_be_path: whether its text may be a path, so that `~` in front is the home directory; in fields of
+            paths it always is.
         bounds: what pydantic's `Field` takes: ge, gt, le, lt, min_length, pattern.
     """
     extra = {
@@ -143,6 +147,7 @@ def setting(
         "env": env,
         "repeatable": repeatable,
         "separator": separator,
+        "may_be_path": may_be_path,
     }
     return Field(default, description=description, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
 
@@ -168,16 +173,18 @@ def png_file(path: Path | None) -> Path | None:
     return path
 
 
-def with_home(value: Any) -> Any:
-    """A path with `~` expanded; other values as they are.
+def with_home(value: Any, *, may_be_path: bool = False) -> Any:
+    """A path, or text that `may_be_path`, with `~` expanded; other values as they are.
 
     Raises:
         ValueError: when there is no home directory.
     """
-    if not isinstance(value, Path):
+    is_text = may_be_path and isinstance(value, str) and value.startswith("~")
+    if not (is_text or isinstance(value, Path)):
         return value
     try:
-        return value.expanduser()
+        path = Path(value).expanduser()
+        return path_to_text(path) if is_text else path
     except RuntimeError as problem:
         raise ValueError(f"expected a path, got {value}: there is no home directory for ~") from problem
 

@@ -54,6 +54,7 @@ class PretrainSettings(Settings):
         f"for each window of the stores; by default {DEFAULT_STORE} where it exists, else the embedded "
         "synthetic cohort.",
         panel="Data",
+        may_be_path=True,
         repeatable=True,
     )
     hours_per_epoch: float = setting(
@@ -130,6 +131,7 @@ class PretrainSettings(Settings):
         "Probe the encoder on validation windows with these labels: a CSV with case_id, start_s, end_s and "
         "labels; numerics or annotations, those of recordings; or truth, that of a synthetic stream.",
         panel=_PROBE,
+        may_be_path=True,
         min_length=1,
     )
     probe_target: str = setting(

@@ -48,6 +48,7 @@ class ProbeSettings(Settings):
         "CSV with case_id, start_s, end_s and labels; or numerics or annotations, those that come with WFDB "
         "or (annotations) BUT PPG recordings.",
         panel="Labels",
+        may_be_path=True,
         min_length=1,
     )
     target: str = setting(

@@ -31,7 +31,8 @@ from biofound.core.models import (
     ReconstructionHead1D,
     normalise,
 )
-from biofound.core.trainer import Batch, LoadedMicroBatch, TrainConfig, Trainer
+from biofound.core.trainer import LoadedMicroBatch, TrainConfig, Trainer
+from biofound.core.training_loop import Batch
 
 CHANNELS = 2
 WARMUP = 0.1
@@ -71,7 +72,7 @@ class WithTeacher(ExactSteps):
 
     model: "LatentTarget"
 
-    def _train_step(self, batch: Batch) -> tuple[float, LossSums, Tensor]:
+    def _train_step(self, batch: Batch[LoadedMicroBatch]) -> tuple[float, LossSums, Tensor]:
         result = super()._train_step(batch)
         first, last = MOMENTUM
         self.model.follow(first + (last - first) * self.step / self.total_steps)

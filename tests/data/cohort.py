@@ -1,9 +1,11 @@
 """A small embedded cohort and the store built of it, for the tests of windows."""
 
+import hashlib
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ def write_index(directory: Path, cases: Mapping[str, int]) -> None:
         for name, windows in cases.items()
     )
     total = sum(cases.values())
-    index = StoreIndex(
+    index = StoreIndex.seal(
         **dict(config.header()),
         split="train",
         synthetic=False,
@@ -89,6 +91,15 @@ def write_index(directory: Path, cases: Mapping[str, int]) -> None:
     write_json(directory / "index.json", index.model_dump(mode="json"))
 
 
+def change_sealed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what an index or sidecar says, and make its digest fit again, as if it had been written so."""
+    content = json.loads(path.read_text())
+    change(content)
+    content.pop("content_sha256", None)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**content, "content_sha256": digest}))
+
+
 def bytes_of(directory: Path) -> dict[str, bytes]:
     """Every file below `directory`, hidden ones too."""
     return {
@@ -100,10 +111,11 @@ class FailingSource(SyntheticSource):
     """A cohort whose cases `broken` cannot be read."""
 
     broken: tuple[str, ...] = ("syn0002_1",)
+    error: Exception | None = None
 
     def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
         if case_id in self.broken:
-            raise DataError(f"case {case_id}, channel ECG: every sample is a gap")
+            raise self.error or DataError(f"case {case_id}, channel ECG: every sample is a gap")
         return super().read(case_id, channels)
 
 

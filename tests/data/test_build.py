@@ -12,6 +12,7 @@ import pytest
 
 from biofound.data.build import FailedCasesError
 from biofound.data.integrity import check_store, inspect_store
+from biofound.data.sources import survey_recordings
 from biofound.data.splits import SplitCase
 from biofound.data.store import total
 from biofound.data.windows import open_windows
@@ -42,6 +43,24 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
 def like_cohort(kind):
     """The cohort of `cohort()` as another kind of source; for its healthy cases the same bytes."""
     return kind(**{name: value for name, value in cohort().describe().items() if name != "name"})
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(5, "Input/output error", "a.dat"), "a.dat cannot be read (Input/output error)"),
+        (OSError("odd"), "its file cannot be read (odd)"),
+        (MemoryError(), "out of memory; give fewer workers, or more memory"),
+        (DataError("case syn0002_1: too short"), "too short"),
+    ],
+    ids=["system", "package", "memory", "ours"],
+)
+def test_survey_and_build_say_alike_why_a_recording_cannot_be_read(tmp_path, error, reason):
+    source = like_cohort(FailingSource)
+    source.error = error
+    result = next(building(tmp_path, source=source, entries=entries_of(source)[1:2]))
+    found = survey_recordings(["syn0002_1"], lambda case_id: source.read(case_id, CHANNELS))
+    assert result.error == found.refused["syn0002_1"] == f"case syn0002_1: {reason}"
 
 
 def statuses(results) -> dict[str, str]:

@@ -12,7 +12,7 @@ from biofound.data.npz import write_npz
 from biofound.data.store import IndexedCase, StoreHeader, fingerprint_of, sum_counts, total
 from biofound.errors import DataError
 from biofound.files import sha256_of
-from tests.data.cohort import build, building, cohort, entries_of
+from tests.data.cohort import build, building, change_sealed, cohort, entries_of
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def failed(data_dir: Path) -> dict[str, str]:
 
 
 def change(path: Path, **changes) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    change_sealed(path, lambda content: content.update(changes))
 
 
 def change_arrays(data_dir: Path, **changes) -> None:
@@ -99,6 +99,18 @@ def in_arrays(**functions):
     return lambda data_dir: change_arrays(data_dir, **functions)
 
 
+def unsealed(name, change):
+    """Change a file, and leave its digest as it was."""
+
+    def damage(data_dir):
+        path = data_dir / "train" / name
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
 def rejected_in_both(**changes):
     """Let the sidecars say this of rejected windows, and the index their sum."""
 
@@ -147,6 +159,12 @@ FIRST, SECOND = "syn0001_1", "syn0002_1"
         (lambda d: (d / "train" / f"{FIRST}.npz").unlink(), "readable", "1 of the 2 files"),
         (lambda d: (d / "train" / f"{FIRST}.json").unlink(), "readable", f"{FIRST}.json"),
         (lambda d: (d / "train" / "index.json").write_text("{"), "readable", "index.json"),
+        (unsealed("index.json", lambda index: index["source"].update(seed=8)), "readable", "SHA-256"),
+        (
+            unsealed(f"{FIRST}.json", lambda sidecar: sidecar["timing"]["PPG"].update(track="x")),
+            "readable",
+            f"{FIRST}.json: its content does not have the SHA-256",
+        ),
         (in_index(quality_thresholds={"PPG": 0.5}), "readable", "quality_thresholds"),
     ],
 )

@@ -189,8 +189,14 @@ def test_what_unpacks_to_far_more_than_signals_do_is_refused_before_it_is_unpack
     noise = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
     np.savez_compressed(tmp_path / "a.npz", signal=noise, bomb=np.zeros(1_000_000))
     np.testing.assert_array_equal(unpack_members(tmp_path / "a.npz", ["signal"])["signal"], noise)
-    with pytest.raises(DataError, match=r"a\.npz: 'bomb\.npy' unpacks from .* to 8,000,128 bytes"):
+    with pytest.raises(DataError, match=r"a\.npz: 'bomb\.npy' unpacks, .* from .* to 8,000,128 bytes"):
         unpack_members(tmp_path / "a.npz", ["bomb"])
+    monkeypatch.setattr(npz, "MOST_UNPACKED_RATIO", 10)
+    halves = {name: np.zeros(700) for name in "ab"}  # 5.7 kB each: together they are too much
+    np.savez_compressed(tmp_path / "b.npz", **halves)
+    assert unpack_members(tmp_path / "b.npz", ["a"])["a"].nbytes == 5_600
+    with pytest.raises(DataError, match=r"'b\.npy' unpacks, with the arrays before it, .* to 11,456 bytes"):
+        unpack_members(tmp_path / "b.npz", ["a", "b"])
 
 
 def test_damage_to_a_compressed_array_is_a_data_error(tmp_path):

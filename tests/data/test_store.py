@@ -13,7 +13,7 @@ from biofound.data.store import IndexedCase, StoreWindows, file_stem, fingerprin
 from biofound.data.windows import open_windows
 from biofound.errors import DataError
 from tests.data.allocation import traced_memory
-from tests.data.cohort import build, cohort, write_index
+from tests.data.cohort import build, change_sealed, cohort, write_index
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +124,10 @@ def test_a_directory_without_windows_is_an_error_that_says_what_was_looked_for(t
         (b"{", "JSON"),
         (b"[]", "object"),
         (b'{"kind": "biofound-splits"}', "kind: expected 'biofound-windows', got 'biofound-splits'"),
-        (b'{"kind": "biofound-windows", "format_version": 99}', "format_version: expected 3, got 99"),
+        (b'{"kind": "biofound-windows", "format_version": 99}', "format_version: expected 4, got 99"),
         (
-            b'{"kind": "biofound-windows", "format_version": 3, "channels": ["PPG"]}',
-            "optional_channels: missing",
+            b'{"kind": "biofound-windows", "format_version": 4, "channels": ["PPG"]}',
+            "content_sha256: missing",
         ),
         (b"[" * 10**6, "recursion"),
         (b'{"format_version": ' + b"9" * 5000 + b"}", "number"),
@@ -162,8 +162,7 @@ def test_an_index_of_numbers_that_cannot_be_is_an_error(copied, change, complain
 
 
 def test_a_case_of_another_shape_than_the_index_says_is_an_error(copied):
-    path = copied / "train" / "index.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "window_samples": 1000}))
+    change_sealed(copied / "train" / "index.json", lambda index: index.update(window_samples=1000))
     with pytest.raises(DataError, match=r"syn0001_1 .*`x`.* 1250\).*\(\d+, 2, 1000\)"):
         open_windows(copied, "train").read(np.array([0]))
 

@@ -109,7 +109,7 @@ class Attacks:
         guarded = any(fnmatch(name, pattern) for pattern in self.surface.guarded)
         if random.random() < _MISPLACED_CHANCE:
             return f"{name}: {_misplace(path, random)}", guarded
-        if self.surface.rewrite and path.suffix == self.surface.rewritten and random.random() < 0.4:
+        if self.surface.rewrite and path.suffix in self.surface.rewritten and random.random() < 0.4:
             path.write_bytes(self.surface.rewrite(path.read_bytes(), random))
             return f"{name}: {self.surface.rewrite.__name__}", False
         done = damage(path.read_bytes(), path.suffix, random)

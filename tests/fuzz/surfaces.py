@@ -6,7 +6,6 @@ command goes, and gives all that was understood, to be compared with what the wh
 
 import contextlib
 import gzip
-import io
 import shutil
 import socketserver
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from biofound.errors import VerificationError
+from tests.fuzz.odd_files import change_a_value, change_an_edf_field, write_odd_parquet
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -30,7 +30,7 @@ class Surface:
 
     `make` writes whole files into a directory, and `read` reads what a directory holds. A damaged file whose
     path matches `guarded` has a checksum somewhere: it must be refused, or be read as what it was.
-    `rewrite` damages files with the suffix `rewritten` in a way of their own: it changes what they hold, and
+    `rewrite` damages files with a suffix in `rewritten` in a way of their own: it changes what they hold, and
     writes them whole.
     """
 
@@ -39,7 +39,7 @@ class Surface:
     read: Callable[[Path], object]
     guarded: tuple[str, ...] = ()
     rewrite: Callable[[bytes, Random], bytes] | None = None
-    rewritten: str = ""
+    rewritten: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -81,50 +81,6 @@ def read_checkpoint(directory: Path) -> object:
     )
     trainer.restore(checkpoint)
     return checkpoint, model.state_dict(), inflated.state_dict(), trainer.history()
-
-
-def change_a_value(content: bytes, random: Random) -> bytes:
-    """Replace or drop one value of a checkpoint, wherever it stands, and make the digests fit again."""
-    import torch
-
-    from biofound.core.archive import with_digests
-
-    odd: list[object] = [
-        None,
-        -1,
-        0,
-        10**30,
-        float("nan"),
-        float("inf"),
-        "x",
-        "",
-        [],
-        {},
-        True,
-        ["PPG", "PPG"],
-    ]
-    whole = torch.load(io.BytesIO(content), weights_only=True)
-    inner: Any = whole
-    while True:
-        key = random.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
-        if not isinstance(inner[key], (dict, list)) or not inner[key] or random.random() < 0.15:
-            break
-        inner = inner[key]
-    old = inner[key]
-    if isinstance(old, torch.Tensor):
-        odd += [old.double(), old[..., :0], old.flatten(), old * float("nan"), old.to_sparse(), old.bool()]
-        odd += [torch.zeros(1).expand(10**6, 10**6), old.tolist()] * 2
-    if isinstance(inner, dict) and random.random() < 0.2:
-        del inner[key]
-    else:
-        inner[key] = random.choice(odd)
-    with contextlib.suppress(
-        RuntimeError, MemoryError
-    ):  # a tensor that is sparse, or a number repeated without end
-        whole = with_digests(whole)
-    out = io.BytesIO()
-    torch.save(whole, out)
-    return out.getvalue()
 
 
 # ---------------------------------------------------------------- windows
@@ -344,6 +300,78 @@ def read_wfdb(directory: Path) -> object:
     return cases, source.survey(channels), sums, labels
 
 
+# ---------------------------------------------------------------- tables, EDF
+
+
+def make_table(directory: Path) -> None:
+    """Recordings as CSV with seconds and with time stamps, Parquet with and without, npz packed and not."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    ppg, ecg = np.random.default_rng(0).uniform(-2, 2, (2, 400)).round(3).astype(np.float32)
+    seconds = np.arange(400) / 50
+    stamps = np.datetime64("2026-01-01T00:00:00") + (seconds * 1e3).astype("timedelta64[ms]")
+    for name, times in (("seconds", seconds), ("stamps", stamps)):
+        rows = "".join(f"{t},a,{p},{e}\n" for t, p, e in zip(times, ppg, ecg, strict=True))
+        (directory / f"{name}.csv").write_text("time,subject,PPG,ECG [mV]\n" + rows)
+        columns = {"time": pa.array(times), "PPG": pa.array(ppg), "ECG": pa.array(ecg)}
+        parquet.write_table(pa.table(columns), directory / f"{name}.parquet", row_group_size=150)
+    np.savez(directory / "plain.npz", PPG=ppg, ECG=ecg, sfreq=50.0)
+    np.savez_compressed(directory / "packed.npz", PPG=ppg, ECG=ecg, t=seconds, sfreq_ECG=50.0)
+    for path in directory.iterdir():  # names that begin with the kind, so that one file is one case
+        path.rename(path.with_name(f"{path.suffix[1:]}_{path.name}"))
+
+
+def read_table(directory: Path) -> object:
+    from biofound.data.sources.table import TableSource
+    from tests.data.cohort import CHANNELS
+
+    source = TableSource(root=directory, record_is_subject=True)
+    cases = source.cases(CHANNELS)
+    of_column = TableSource(root=directory, subject_column="subject").survey(CHANNELS)
+    return source.tracks(), of_column, [source.read(case.case_id, CHANNELS) for case in cases]
+
+
+def make_edf(directory: Path) -> None:
+    """EDF, EDF+ with a record that lies later, and BDF."""
+    from tests.data.sources.test_edf import edit, write
+
+    write(directory / "whole.edf")
+    write(directory / "biosemi.bdf", kind="Bdf")
+    later = (b"+5\x14\x14", b"+9\x14\x14")
+    edit(write(directory / "gaps.edf", annotations=()), kind=(b"EDF+C", b"EDF+D"), later=later)
+
+
+def read_edf(directory: Path) -> object:
+    from biofound.data.sources.edf import EdfSource
+    from tests.data.sources.test_edf import ECG, PPG
+
+    source = EdfSource(root=directory, record_is_subject=True)
+    cases = source.cases((PPG, ECG))
+    return source.tracks(), cases, [source.read(case.case_id, (PPG, ECG)) for case in cases]
+
+
+# ---------------------------------------------------------------- vectors
+
+
+def make_vectors(directory: Path) -> None:
+    from biofound.data.window_table import write_table
+    from tests.data.test_window_table import HEADER, piece
+
+    for name in ("vectors.parquet", "vectors.npz"):
+        write_table(directory / name, [piece(3), piece(2, number=1)], HEADER)
+
+
+def read_vectors(directory: Path) -> object:
+    """As `embed` looks at the file that it would replace."""
+    from biofound.data.window_table import VectorsHeader, read_header, refuse_other_table
+
+    headers = [read_header(directory / name, VectorsHeader) for name in ("vectors.parquet", "vectors.npz")]
+    for path in sorted(directory.iterdir()):
+        refuse_other_table(path, VectorsHeader, headers[0].origin)
+    return headers
+
+
 # ---------------------------------------------------------------- YAML, JSON, CSV
 
 
@@ -438,12 +466,33 @@ SURFACES = {
             read=read_checkpoint,
             guarded=("*.pt",),
             rewrite=change_a_value,
-            rewritten=".pt",
+            rewritten=(".pt",),
         ),
         Surface(name="npz", make=make_npz, read=read_npz),
         Surface(name="store", make=make_store, read=read_store, guarded=("*",)),
         Surface(name="vital", make=make_vital, read=read_vital),
         Surface(name="wfdb", make=make_wfdb, read=read_wfdb, guarded=("r1.dat", "r2.dat")),
+        Surface(
+            name="table",
+            make=make_table,
+            read=read_table,
+            rewrite=write_odd_parquet,
+            rewritten=(".parquet",),
+        ),
+        Surface(
+            name="edf",
+            make=make_edf,
+            read=read_edf,
+            rewrite=change_an_edf_field,
+            rewritten=(".edf", ".bdf"),
+        ),
+        Surface(
+            name="vectors",
+            make=make_vectors,
+            read=read_vectors,
+            rewrite=write_odd_parquet,
+            rewritten=(".parquet",),
+        ),
         Surface(name="yaml", make=make_yaml, read=read_yaml),
         Surface(name="json", make=make_json, read=read_json),
         Surface(name="csv", make=make_csv, read=read_csv),

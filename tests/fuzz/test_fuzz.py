@@ -79,7 +79,7 @@ def test_a_memory_error_stays_one_when_it_is_passed_off_as_damage():
 
 
 def test_a_careful_reader_refuses_everything_and_nothing_is_found():
-    report = attacks_on(careful, count=25)
+    report = attacks_on(careful, count=25, limits=UNHURRIED)
     assert report.outcomes == {"refused": 25}
     assert not report.findings
 

@@ -23,8 +23,8 @@ def main() -> None:
     import_heavy()
     with tempfile.TemporaryDirectory(prefix="biofound-mutants-") as name:
         copy = copy_program(Path(name) / "whole")
-        code, output = run_tests(copy, sorted({mutant.test for mutant in chosen}))
-        if code:
+        code, output = run_tests(copy, sorted({mutant.test for mutant in chosen}), seconds=3600)
+        if code != 0:
             raise SystemExit(f"the named tests do not pass on the program as it is:\n{output}")
         results = []
         print("| broken copy | file | result | by | s |\n| --- | --- | --- | --- | --- |")

@@ -447,8 +447,8 @@ MUTANTS = (
     Mutant(
         "a resumed run forgets its optimizer",
         f"{CORE}/trainer.py",
-        "        self.optimizer.load_state_dict(checkpoint.optimizer)\n",
-        "",
+        "self.optimizer.load_state_dict(checkpoint.optimizer)",
+        "pass",
         f"{T_CORE}/test_resume.py::test_stopped_after_any_step_and_resumed_it_is_the_same_run",
     ),
     Mutant(
@@ -468,8 +468,8 @@ MUTANTS = (
     Mutant(
         "a resumed run forgets the scale of fp16",
         f"{CORE}/trainer.py",
-        '        self.scaler.load_state_dict(checkpoint.resume["scaler"])\n',
-        "",
+        'self.scaler.load_state_dict(checkpoint.resume["scaler"])',
+        "pass",
         f"{T_CORE}/test_resume.py::test_the_scaler_of_fp16_is_resumed",
     ),
     Mutant(
@@ -720,7 +720,37 @@ MUTANTS = (
         r'lines = sorted(f"{case.case_id}\n" for case in cases)',
         f"{T_DATA}/test_store.py::test_the_fingerprint_depends_on_every_case_and_not_on_their_order",
     ),
+    Mutant(
+        "the digests of index and sidecars are not compared",
+        "biofound/files.py",
+        "if isinstance(found, SealedFile) and found.content_sha256 != found.digest():",
+        "if False:",
+        f"{T_DATA}/test_integrity.py::test_each_check_fails_when_its_property_is_broken_and_no_other_does",
+    ),
+    Mutant(
+        "the digest of index and sidecars does not cover what they say",
+        "biofound/files.py",
+        'content = self.model_dump(mode="json", exclude={"content_sha256"})',
+        'content = self.kind',
+        f"{T_DATA}/test_integrity.py::test_each_check_fails_when_its_property_is_broken_and_no_other_does",
+    ),
     # ------------------------------------------------------------ sources and labels
+    Mutant(
+        "long packets at a track's end stay where the stamps of their ends say",
+        f"{DATA}/sources/packets.py",
+        "corrected[first:] = corrected[first - 1]",
+        "pass",
+        f"{T_DATA}/sources/test_packets.py"
+        "::test_giant_packets_at_the_end_that_are_stamped_with_their_ends_go_where_they_belong",
+    ),
+    Mutant(
+        "samples whose time nothing tells are not counted",
+        f"{DATA}/sources/packets.py",
+        "if has_room.any() else 0",
+        "if False else 0",
+        f"{T_DATA}/sources/test_packets.py"
+        "::test_giant_packets_at_the_end_whose_place_nothing_tells_stay_and_are_counted",
+    ),
     Mutant(
         "the sentinel of a gap is a value",
         f"{DATA}/sources/vital_format.py",

@@ -103,8 +103,10 @@ def run_mutant(mutant: Mutant, directory: Path) -> Result:
     return Result(mutant=mutant, fate=fate, seconds=seconds, seen=seen)
 
 
-def run_tests(directory: Path, arguments: Sequence[str]) -> tuple[int | None, str]:
-    """Run pytest in the copy in `directory`: its exit code (None where it had to be killed) and output."""
+def run_tests(
+    directory: Path, arguments: Sequence[str], *, seconds: float = TIMEOUT_SECONDS
+) -> tuple[int | None, str]:
+    """Run pytest in the copy in `directory`: its exit code (None after so many `seconds`) and output."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_pytest, args=(directory, list(arguments), theirs))
@@ -113,7 +115,7 @@ def run_tests(directory: Path, arguments: Sequence[str]) -> tuple[int | None, st
         process.start()
     theirs.close()
     try:
-        code, output = ours.recv() if ours.poll(TIMEOUT_SECONDS) else (None, "")
+        code, output = ours.recv() if ours.poll(seconds) else (None, "")
     except EOFError:
         code, output = 255, "the test process died"
     process.kill()

@@ -62,7 +62,9 @@ class Signal:
 
     `sfreq` in Hz is the rate at which the samples were taken; `header_sfreq` the one that the recording's
     header says, where that may be another. `overlapping_samples` contradict samples that were recorded for
-    the same time, and replaced them. `track` is the raw name, where the source says it.
+    the same time, and replaced them. `doubtful_samples` may have been recorded earlier than where they stand:
+    nothing tells whether their packet is stamped with its start or its end. `track` is the raw name, where
+    the source says it.
     """
 
     samples: NDArray[np.float32]
@@ -70,6 +72,7 @@ class Signal:
     unit: str
     header_sfreq: float | None = None
     overlapping_samples: int = 0
+    doubtful_samples: int = 0
     track: str = ""
 
 
@@ -142,11 +145,25 @@ def _look_at_all(
     for case_id in sorted(case_ids):
         try:
             seen[case_id] = look(case_id)
-        except DataError as error:
-            refused[case_id] = str(error)
-        except OSError as error:
-            refused[case_id] = f"case {case_id}: {error.filename} cannot be read ({error.strerror})"
+        except UNREADABLE as error:
+            refused[case_id] = why_unreadable(case_id, error)
     return refused
+
+
+UNREADABLE = (DataError, OSError, MemoryError)
+"""What comes of a recording that cannot be used, and is its own fault; see `why_unreadable`."""
+
+
+def why_unreadable(case_id: str, error: DataError | OSError | MemoryError) -> str:
+    """One of `UNREADABLE` in words, which name the recording."""
+    match error:
+        case OSError():
+            reason = f"{error.filename or 'its file'} cannot be read ({error.strerror or error})"
+        case MemoryError():
+            reason = "out of memory; give fewer workers, or more memory"
+        case _:
+            return str(error)
+    return f"case {case_id}: {reason}"
 
 
 class AbsentChannelError(DataError):

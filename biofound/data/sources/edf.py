@@ -9,6 +9,7 @@ records it joins as if nothing were missing between them.
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from biofound.data.sources import AbsentChannelError, ListedTrack, Recording, Si
 from biofound.data.sources.packets import align_packets, check_span, place_packets
 from biofound.data.sources.recording_files import FilesSource
 from biofound.data.sources.units import conversion
-from biofound.errors import DataError, SettingsError
+from biofound.errors import DataError, SettingsError, damage_error_context
 
+_LARGEST_VALUE = 1e30
 _ONSET = re.compile(rb"[+-]\d+(?:\.\d*)?(?=\x14)")
 
 
@@ -34,16 +36,17 @@ class EdfSource(FilesSource):
     def list_file(self, path: Path, *, what: str) -> tuple[ListedTrack, ...]:
         """The signals of a file by its header."""
         header = _read_header(path, what)
-        seconds = header.num_data_records * header.data_record_duration
-        return tuple(
-            ListedTrack(
-                name=signal.label,
-                sfreq=signal.sampling_frequency,
-                unit=signal.physical_dimension,
-                duration_s=seconds,
+        with _damage_refused(path, what):
+            seconds = header.num_data_records * header.data_record_duration
+            return tuple(
+                ListedTrack(
+                    name=signal.label,
+                    sfreq=signal.sampling_frequency,
+                    unit=signal.physical_dimension,
+                    duration_s=seconds,
+                )
+                for signal in header.signals
             )
-            for signal in header.signals
-        )
 
     def read(self, case_id: str, channels: Sequence[Channel]) -> Recording:
         """The samples of one file in the channels' units, at their native rates, NaN in the gaps of EDF+D.
@@ -54,8 +57,9 @@ class EdfSource(FilesSource):
         """
         what, path = f"case {case_id}", self.path_of(case_id)
         header = _read_header(path, what)
-        starts = _record_starts(header, f"{what}: {path}")
-        labels = [signal.label for signal in header.signals]
+        with _damage_refused(path, what):
+            starts = _record_starts(header, f"{what}: {path}")
+            labels = [signal.label for signal in header.signals]
 
         def signal_of(channel: Channel) -> Signal:
             of_channel = f"{what}, channel {channel.name}"
@@ -65,7 +69,8 @@ class EdfSource(FilesSource):
                     f"{of_channel}: expected a signal named {' or '.join(channel.tracks)}; {path} has "
                     f"{', '.join(labels) or 'none'}. Name it in the channel's tracks."
                 )
-            return _signal(header.signals[labels.index(label)], starts, channel, of_channel)
+            with _damage_refused(path, of_channel):
+                return _signal(header.signals[labels.index(label)], starts, channel, of_channel)
 
         return Recording(case_id=case_id, signals=present_channels(channels, signal_of))
 
@@ -83,18 +88,17 @@ def _read_header(path: Path, what: str) -> Any:
     edfio = _edfio()
     path.open("rb").close()  # the system's own words where it may not be read
     read = edfio.read_bdf if path.suffix == ".bdf" else edfio.read_edf
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a cut file is a warning to the package
-            # Latin-1 reads every byte; the standard's ASCII has no µ, and recorders write it.
-            header = read(path, header_encoding="latin-1")
-            _ = header.num_data_records, [signal.sampling_frequency for signal in header.signals]
-    except Exception as error:  # it lets out whatever its conversions of damaged fields trip over
-        raise DataError(
-            f"{what}: {path} is no whole {path.suffix[1:].upper()} file ({error}); copy it again, or leave "
-            "it out"
-        ) from error
+    with _damage_refused(path, what), warnings.catch_warnings():
+        warnings.simplefilter("error")  # a cut file is a warning to the package
+        # Latin-1 reads every byte; the standard's ASCII has no µ, and recorders write it.
+        header = read(path, header_encoding="latin-1")
+        _ = header.num_data_records, [signal.sampling_frequency for signal in header.signals]
     return header
+
+
+def _damage_refused(path: Path, what: str) -> AbstractContextManager[None]:
+    """For all that the package reads: it lets out whatever its conversions of damaged fields trip over."""
+    return damage_error_context(f"{what}: {path} is no whole {path.suffix[1:].upper()} file")
 
 
 def _record_starts(header: Any, what: str) -> NDArray[np.float64]:
@@ -121,9 +125,15 @@ def _record_starts(header: Any, what: str) -> NDArray[np.float64]:
 
 
 def _signal(signal: Any, starts: NDArray[np.float64], channel: Channel, what: str) -> Signal:
-    if signal.digital_min == signal.digital_max or signal.physical_min == signal.physical_max:
+    ends = signal.physical_min, signal.physical_max
+    if signal.digital_min == signal.digital_max or ends[0] == ends[1]:
         raise DataError(
             f"{what}: signal {signal.label} has no scale: its smallest and largest value are the same. "
+            "Correct the header or leave the file out."
+        )
+    if not max(map(abs, ends)) < _LARGEST_VALUE:
+        raise DataError(
+            f"{what}: signal {signal.label} has no scale: its values go from {ends[0]:g} to {ends[1]:g}. "
             "Correct the header or leave the file out."
         )
     factor, unit = conversion(signal.physical_dimension, channel, what=what)

@@ -70,8 +70,9 @@ def correct_late_stamps(
     such a stamp leaves a gap before the packet that is as long as the packet, and lets it overlap with what
     follows. A packet is moved back, by no more than its length (and the tolerance of the rate), where a gap
     is before it and one of the next packets shows that it lies too late: behind the packet before, where that
-    fits, else right before the packet after. The last packet of a track is moved if it is ten times as long
-    as usual and fills the gap before it. What overlaps for another reason stays where its stamp says.
+    fits, else right before the packet after. The last packets of a track that are ten times as long as usual
+    are moved if, by stamps of their ends, they follow the packet before and one another without a gap. What
+    overlaps for another reason stays where its stamp says.
 
     Args:
         starts: (K,) seconds, ascending.
@@ -93,13 +94,32 @@ def correct_late_stamps(
                 end = late[packet] - counts[packet]  # where it would be if the stamp is that of its end
                 behind = target <= previous + slack or abs(end - previous) < abs(end - target)
                 corrected[packet] = previous if behind else target
-    usual = float(np.median(counts))
-    if len(late) > 1 and counts[-1] >= _GIANT * usual:
-        gap = corrected[-1] - corrected[-2]
-        if abs(gap - counts[-1]) <= RATE_TOLERANCE / 5 * counts[-1] + usual:
-            corrected[-1] = corrected[-2]
+    first = _giants_at_end(counts)
+    if first < len(late):
+        by_ends = late[first:] - counts[first:]
+        gaps = np.diff(by_ends, prepend=corrected[first - 1])
+        if (np.abs(gaps) <= _doubt(counts)[first:]).all():
+            corrected[first:] = corrected[first - 1]
     moved = corrected != late
     return np.where(moved, starts[0] + (before + corrected) / sfreq, starts)
+
+
+def doubtful_samples(starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq: float) -> int:
+    """The samples at a track's end whose place no stamp can tell; 0 where all can.
+
+    Packets ten times as long as usual, with nothing after them, and a gap before one of them in which it has
+    room: its stamp may be that of its start or of its end.
+
+    Args:
+        starts: (K,) seconds, as `correct_late_stamps` gives them.
+        counts: (K,) samples in each packet.
+        sfreq: the track's rate in Hz.
+    """
+    first = _giants_at_end(counts)
+    late = (starts - starts[0]) * sfreq - (np.cumsum(counts) - counts)
+    gaps = np.diff(late, prepend=late[0])
+    has_room = (gaps >= counts - _doubt(counts))[first:]
+    return int(counts[first:].sum()) if has_room.any() else 0
 
 
 def align_packets(
@@ -203,6 +223,17 @@ def check_rate(starts: NDArray[np.float64], counts: NDArray[np.int64], *, sfreq:
             f" samples per second (median of {len(implied)}, {agreeing:.0%} of them agree). Correct the"
             " rate in the file or leave the case out: nothing read from it would be in time."
         )
+
+
+def _giants_at_end(counts: NDArray[np.int64]) -> int:
+    """The number of the first of the packets at the end that are ten times as long as usual; K if none is."""
+    usual = max(np.median(counts), 1)  # packets may be empty
+    return int(np.flatnonzero(counts < _GIANT * usual)[-1]) + 1
+
+
+def _doubt(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(K,) by how many samples a gap may differ from the length of the packet that fills it."""
+    return RATE_TOLERANCE / 5 * counts.astype(np.float64) + float(np.median(counts))
 
 
 def _slack(late: NDArray[np.float64], counts: NDArray[np.int64]) -> float:

@@ -6,8 +6,10 @@ CSV and Parquet are read a block at a time: memory holds the columns asked for, 
 import csv
 import math
 import re
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -17,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from biofound.data.npz import read_arrays
+from biofound.data.npz import is_bomb, read_arrays
 from biofound.data.sources.packets import MOST_SAMPLES
-from biofound.errors import DataError
+from biofound.errors import DataError, damage_error_context
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".npz")
 """Names of files that are tables end in one of these."""
@@ -34,6 +36,10 @@ _DELIMITERS = (",", ";", "\t")
 _HEAD_ROWS = 200
 _LONGEST_HEADER = 1 << 20
 _BLOCK_BYTES = 1 << 22
+_LONGEST_TYPE = 100
+_LONGEST_STAMP = 100
+_NO_PARQUET = "not a readable Parquet file, or cut short"
+_DAMAGED_PARQUET = "it is damaged or cut short"
 _UNIT = re.compile(r"(.*\S)\s*\[([^\[\]]*)\]")
 _ZONE = re.compile(r"\d(Z|[+-]\d\d(:?\d\d)?)$")
 
@@ -116,6 +122,10 @@ class Table(ABC):
         """An error of this file."""
         return DataError(f"{self.what}: {self.path}: {text}")
 
+    def damage_refused(self, text: str) -> AbstractContextManager[None]:
+        """Turn whatever a reader trips over inside into an error of this file; see `damage_error_context`."""
+        return damage_error_context(f"{self.what}: {self.path}: {text}")
+
 
 def open_table(path: Path, *, what: str) -> Table:
     """Open a table by its suffix, and read the names of its columns.
@@ -172,11 +182,20 @@ class _ArrowTable(Table):
 
     def _times(self, column: Any) -> NDArray[np.float64]:
         """A batch of the column of times."""
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        if pa.types.is_dictionary(column.type):
+            self._refuse_long_texts(column)
+            column = column.dictionary_decode()
+        if _is_text(column.type):
             column = column.cast(pa.timestamp("ns", tz="UTC" if _have_zones(column) else None))
         if pa.types.is_timestamp(column.type):
             return _float64(column.cast(pa.int64())) * SECONDS[column.type.unit]
         return _float64(column)
+
+    def _refuse_long_texts(self, column: Any) -> None:
+        """Refuse texts that are no time stamps before they are unfolded from their dictionary."""
+        longest = max((len(text) for text in column.dictionary.to_pylist() if text is not None), default=0)
+        if longest > _LONGEST_STAMP:
+            raise self.error(f"expected time stamps, got text of {longest:,} characters")
 
 
 def _have_zones(column: Any) -> bool:
@@ -204,8 +223,11 @@ class _Csv(_ArrowTable):
     def __init__(self, path: Path, *, what: str) -> None:
         super().__init__(path, what=what)
         lines = self._first_lines()
-        self._delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader(lines[:1], delimiter=mark))))
-        header, *self._head = csv.reader(lines, delimiter=self._delimiter)
+        with self.damage_refused("it is no table"):
+            self._delimiter = max(
+                _DELIMITERS, key=lambda mark: len(next(csv.reader(lines[:1], delimiter=mark)))
+            )
+            header, *self._head = csv.reader(lines, delimiter=self._delimiter)
         self.names = tuple(name.strip() or f"column {i}" for i, name in enumerate(header, start=1))
         if not self._head:
             raise self.error("it has no row below its header")
@@ -254,7 +276,7 @@ class _Csv(_ArrowTable):
         stamps = time if time is not None and self.has_time_stamps(time) else None
         try:
             return super().read(columns, time=time, rows=rows)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, ValueError) as error:
             raise self.error(self._find_problem(columns, stamps) or str(error)) from error
 
     def texts(self, column: str) -> set[str]:
@@ -294,7 +316,10 @@ class _Csv(_ArrowTable):
 
     def _find_problem(self, columns: Sequence[str], stamps: str | None) -> str | None:
         """The first line that is no row of the table, or cell that is no number or time; in words."""
-        with self.path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+        with (
+            self.path.open(encoding="utf-8-sig", newline="", errors="replace") as file,
+            self.damage_refused("it is no table"),
+        ):
             rows = csv.reader(file, delimiter=self._delimiter)
             next(rows)
             for row in rows:
@@ -330,19 +355,21 @@ def _is_time(cell: str) -> bool:
 class _Parquet(_ArrowTable):
     def __init__(self, path: Path, *, what: str) -> None:
         super().__init__(path, what=what)
-        with self._opened() as file:
+        with self._opened() as file, self.damage_refused(_NO_PARQUET):
             self._types = {field.name: field.type for field in file.schema_arrow}
             self.names = tuple(file.schema_arrow.names)
-            self.lengths = dict.fromkeys(self.names, file.metadata.num_rows)
+            rows = file.metadata.num_rows
+        if not 0 <= rows <= MOST_SAMPLES:
+            raise self.error(f"{rows:,} rows, more than {MOST_SAMPLES:,}; split it into several files")
+        self.lengths = dict.fromkeys(self.names, rows)
 
-    def _opened(self) -> Any:
+    def _opened(self, *, texts: Sequence[str] = ()) -> Any:
+        """The file; columns of `texts` come as a dictionary, so that equal ones take no memory."""
         from pyarrow import parquet
 
         self.path.open("rb").close()  # the system's own words where it may not be read
-        try:
-            return parquet.ParquetFile(self.path)
-        except (pa.ArrowException, OSError) as error:
-            raise self.error(f"not a readable Parquet file, or cut short ({error})") from error
+        with self.damage_refused(_NO_PARQUET):
+            return parquet.ParquetFile(self.path, read_dictionary=texts)
 
     def is_numeric(self, name: str) -> bool:
         """See `Table.is_numeric`."""
@@ -358,17 +385,43 @@ class _Parquet(_ArrowTable):
     ) -> dict[str, NDArray[Any]]:
         """See `Table.read`."""
         for name in columns:
-            if name != time and not self.is_numeric(name):
-                raise self.error(f"column {name}: expected numbers, got {self._types[name]}")
-        return super().read(columns, time=time, rows=rows)
+            kind = self._types[name]
+            if not (
+                self.is_numeric(name) or (name == time and (_is_text(kind) or pa.types.is_timestamp(kind)))
+            ):
+                expected = "numbers or time stamps" if name == time else "numbers"
+                got = textwrap.shorten(str(kind), _LONGEST_TYPE)
+                raise self.error(f"column {name}: expected {expected}, got {got}")
+        with self.damage_refused(_DAMAGED_PARQUET):
+            return super().read(columns, time=time, rows=rows)
+
+    def texts(self, column: str) -> set[str]:
+        """See `Table.texts`."""
+        with self.damage_refused(_DAMAGED_PARQUET):
+            return super().texts(column)
 
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
         """See `_ArrowTable.batches`."""
-        with self._opened() as file:
-            try:
-                yield from file.iter_batches(columns=list(columns))
-            except (pa.ArrowException, OSError) as error:
-                raise self.error(f"it is damaged or cut short ({error})") from error
+        with self._opened(texts=[name for name in columns if _is_text(self._types[name])]) as file:
+            self._refuse_bomb(file.metadata, columns)
+            yield from file.iter_batches(columns=list(columns))
+
+    def _refuse_bomb(self, metadata: Any, columns: Sequence[str]) -> None:
+        """Refuse columns that unpack to more than recordings do."""
+        chunks = [
+            chunk
+            for group in map(metadata.row_group, range(metadata.num_row_groups))
+            for chunk in map(group.column, range(group.num_columns))
+            if chunk.path_in_schema.partition(".")[0] in columns
+        ]
+        packed = sum(chunk.total_compressed_size for chunk in chunks)
+        unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
+        if is_bomb(packed, unpacked):
+            raise self.error(f"it unpacks from {packed:,} to {unpacked:,} bytes, more than recordings do")
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 # ---------------------------------------------------------------- npz

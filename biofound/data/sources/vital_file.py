@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from biofound.data.channels import Channel
 from biofound.data.sources import AbsentChannelError, ListedTrack, Recording, Signal, present_channels
-from biofound.data.sources.packets import align_packets, check_rate, correct_late_stamps, find_rate
+from biofound.data.sources.packets import (
+    align_packets,
+    check_rate,
+    correct_late_stamps,
+    doubtful_samples,
+    find_rate,
+)
 from biofound.data.sources.units import conversion
 from biofound.data.sources.vital_format import (
     LARGEST_SELECTION,
@@ -125,6 +131,7 @@ def read_recording(
             unit=unit,
             header_sfreq=wave.track.sfreq,
             overlapping_samples=overlapping,
+            doubtful_samples=doubtful_samples(wave.starts, wave.counts, sfreq=wave.sfreq),
             track=wave.track.name,
         )
 

@@ -93,6 +93,11 @@ def test_subject_is_the_first_group_of_the_pattern_in_the_path(tmp_path: Path) -
         (lambda path: path.write_bytes(path.read_bytes()[: -(64 + 256) * 2]), "no whole EDF file .*6 data"),
         (lambda path: path.write_bytes(b"0       not an EDF"), "no whole EDF file"),
         (lambda path: edit(path, one=(b"2000    ", b"-2000   ")), "ECG II has no scale"),
+        (
+            lambda path: edit(path, one=(b"2000    ", b"1e99    ")),
+            "ECG II has no scale: .* to 1e.99",
+        ),
+        (lambda path: edit(path, one=(b"2000    ", b"ECG     ")), "no whole EDF file .*'ECG'.*copy it again"),
         (lambda path: edit(path, one=(b"uV      ", b"mmHg    ")), "expected mV .* mmHg"),
         (lambda path: edit(path, one=(b"ECG II", b"ECG V1")), "named ECG II; .* has pleth, ECG V1"),
     ],

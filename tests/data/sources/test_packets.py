@@ -5,6 +5,7 @@ from biofound.data.sources.packets import (
     align_packets,
     check_rate,
     correct_late_stamps,
+    doubtful_samples,
     find_rate,
     place_packets,
 )
@@ -128,6 +129,33 @@ def test_late_stamps_drift_gaps_and_jitter_together_are_placed_to_two_samples():
         placed = align_packets(corrected, counts, sfreq=rate, origin=corrected[0])
         seconds = (placed - placed[0]) / rate - (first - first[0]) / true
         assert np.abs(seconds).max() * 100 < 2
+
+
+def test_empty_packets_do_not_make_every_other_a_giant():
+    starts, counts, _ = stream([0, 0, 0, 5], np.zeros(4, int))
+    np.testing.assert_array_equal(correct_late_stamps(starts, counts, sfreq=SFREQ), starts)
+    assert doubtful_samples(starts, counts, sfreq=SFREQ) == 0
+
+
+@pytest.mark.parametrize("lengths", [[3000], [3000, 3000], [5000, 1500], [1500, 5000], [2000, 7000, 1200]])
+def test_giant_packets_at_the_end_that_are_stamped_with_their_ends_go_where_they_belong(lengths):
+    counts = np.array([*[10] * 50, *lengths])
+    starts, counts, _ = stream(counts, np.zeros(len(counts), int))
+    late = starts.copy()
+    late[50:] += counts[50:] / SFREQ
+    np.testing.assert_allclose(correct_late_stamps(late, counts, sfreq=SFREQ), starts, rtol=0, atol=1e-5)
+    assert doubtful_samples(starts, counts, sfreq=SFREQ) == 0
+
+
+@pytest.mark.parametrize(
+    ("pauses", "doubtful"), [((0, 0), 0), ((1000, 0), 0), ((9000, 0), 5000), ((0, 4000), 5000)]
+)
+def test_giant_packets_at_the_end_whose_place_nothing_tells_stay_and_are_counted(pauses, doubtful):
+    counts, gaps = np.array([*[10] * 50, 3000, 2000]), np.array([0] * 50 + list(pauses))
+    starts, counts, _ = stream(counts, gaps)
+    corrected = correct_late_stamps(starts, counts, sfreq=SFREQ)
+    np.testing.assert_array_equal(corrected, starts)
+    assert doubtful_samples(corrected, counts, sfreq=SFREQ) == doubtful
 
 
 def test_pairs_of_packets_that_all_have_one_gap_between_them_do_not_set_the_rate():

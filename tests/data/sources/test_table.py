@@ -280,8 +280,25 @@ def npz(**arrays: Any) -> Any:
     return lambda path: np.savez(path / "r1.npz", **arrays)
 
 
+def damage(path: Path, *, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at : at + 40] = bytes(40)
+    path.write_bytes(content)
+
+
 def rows(*cells: str) -> str:
     return "time,PPG,ECG\n" + "".join(f"{k / 125},{cell}\n" for k, cell in enumerate(cells))
+
+
+def arrow_table(time: Any, *, repeats: int = 1) -> Any:
+    """A table of six rows, or so many times six, with this column of times."""
+
+    def write(path: Path) -> None:
+        table = pa.table({"time": time, "PPG": pa.array(X[:6, 0]), "ECG": pa.array(X[:6, 1])})
+        index = pa.array(np.tile(np.arange(6), repeats))
+        parquet.write_table(table.take(index), path / "r1.parquet")
+
+    return write
 
 
 GOOD = ("1,2", "2,3", "3,4", "4,5")
@@ -315,6 +332,21 @@ REFUSED = {
     "rate 0": (npz(PPG=X[:, 0], ECG=X[:, 1], sfreq=0.0), "sfreq: expected one number of Hz above 0"),
     "words": (npz(PPG=np.array(["a", "b"]), ECG=X[:2, 1], sfreq=9.0), "expected a column named PPG|numbers"),
     "no zip": (lambda p: (p / "r1.npz").write_bytes(b"PK nothing"), "not a readable npz"),
+    "huge cell": (text(rows(*GOOD, "1," + "2" * 200_000)), "it is no table .*field larger than"),
+    "dates": (
+        arrow_table(pa.array([1] * 6, pa.date32())),
+        r"expected numbers or .*, got date32",
+    ),
+    "nested": (arrow_table(pa.array([{"a": 1.0}] * 6)), "column time: expected numbers or .*, got struct"),
+    "long stamps": (
+        arrow_table(pa.array(["2024-01-01" + "x" * 1000] * 6)),
+        r"got text of 1,010 char",
+    ),
+    "bomb": (arrow_table(pa.array(np.zeros(6)), repeats=30_000), "180,000 rows, more than 100,000; split it"),
+    "pages": (
+        lambda p: (arrow_table(pa.array(np.arange(6.0)))(p), damage(p / "r1.parquet", at=40)),
+        r"r1\.parquet: it is damaged or cut short \(.*\); copy it again",
+    ),
     "no parquet": (lambda p: (p / "r1.parquet").write_bytes(b"PAR1 nothing"), "not a readable Parquet"),
     "bursts": (
         npz(time=np.repeat(np.arange(50) * 0.16, 20) + np.tile(np.arange(20) * 1e-4, 50), PPG=np.arange(1e3)),
@@ -328,9 +360,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_files_that_cannot_be_used_are_refused_by_name_and_place(tmp_path: Path, name: str) -> None:
+def test_files_that_cannot_be_used_are_refused_by_name_and_place(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, message = REFUSED[name]
     make(tmp_path)
+    if name == "bomb":
+        monkeypatch.setattr("biofound.data.sources.table_file.MOST_SAMPLES", 100_000)
     with pytest.raises(DataError, match=message) as caught:
         TableSource(root=tmp_path).read("r1", (PPG,) if name in ("bursts", "jitter") else (PPG, ECG))
     assert str(caught.value).startswith("case r1")
