@@ -6,8 +6,9 @@ A ```text block shows what a command prints, if `<!-- printed by: biofound infla
 above it, or what the ```python block above it prints. A line `…` stands for lines left out. Commands run in
 the order of the BIDMC chain in docs/experiments.md. tests/test_documents.py compares every block.
 
-It also runs every block of commands and code in docs/, but those below `<!-- run by: tests/test_x.py -->`, a test
-of their own, or `<!-- not run: why -->`. A block that begins with `# name.py` or `# name.yaml` is that file.
+It also runs every block of commands and code in docs/, but those below `<!-- not run: why -->` or
+`<!-- run by: tests/test_x.py::test_y -->`, a test of their own. A block that begins with `# name.py` or
+`# name.yaml` is that file.
 """
 
 import argparse

@@ -1,10 +1,12 @@
 """Documents: commands and code run, printed output is as documented, links lead somewhere, names exist."""
 
+import ast
 import contextlib
 import importlib
 import importlib.util
 import io
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -19,6 +21,7 @@ from pydantic import BaseModel
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import biofound
 from biofound.cli import app
 from biofound.core import checkpoint, verify
 from biofound.core.models import ModelConfig, PretrainingModel, build_model, parameter_count
@@ -36,6 +39,7 @@ assert SPEC is not None and SPEC.loader is not None
 printed = sys.modules["printed"] = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(printed)
 
+CHECK_LINKS = runpy.run_path(str(printed.ROOT / "docs" / "check_links.py"))
 ROOT, PAGES = printed.ROOT, printed.PAGES
 EXPERIMENTS, GUIDE = printed.EXPERIMENTS, ROOT / "docs" / "ssl_pretraining_guide.md"
 FORMATS = ROOT / "docs" / "data_formats.md"
@@ -289,6 +293,56 @@ def test_channel_tables_are_accepted(page: Path, tmp_path: Path) -> None:
         if block.language == "yaml":
             (tmp_path / "channels.yaml").write_text(block.text)
             assert resolve_channels(tmp_path / "channels.yaml", "pretrain").channels
+
+
+# ---- The site
+
+
+def test_navigation_has_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = [
+        name for text in re.findall(r"^:::{toctree}\n(.*?)^:::$", index, re.S | re.M) for name in text.split()
+    ]
+    pages = {path.stem for pattern in ("*.md", "*.rst") for path in (ROOT / "docs").glob(pattern)} - {"index"}
+    assert pages - set(listed) == set(), "list them in the navigation of docs/index.md"
+
+
+def test_python_reference_has_what_is_public_and_what_the_pages_import() -> None:
+    reference = (ROOT / "docs" / "python_api.rst").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\.\. autoapi\w+:: (\S+)$", reference, re.M))
+    wanted = {f"{home}.{name}" for name, home in biofound._HOMES.items()}
+    for page in SITE:
+        for block in printed.blocks(page):
+            if block.language == "python":
+                imports = [
+                    node for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.ImportFrom)
+                ]
+                wanted |= {f"{node.module}.{a.name}" for node in imports for a in node.names}
+    ours = {name for name in wanted if re.match(r"biofound\.\w+\.", name)}
+    assert len(ours) > 8 and ours - named == set()
+    for name in named:
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "dead"),
+    [
+        ('<a href="b.html#there">', []),
+        ('<a href="b.html">', []),
+        ('<a href="https://host/nothing">', []),
+        ('<a href="b.html#gone">', ["b.html#gone"]),
+        ('<img src="gone.png">', ["gone.png"]),
+        ('<a href="#here"><p id="here">', []),
+        ('<a href="../out.html">', ["../out.html"]),
+    ],
+)
+def test_dead_links_of_a_built_page_are_found(content: str, dead: list[str], tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (tmp_path / "out.html").write_text("")
+    (site / "b.html").write_text('<p id="there">')
+    (site / "a.html").write_text(content)
+    assert CHECK_LINKS["dead_links"](site / "a.html", site) == dead
 
 
 # ---- Commands, options, links, names
