@@ -1,6 +1,7 @@
 """The project's tasks: `nox -s lint typecheck tests docs`, and slower ones: `tests_slow`, `package`, …"""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import nox
@@ -67,19 +68,19 @@ def docs(session: nox.Session) -> None:
 def package(session: nox.Session) -> None:
     """Build wheel and sdist, then install the wheel elsewhere and train, verify and inflate there."""
     install(session, "package", project=None)
-    built, elsewhere = Path("build/package").resolve(), Path(session.create_tmp()).resolve() / "elsewhere"
-    for directory in (built, elsewhere):
-        shutil.rmtree(directory, ignore_errors=True)
+    built = Path("build/package").resolve()
+    shutil.rmtree(built, ignore_errors=True)
     session.run("cffconvert", "--validate")
     session.run("python", "-m", "build", "--outdir", str(built))  # the wheel is built from the sdist
     files = sorted(map(str, built.iterdir()))
     session.run("twine", "check", "--strict", *files)
-    session.run("uv", "venv", str(elsewhere / "env"), "--python", session.virtualenv.bin + "/python")
     wheel = next(file for file in files if file.endswith(".whl"))
-    session.run("uv", "pip", "install", "--python", str(elsewhere / "env"), wheel)
-    with session.chdir(elsewhere):
-        for command in FROM_THE_WHEEL:
-            session.run(f"env/bin/{command[0]}", *command[1:], external=True, env={"PYTHONPATH": ""})
+    python = f"{session.virtualenv.bin}/python"
+    with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
+        session.run("uv", "venv", "--python", python, "env")
+        session.run("uv", "pip", "install", "--python", "env", wheel)
+        for program, *arguments in FROM_THE_WHEEL:
+            session.run(f"env/bin/{program}", *arguments, external=True, env={"PYTHONPATH": ""})
 
 
 FROM_THE_WHEEL = (

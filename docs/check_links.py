@@ -2,8 +2,8 @@
 
     python docs/check_links.py build/site
 
-Sphinx has checked the links of the Markdown pages; this reads the HTML that a browser gets, with navigation
-and Python reference. Links to other hosts are checked by `nox -s docs -- --external`, which needs the network.
+Sphinx has checked the links of the Markdown pages; this reads the HTML that a browser gets, with
+navigation and Python reference. `nox -s docs -- --external` checks links to other hosts, over the network.
 """
 
 import sys
