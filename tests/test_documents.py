@@ -259,13 +259,14 @@ def test_blocks_of_a_page_run_one_after_the_other(
 
 
 def steps_of(block, directory: Path) -> Iterator[list[str]]:
-    """Arguments of Python that run a block; a block that begins with the name of a file is written."""
+    """Arguments of Python that run a block; one that begins with the name of a file is written, other YAML
+    is left to `test_channel_tables_are_accepted`."""
     file = re.match(r"# (\w+\.\w+)\n", block.text)
     if file:
         (directory / file[1]).write_text(block.text, encoding="utf-8")
     elif block.language == "python":
         yield ["-c", block.text]
-    else:
+    elif block.language == "bash":
         for line in filter(None, block.text.replace("\\\n", " ").splitlines()):
             words = shlex.split(line, comments=True)
             assert words[:1] in ([], ["biofound"]), f"mark this block as run by a test, or as not run: {line}"
