@@ -1,4 +1,8 @@
-"""The project's tasks: `nox -s lint typecheck tests docs`, and the slow ones."""
+"""The project's tasks: `nox -s lint typecheck tests docs`, and slower ones: `tests_slow`, `package`, …"""
+
+import shutil
+import tempfile
+from pathlib import Path
 
 import nox
 
@@ -47,9 +51,53 @@ def tests_slow(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Check that configs/*.yaml and docs/cli.md are up to date; `-- --write` updates them."""
-    install(session, "test")
-    session.run("python", "docs/generate.py", *session.posargs)
+    """Build the site in build/site, without a warning or dead link; `-- --write` updates generated files.
+
+    `-- --external` also asks every host that a page links to.
+    """
+    install(session, "test", "docs")
+    session.run("python", "docs/generate.py", *(option for option in session.posargs if option == "--write"))
+    sphinx = ("sphinx-build", "--fail-on-warning", "--keep-going", "--fresh-env", "docs")
+    session.run(*sphinx, "build/site")
+    session.run("python", "docs/check_links.py", "build/site")
+    if "--external" in session.posargs:
+        session.run(*sphinx, "build/links", "--builder", "linkcheck")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build wheel and sdist, then install the wheel elsewhere and train, verify and inflate there."""
+    install(session, "package", project=None)
+    built = Path("build/package").resolve()
+    shutil.rmtree(built, ignore_errors=True)
+    session.run("cffconvert", "--validate")
+    session.run("python", "-m", "build", "--outdir", str(built))  # the wheel is built from the sdist
+    files = sorted(map(str, built.iterdir()))
+    session.run("twine", "check", "--strict", *files)
+    wheel = next(file for file in files if file.endswith(".whl"))
+    python = f"{session.virtualenv.bin}/python"
+    with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
+        session.run("uv", "venv", "--python", python, "env")
+        session.run("uv", "pip", "install", "--python", "env", wheel)
+        for program, *arguments in FROM_THE_WHEEL:
+            session.run(f"env/bin/{program}", *arguments, external=True, env={"PYTHONPATH": ""})
+
+
+FROM_THE_WHEEL = (
+    (
+        "python",
+        "-c",
+        "import biofound, pathlib; here = pathlib.Path(biofound.__file__).parent; print(here); "
+        "assert here.parent.name == 'site-packages' and (here / 'py.typed').is_file()",
+    ),
+    ("biofound", "pretrain", "--fast"),
+    (
+        *("biofound", "verify", "--checkpoint", "artifacts/foundation_model/best_model.pt"),
+        *("--data-dir", "artifacts/foundation_model/embedded_cohort"),
+    ),
+    ("biofound", "inflate", "--to", "5"),
+)
+"""The main job, run where nothing but the wheel can be imported."""
 
 
 @nox.session

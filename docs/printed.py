@@ -5,6 +5,10 @@
 A ```text block shows what a command prints, if `<!-- printed by: biofound inflate -->` stands on the line
 above it, or what the ```python block above it prints. A line `…` stands for lines left out. Commands run in
 the order of the BIDMC chain in docs/experiments.md. tests/test_documents.py compares every block.
+
+It also runs every block of commands and code in docs/, but those below `<!-- not run: why -->` or
+`<!-- run by: tests/test_x.py::test_y -->`, a test of their own. A block that begins with `# name.py` or
+`# name.yaml` is that file.
 """
 
 import argparse
@@ -22,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 EXPERIMENTS = ROOT / "docs" / "experiments.md"
 FENCE = re.compile(
-    r"(?:^ *<!-- printed by: (?P<command>.+?) -->\n)?"
+    r"(?:^ *<!-- (?P<mark>printed by|run by|not run): (?P<said>.+?) -->\n)?"
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
     re.S | re.M,
 )
@@ -42,12 +46,15 @@ class Block:
     """A fenced block of a page: its language, its text without indent, where that text stands.
 
     `printed_by`, of a text block, is the command or the Python code that prints it; "" where nothing is said.
+    `run_by` is the test that runs it, `not_run` the reason why none does; "" where it is run with its page.
     """
 
     page: Path
     language: str
     text: str
     printed_by: str
+    run_by: str
+    not_run: str
     is_code: bool
     span: tuple[int, int]
     indent: str
@@ -60,13 +67,16 @@ def blocks(page: Path) -> Iterator[Block]:
     for match in FENCE.finditer(content):
         text = re.sub(rf"^{match['indent']}", "", match["text"], flags=re.M)
         follows = bool(code) and not content[end : match.start()].strip()
-        printed_by = match["command"] or (code if follows else "")
+        said = {match["mark"]: match["said"]}
+        printed_by = said.get("printed by") or (code if follows else "")
         yield Block(
             page=page,
             language=match["language"],
             text=text,
             printed_by=printed_by if match["language"] == "text" else "",
-            is_code=follows and not match["command"],
+            run_by=said.get("run by", ""),
+            not_run=said.get("not run", ""),
+            is_code=follows and "printed by" not in said,
             span=match.span("text"),
             indent=match["indent"],
         )

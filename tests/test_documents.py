@@ -1,11 +1,14 @@
 """Documents: commands and code run, printed output is as documented, links lead somewhere, names exist."""
 
+import ast
 import contextlib
 import importlib
 import importlib.util
 import io
 import re
+import runpy
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -18,9 +21,11 @@ from pydantic import BaseModel
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import biofound
 from biofound.cli import app
 from biofound.core import checkpoint, task, verify
 from biofound.core.models import ModelConfig, PretrainingModel, build_model, parameter_count
+from biofound.data.labels import WindowTimes, labels_from_csv
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.splits import Splits
 from biofound.data.store import IndexedCase, Sidecar, StoreIndex, Totals
@@ -34,13 +39,16 @@ assert SPEC is not None and SPEC.loader is not None
 printed = sys.modules["printed"] = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(printed)
 
+CHECK_LINKS = runpy.run_path(str(printed.ROOT / "docs" / "check_links.py"))
 ROOT, PAGES = printed.ROOT, printed.PAGES
-GUIDE = ROOT / "docs" / "ssl_pretraining_guide.md"
+EXPERIMENTS, GUIDE = printed.EXPERIMENTS, ROOT / "docs" / "ssl_pretraining_guide.md"
 FORMATS = ROOT / "docs" / "data_formats.md"
 POINTERS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md")
 HYPOTHETICAL = {"biofound/settings/probe.py", "biofound/commands/probe.py", "tests/test_probe.py"}
 """Files of the command that CONTRIBUTING adds as an example."""
 GENERATED = "cli.md"
+SITE = [page for page in PAGES if page.parent.name == "docs" and page.name != GENERATED]
+RUNNABLE, DATA = ("bash", "python", "yaml"), ("json", "csv")
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 NOT_OURS = {"--help", "--nproc-per-node", "--num-workers", "--bidmc", "--write"}
 """Options a text may name although no command declares them; `--num-workers` is explained not to exist."""
@@ -91,14 +99,20 @@ def model() -> PretrainingModel:
 
 
 @pytest.fixture(scope="module")
-def printed_small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the documented commands and code print on a few short recordings, trained on for a moment."""
+def small_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few short recordings; after `printed_small` also what the documented commands write."""
     directory = tmp_path_factory.mktemp("documents")
     write_recordings(directory / "recordings")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def printed_small(small_directory: Path) -> dict[str, str]:
+    """What the documented commands and code print on a few short recordings, trained on for a moment."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("biofound.data.build.cpu_count", lambda: 1)
-        found = printed.run_all(directory, bidmc=directory / "recordings", run=run_small)
+        found = printed.run_all(small_directory, bidmc=small_directory / "recordings", run=run_small)
     torch.set_num_threads(threads)
     return found
 
@@ -133,6 +147,8 @@ def run_small(arguments: Sequence[str], directory: Path) -> tuple[int, str]:
         if {"--fast", "--epochs"} & set(words):
             words += ["--epochs", "2", "--save-interval", "1", "--threads", "1"]
             words += [] if "--batch-size" in words else ["--batch-size", "8"]
+        elif words[0] == "pretrain":  # a recipe with a number of steps
+            words += ["--steps", "4", "--save-interval", "1", "--threads", "1", "--batch-size", "8"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(verify.CHECKS, "better than a constant guess", whether_or_not_it_is)
             if "--fast" in words:
@@ -200,9 +216,134 @@ def test_pages_have_the_same_chain_of_commands() -> None:
         for block in printed.blocks(page)
         if block.text.startswith("biofound prepare --source wfdb")
     ]
-    assert len(chains) == 3
+    assert len(chains) == 4
     for each in chains:
         assert each == printed.chain()
+
+
+# ---- Commands and code
+
+
+def to_run(page: Path) -> list:
+    """The blocks of a page that are commands, code or files, and that no other test runs."""
+    return [
+        block
+        for block in printed.blocks(page)
+        if block.language in RUNNABLE and not block.run_by and not block.not_run
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in SITE if to_run(page)], ids=name_of)
+def test_blocks_of_a_page_run_one_after_the_other(
+    page: Path,
+    printed_small: dict[str, str],
+    small_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    same_threads: None,
+) -> None:
+    """In the directory that the chain of commands leaves; in an empty one where the page has its own."""
+    chosen, directory = to_run(page), tmp_path / "here"
+    if any("biofound prepare" in block.text for block in chosen):
+        directory.mkdir()
+        (directory / "bidmc").symlink_to(small_directory / "recordings")
+    else:
+        shutil.copytree(small_directory, directory, symlinks=True)
+    (directory / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.setattr("biofound.data.build.cpu_count", lambda: 1)
+    for block in chosen:
+        for arguments in steps_of(block, directory):
+            exit_code, said = run_small(arguments, directory)
+            assert exit_code == 0, f"{name_of(page)}: {arguments}\n{said}"
+
+
+def steps_of(block, directory: Path) -> Iterator[list[str]]:
+    """Arguments of Python that run a block; one that begins with the name of a file is written, other YAML
+    is left to `test_channel_tables_are_accepted`."""
+    file = re.match(r"# (\w+\.\w+)\n", block.text)
+    if file:
+        (directory / file[1]).write_text(block.text, encoding="utf-8")
+    elif block.language == "python":
+        yield ["-c", block.text]
+    elif block.language == "bash":
+        for line in filter(None, block.text.replace("\\\n", " ").splitlines()):
+            words = shlex.split(line, comments=True)
+            assert words[:1] in ([], ["biofound"]), f"mark this block as run by a test, or as not run: {line}"
+            yield from [["-m", *words]] if words else []
+
+
+@pytest.mark.parametrize("page", SITE, ids=name_of)
+def test_every_block_is_run_or_says_why_not(page: Path) -> None:
+    for block in printed.blocks(page):
+        assert block.language in {"text", "", *RUNNABLE, *DATA}, block.text
+        if block.language in DATA:
+            assert block.run_by, f"name the test that reads this:\n{block.text}"
+        if block.run_by:
+            file, _, test = block.run_by.partition("::")
+            text = (ROOT / file).read_text(encoding="utf-8")
+            assert f"def {test}(" in text, block.run_by
+            assert page.name in text or ROOT / file == Path(__file__), f"{file} does not name {page.name}"
+        for file in re.findall(r"tests/[\w/]+\.py", block.not_run):
+            assert (ROOT / file).is_file(), file
+
+
+@pytest.mark.parametrize("page", SITE, ids=name_of)
+def test_channel_tables_are_accepted(page: Path, tmp_path: Path) -> None:
+    for block in printed.blocks(page):
+        if block.language == "yaml":
+            (tmp_path / "channels.yaml").write_text(block.text)
+            assert resolve_channels(tmp_path / "channels.yaml", "pretrain").channels
+
+
+# ---- The site
+
+
+def test_navigation_has_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = [
+        name for text in re.findall(r"^:::{toctree}\n(.*?)^:::$", index, re.S | re.M) for name in text.split()
+    ]
+    pages = {path.stem for pattern in ("*.md", "*.rst") for path in (ROOT / "docs").glob(pattern)} - {"index"}
+    assert pages - set(listed) == set(), "list them in the navigation of docs/index.md"
+
+
+def test_python_reference_has_what_is_public_and_what_the_pages_import() -> None:
+    reference = (ROOT / "docs" / "python_api.rst").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\.\. autoapi\w+:: (\S+)$", reference, re.M))
+    wanted = {f"{home}.{name}" for name, home in biofound._HOMES.items()}
+    for page in SITE:
+        for block in printed.blocks(page):
+            if block.language == "python":
+                imports = [
+                    node for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.ImportFrom)
+                ]
+                wanted |= {f"{node.module}.{a.name}" for node in imports for a in node.names}
+    ours = {name for name in wanted if re.match(r"biofound\.\w+\.", name)}
+    assert len(ours) > 8 and ours - named == set()
+    for name in named:
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "dead"),
+    [
+        ('<a href="b.html#there">', []),
+        ('<a href="b.html">', []),
+        ('<a href="https://host/nothing">', []),
+        ('<a href="b.html#gone">', ["b.html#gone"]),
+        ('<img src="gone.png">', ["gone.png"]),
+        ('<a href="#here"><p id="here">', []),
+        ('<a href="../out.html">', ["../out.html"]),
+    ],
+)
+def test_dead_links_of_a_built_page_are_found(content: str, dead: list[str], tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (tmp_path / "out.html").write_text("")
+    (site / "b.html").write_text('<p id="there">')
+    (site / "a.html").write_text(content)
+    assert CHECK_LINKS["dead_links"](site / "a.html", site) == dead
 
 
 # ---- Commands, options, links, names
@@ -314,6 +455,27 @@ def test_every_key_of_the_formats_is_documented(model: type[BaseModel]) -> None:
 def test_example_of_the_splits_can_be_read() -> None:
     (example,) = [block.text for block in printed.blocks(FORMATS) if block.language == "json"]
     assert Splits.model_validate_json(example).of("val")[0].case_id == "bidmc05"
+
+
+def test_example_of_the_label_file_can_be_read(tmp_path: Path) -> None:
+    (example,) = [block.text for block in printed.blocks(FORMATS) if block.language == "csv"]
+    (tmp_path / "labels.csv").write_text(example)
+    windows = WindowTimes(
+        case_id=np.array(["bidmc01", "bidmc01", "bidmc02"]),
+        start_s=np.array([0.0, 60.0, 0.0]),
+        window_seconds=10.0,
+    )
+    for target, values in (("HR", [93.5, 95.0]), ("rhythm", ["SINUS", "AFIB", "SINUS"])):
+        labels = labels_from_csv(tmp_path / "labels.csv", target, windows=windows)
+        assert labels.values[labels.known].tolist() == values
+
+
+def test_short_table_of_results_has_numbers_of_the_log() -> None:
+    text = EXPERIMENTS.read_text(encoding="utf-8")
+    short, entries = text.split("<!-- first page: from here -->")[1].split("<!-- first page: to here -->")
+    numbers = re.findall(r"\d\.\d\d", short)
+    assert len(numbers) > 10
+    assert [number for number in numbers if number not in entries] == []
 
 
 def test_table_of_the_stft_is_that_of_the_default(model: PretrainingModel) -> None:

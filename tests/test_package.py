@@ -1,9 +1,17 @@
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+import yaml
 
 import biofound
+
+ROOT = Path(__file__).parent.parent
+PUBLIC = ["__version__", "embed_array", "load_checkpoint", "load_pretrained_with_channel_inflate"]
+"""Names that others' programs import: none is taken away or renamed without a word in CHANGELOG.md."""
 
 LOADS = """
 import logging, sys, biofound
@@ -29,3 +37,24 @@ def test_every_name_it_offers_is_there():
     assert biofound.load_pretrained_with_channel_inflate is load_pretrained_with_channel_inflate
     with pytest.raises(AttributeError, match="no attribute 'load_model'"):
         _ = biofound.load_model
+
+
+def test_public_names_are_those_agreed_on():
+    assert sorted(biofound.__all__) == sorted(PUBLIC)
+    assert sorted(biofound._HOMES) == sorted(set(PUBLIC) - {"__version__"})
+
+
+def test_citation_is_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+
+
+def test_ci_calls_sessions_that_there_are():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    sessions = set(re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(), re.M))
+    called = set(re.findall(r"session: (\w+)", workflow)) | set(
+        re.search(r"session: \[(.+)\]", workflow)[1].split(", ")
+    )
+    assert called == {"lint", "typecheck", "docs", "tests", "tests_slow", "package"} <= sessions
+    assert "run: uvx nox -s ${{ matrix.session }}" in workflow
