@@ -42,6 +42,7 @@ from biofound.core.micro_batches import MICRO_BATCHES, micro_batches_on
 from biofound.core.models import ModelConfig, PretrainingModel, Reconstruction
 from biofound.core.monitor import MonitorSums, monitor_sums
 from biofound.core.optimizer import flat_grad_buffer, learning_rate, make_optimizer
+from biofound.core.run_files import BEST, HISTORY, LAST, METRICS
 from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batches
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
@@ -50,9 +51,6 @@ from biofound.files import append_line, write_atomically, write_json
 
 if TYPE_CHECKING:  # scikit-learn is imported by runs with a probe alone
     from biofound.core.validation_probe import ValidationProbe
-
-BEST, LAST = "best_model.pt", "last_model.pt"
-HISTORY, METRICS = "training_history.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)

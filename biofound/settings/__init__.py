@@ -7,6 +7,7 @@ from biofound.settings.inflate import InflateSettings
 from biofound.settings.prepare import PrepareSettings
 from biofound.settings.pretrain import PretrainSettings
 from biofound.settings.probe import ProbeSettings
+from biofound.settings.report import ReportSettings
 from biofound.settings.resolve import Resolved, ResolvedChannels, resolve, resolve_channels
 from biofound.settings.verify import VerifySettings
 from biofound.settings.windows import DEFAULT_STORE, WindowsSettings
@@ -19,6 +20,7 @@ COMMANDS: tuple[type[Settings], ...] = (
     ProbeSettings,
     EmbedSettings,
     InflateSettings,
+    ReportSettings,
 )
 """Every command's settings, in the order of the work; `biofound/commands/<command>.py` executes each."""
 
@@ -33,6 +35,7 @@ __all__ = [
     "PrepareSettings",
     "PretrainSettings",
     "ProbeSettings",
+    "ReportSettings",
     "Resolved",
     "ResolvedChannels",
     "VerifySettings",
