@@ -89,9 +89,7 @@ def number(value: float | None) -> str:
     """A number in four digits; a dash for none."""
     if value is None:
         return "-"
-    if value and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.2e}"
-    return f"{value:.0f}" if abs(value) >= 1e4 or value == int(value) else f"{value:.4g}"
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def line_chart(
@@ -140,8 +138,8 @@ def line_chart(
         note=note,
         x_label=x_label,
         lines=tuple(lines),
-        x_ticks=tuple(Tick(at=at_x(x), text=number(x)) for x in x_ticks if x_range[0] <= x <= x_range[1]),
-        y_ticks=tuple(Tick(at=at_y(y), text=number(y)) for y in y_ticks),
+        x_ticks=tuple(Tick(at=at_x(x), text=f"{x:g}") for x in x_ticks if x_range[0] <= x <= x_range[1]),
+        y_ticks=tuple(Tick(at=at_y(y), text=f"{y:g}") for y in y_ticks),
         mark=None if mark is None or not x_range[0] <= mark <= x_range[1] else at_x(mark),
         description=f"Line chart of {title} by {x_label}. {in_words}.",
     )
@@ -240,9 +238,7 @@ def signal_plot(
             for x in nice_ticks(0.0, seconds, 3)
             if x <= seconds
         ),
-        y_ticks=tuple(Tick(at=at_y(y), text=number(float(f"{y:.3g}"))) for y in (low, high))
-        if len(known)
-        else (),
+        y_ticks=tuple(Tick(at=at_y(y), text=f"{y:.3g}") for y in (low, high)) if len(known) else (),
         description=f"{title} over {seconds:g} seconds, from {number(low)} to {number(high)} {unit}.{gaps}",
     )
 

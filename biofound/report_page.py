@@ -2,17 +2,17 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from biofound import __version__
 from biofound.core.run_files import RECONSTRUCTIONS
 from biofound.data.dropped import DroppedWindow
-from biofound.data.store import total
 from biofound.report_charts import (
     HEIGHT,
     SIGNAL_HEIGHT,
@@ -57,7 +57,10 @@ TITLES = {
     "latent_rank": "Effective rank of the latents",
 }
 """Titles of measures; others are called by their key."""
-SPEED = {("lr",), ("seconds",), ("windows_per_second",)}
+SECTIONS = {"lr": "losses", "seconds": "speed", "windows_per_second": "speed"}
+"""Sections of measures that are not by split."""
+NOTED = ("data", "train", "validation", "channels", "model", "device", "resumed", "forced", "output")
+"""What a run noted at its start, in the order of the summary; the rest follows."""
 SCORES = {
     "mae": "MAE",
     "rmse": "RMSE",
@@ -101,8 +104,8 @@ class Measure:
     style: int
 
 
-def render(report: Report) -> str:
-    """The page as HTML."""
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("biofound", "templates"),
         autoescape=True,  # names of cases and paths are other people's
@@ -110,9 +113,14 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "text": text_of, "size": size_text, "duration": duration_text}
+    environment.filters |= {"number": number, "text": text_of, "size": size_text}
+    return environment.get_template("report.html")
+
+
+def render(report: Report) -> str:
+    """The page as HTML."""
     runs = report.runs
-    return environment.get_template("report.html").render(
+    return _template().render(
         version=__version__,
         marker=MARKER,
         runs=runs,
@@ -172,6 +180,8 @@ def _facts(run: RunData, examples: Examples) -> dict[str, Any]:
         ],
         "settings": {name: setting.model_dump() for name, setting in run.config.settings.items()},
         "earlier_runs": [earlier.name for earlier in run.earlier],
+        "reconstructions_absent": examples.reconstructions_absent or None,
+        "dropped_absent": examples.dropped_absent or None,
         "reconstructions": None
         if made is None
         else {
@@ -215,7 +225,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _summary(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
     """Rows of the first table: what, and a cell for each run."""
     rows = [("state", [f"{run.state}: {run.state_said}" for run in runs])]
-    names = dict.fromkeys(name for run in runs for name in run.config.resolved)
+    noted = dict.fromkeys(name for run in runs for name in run.config.resolved)
+    names = [*(name for name in NOTED if name in noted), *(name for name in noted if name not in NOTED)]
     rows += [(name, [run.config.resolved.get(name, "-") for run in runs]) for name in names]
     rows.append(("epochs", [_epochs(run) for run in runs]))
     rows.append(("best epoch", [_best(run.history) for run in runs]))
@@ -249,7 +260,8 @@ def _msm(history: History | None, channel: str) -> str:
         history.best(*key, channel)
         for key in (("val_msm_by_channel",), ("val_monitor", "constant_guess_msm"))
     )
-    return f"{number(value)} (constant guess {number(guess)})"
+    copied = history.best("val_monitor", "copy_patch_msm", channel)
+    return f"{number(value)} (constant guess {number(guess)}, copy of the nearest patch {number(copied)})"
 
 
 def _time(run: RunData) -> str:
@@ -296,23 +308,17 @@ def duration_text(seconds: float) -> str:
 # Charts
 
 
-@dataclass(kw_only=True)
-class _ChartSeries:
-    series: list[Series] = field(default_factory=list)
-    styles: int = 0
-
-
 def _charts(runs: Sequence[RunData]) -> dict[str, list[Chart]]:
     """The charts of each section; with a single run the earlier ones of the same place are in them too."""
     found: dict[str, dict[str, list[Series]]] = {}
     alone = len(runs) == 1
-    if alone:
-        for earlier in reversed(runs[0].earlier[:EARLIER_DRAWN]):
-            if earlier.history is not None:
-                _collect(found, earlier.history, name=earlier.name, color="earlier", only_first=True)
     for run, color in zip(runs, ("a", "b"), strict=False):
         if run.history is not None:
             _collect(found, run.history, name="" if alone else run.name, color=color)
+    if alone:
+        for earlier in runs[0].earlier[:EARLIER_DRAWN]:
+            if earlier.history is not None:
+                _collect(found, earlier.history, name=earlier.name, color="earlier", only_first=True)
     best = runs[0].history.best_epoch if alone and runs[0].history else None
     charts = {
         section: [
@@ -330,7 +336,8 @@ def _charts(runs: Sequence[RunData]) -> dict[str, list[Chart]]:
 
 def _order(title: str) -> tuple[int, str]:
     first = ("Loss", "MSM", "STFT", "Hidden R", "Variance", "Effective", "Windows", "Seconds")
-    return next((place for place, word in enumerate(first) if title.startswith(word)), len(first)), title
+    place = next((place for place, word in enumerate(first) if title.startswith(word)), len(first))
+    return (len(first) + 1 if title == TITLES["lr"] else place), title
 
 
 def _collect(
@@ -343,27 +350,32 @@ def _collect(
 ) -> None:
     """Put a history's measures into `found`: section to title to series."""
     x = [float(epoch) for epoch in history.epochs if epoch is not None]
-    measured = [(measure_of(key), column) for key, column in history.columns.items()]
+    measured = [
+        (measure, column)
+        for key, column in history.columns.items()
+        if (measure := measure_of(key)) is not None
+    ]
     for measure, column in sorted(measured, key=lambda pair: pair[0].style):
         if only_first and (measure.style or measure.section != "losses"):
             continue
         target = history.words.get("val_probe.target")
         title = f"{measure.title} of {target}" if measure.section == "probe" and target else measure.title
-        label = ", ".join(word for word in (name, "validation" if only_first else measure.label) if word)
+        label = ", ".join(word for word in (name, measure.label) if word)
         kind = "earlier thin" if only_first else f"{color} {DASHES[measure.style % len(DASHES)]}"
         series = Series(label=label, kind=kind, x=x, y=column)
         found.setdefault(measure.section, {}).setdefault(title, []).append(series)
 
 
-def measure_of(key: Key) -> Measure:
-    """Where a measure is drawn, by its keys in the history; one that nobody foresaw under its own name."""
+def measure_of(key: Key) -> Measure | None:
+    """Where a measure is drawn, by its keys in the history; one that nobody foresaw under its own name.
+
+    None for one that is far from the others and the same in every epoch: the summary has it.
+    """
     match key:
         case ("val_monitor", "constant_guess_msm", channel):
             return Measure(section="losses", title=f"MSM: {channel}", label="constant guess", style=2)
-        case ("val_monitor", "copy_patch_msm", channel):
-            return Measure(
-                section="losses", title=f"MSM: {channel}", label="copy of the nearest patch", style=3
-            )
+        case ("val_monitor", "copy_patch_msm", _):
+            return None
         case ("val_monitor", "r_peak_recall" | "r_peak_precision" as which):
             found = which == "r_peak_recall"
             label = "share of the true ones found" if found else "share of the predicted ones that are right"
@@ -383,8 +395,7 @@ def measure_of(key: Key) -> Measure:
             split, _, what = name.partition("_")
             label, style = ("train", 1) if split == "train" else ("validation", 0)
             return Measure(section="losses", title=_title([what, *rest]), label=label, style=style)
-    section = "speed" if key in SPEED else "other"
-    return Measure(section=section, title=_title(key), label="", style=0)
+    return Measure(section=SECTIONS.get(key[0], "other"), title=_title(key), label="", style=0)
 
 
 def _title(keys: Sequence[str]) -> str:
@@ -546,8 +557,3 @@ def _picture(run: RunData, examples: Examples) -> str | None:
     if len(content) > MAX_PICTURE_BYTES:
         return None
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def total_dropped(store: Any) -> int:
-    """All dropped windows of a store."""
-    return total(store.dropped or {})

@@ -3,8 +3,10 @@
 import ctypes
 import resource
 import sys
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def keep_freed_memory() -> bool:
@@ -36,7 +38,7 @@ def return_freed_memory() -> bool:
     return True
 
 
-def peak_memory(device: torch.device) -> dict[str, int | None]:
+def peak_memory(device: "torch.device") -> dict[str, int | None]:
     """The most memory that this process has held so far, in bytes.
 
     Returns:
@@ -45,7 +47,11 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
     """
     unit = 1 if sys.platform == "darwin" else 1024
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    gpu = None
+    if device.type == "cuda":
+        import torch
+
+        gpu = torch.cuda.max_memory_allocated(device)
     return {"process": process, "gpu": gpu}
 
 
