@@ -113,7 +113,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "text": text_of, "size": size_text}
+    environment.filters |= {"number": number, "text": text_of, "size": size_text, "score": score_text}
     return environment.get_template("report.html")
 
 
@@ -294,6 +294,11 @@ def size_text(size: float) -> str:
         if size >= one:
             return f"{size / one:.3g} {unit}"
     return f"{size:.0f} bytes"
+
+
+def score_text(value: float | None) -> str:
+    """A score in three digits; a dash for none."""
+    return "-" if value is None else f"{value:.3g}"
 
 
 def duration_text(seconds: float) -> str:

@@ -196,7 +196,7 @@ def test_answers_of_verify_and_probe_are_shown(tmp_path: Path) -> None:
         *("--probe", tmp_path / "probe.json"),
         output=tmp_path / "report.html",
     )
-    assert "1 of 2 checks passed" in page.text and "FAILED" in page.text
+    assert "1 of 2 checks passed" in page.text and "Checks that failed" in page.text
     assert "MAE" in page.text and "2.5 [2, 3]" in page.text and "-0.5 [-1, 0.1]" in page.text
     assert "Error of the probe of HR" in page.text
 
