@@ -7,13 +7,23 @@ what is here; colours and dashes are its style sheet's.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 36
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 36
 SIGNAL_HEIGHT, SIGNAL_TOP, SIGNAL_BOTTOM = 104, 6, 30
+EDGES = {
+    "left": LEFT,
+    "right": WIDTH - RIGHT,
+    "top": TOP,
+    "bottom": HEIGHT - BOTTOM,
+    "signal_top": SIGNAL_TOP,
+    "signal_bottom": SIGNAL_HEIGHT - SIGNAL_BOTTOM,
+}
+"""Where the axes are, for the template."""
 MAX_POINTS = 300
 """Points of a line by step; more are averaged."""
 SIGNAL_BINS = 300
@@ -153,7 +163,7 @@ def _in_words(series: Series, x_label: str) -> str:
     return f"{label}: {number(y)} at {x_label} {number(x)}, {number(last_y)} at {x_label} {number(last_x)}"
 
 
-def by_bins(values: Numbers, take: str) -> tuple[list[int], list[float | None], int]:
+def by_bins(values: Numbers, take: Literal["mean", "largest"]) -> tuple[list[int], list[float | None], int]:
     """At most `MAX_POINTS` values: the mean or the largest (`take`) of as many neighbours each.
 
     Returns:
@@ -162,9 +172,9 @@ def by_bins(values: Numbers, take: str) -> tuple[list[int], list[float | None], 
     width = math.ceil(len(values) / MAX_POINTS)
     bins = [values[start : start + width] for start in range(0, len(values), max(width, 1))]
     known = [[value for value in one if value is not None] for one in bins]
-    reduced = {"mean": lambda one: sum(one) / len(one), "largest": max}[take]
     places = [min(len(values), (place + 1) * width) - 1 for place in range(len(bins))]
-    return places, [reduced(one) if one else None for one in known], width
+    reduced = [None if not one else max(one) if take == "largest" else sum(one) / len(one) for one in known]
+    return places, reduced, width
 
 
 def nice_ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:

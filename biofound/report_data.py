@@ -303,10 +303,10 @@ def _read_run(directory: Path, name: str) -> RunData:
 
 def _state(directory: Path, config: RunConfig, history: History | None) -> tuple[State, str]:
     """How far the run is, and the evidence for it in words."""
-    if config.outcome is not None:
-        return config.outcome.ended, config.outcome.message
     if (holder := lock_holder(directory)) is not None:
         return "running", f"{holder}, holds its output directory"
+    if config.outcome is not None:
+        return config.outcome.ended, config.outcome.message
     done, wanted = len(history.epochs) if history else 0, config.epochs()
     if wanted is not None and done == wanted:
         return "finished", f"all {done} epochs are in its history"
@@ -367,7 +367,7 @@ def _stores(config: RunConfig) -> Iterator[StoreFacts]:
         for split in found:
             index = read_index(directory / split)
             same = None if digests is None else index.fingerprint in digests[split]
-            said = {
+            words = {
                 True: "the windows of the run",
                 None: "the run does not say whether these are its windows",
             }
@@ -375,7 +375,7 @@ def _stores(config: RunConfig) -> Iterator[StoreFacts]:
             yield StoreFacts(
                 directory=directory,
                 split=split,
-                said=said.get(same, "other windows than the run's: they have been made anew since"),
+                said=words.get(same, "other windows than the run's: they have been made anew since"),
                 same=same,
                 cases=totals.cases,
                 subjects=totals.subjects,
@@ -442,7 +442,7 @@ def _read_history(path: Path) -> History | None:
     content = _read_json(path)
     if content is None:
         return None
-    epochs = content.get("epoch")
+    epochs: Any = content.get("epoch")
     if not _is_column(epochs, None) or None in epochs:
         raise DataError(
             f"{path}: expected `epoch`, a list of numbers, one an epoch; the file is damaged or foreign"

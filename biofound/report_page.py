@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
@@ -14,6 +14,7 @@ from biofound import __version__
 from biofound.core.run_files import RECONSTRUCTIONS
 from biofound.data.dropped import DroppedWindow
 from biofound.report_charts import (
+    EDGES,
     HEIGHT,
     SIGNAL_HEIGHT,
     WIDTH,
@@ -136,6 +137,7 @@ def render(report: Report) -> str:
         probes=report.probes,
         scores=SCORES,
         size=(WIDTH, HEIGHT, SIGNAL_HEIGHT),
+        edge=EDGES,
         earlier_drawn=EARLIER_DRAWN,
     )
 
@@ -414,7 +416,7 @@ def _title(keys: Sequence[str]) -> str:
 
 def _step_charts(runs: Sequence[RunData]) -> list[Chart]:
     charts = []
-    shown = (
+    shown: tuple[tuple[str, str, Literal["mean", "largest"]], ...] = (
         ("loss", "Loss of the batches", "mean"),
         ("gradient_norm", "Gradient norm before clipping", "largest"),
         ("data_wait", "Share of the time waiting for windows", "mean"),
@@ -466,7 +468,7 @@ def _settings(runs: Sequence[RunData], units: Mapping[str, str]) -> dict[str, li
         row = SettingRow(
             name=name,
             unit=units.get(name, ""),
-            cells=tuple(one and (text_of(one.value), one.origin) for one in given),
+            cells=tuple(None if one is None else (text_of(one.value), one.origin) for one in given),
         )
         is_set = any(one is not None and one.origin != "default" for one in given)
         groups["differ" if name in differing or None in given else "set" if is_set else "default"].append(row)

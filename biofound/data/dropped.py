@@ -6,6 +6,7 @@ The sidecars say how many windows each recording lost for which reason; the exam
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,8 @@ def dropped_examples(store: Path, tracks: Mapping[str, Sequence[str]]) -> Iterat
         DataError: when the recordings cannot be read, would have to be downloaded, or have changed.
     """
     index = read_index(store)
-    source = open_source(**index.source)
+    description: dict[str, Any] = dict(index.source)
+    source = open_source(**description)
     if isinstance(source, RetryingSource):
         raise DataError(f"the recordings of {index.source['name']} would have to be downloaded again")
     sidecars = [read_sidecar((store / case.file).with_suffix(".json")) for case in index.cases]
@@ -64,7 +66,7 @@ def dropped_examples(store: Path, tracks: Mapping[str, Sequence[str]]) -> Iterat
 def choose_recordings(sidecars: Sequence[Sidecar]) -> list[tuple[Sidecar, list[Why]]]:
     """The recordings to read: again and again the one with most of the reasons that are still without any."""
     left = {why for sidecar in sidecars for why in _whys(sidecar)}
-    chosen = []
+    chosen: list[tuple[Sidecar, list[Why]]] = []
     while left and len(chosen) < MAX_RECORDINGS:
         best = max(sidecars, key=lambda sidecar: len(left & _whys(sidecar)))
         chosen.append((best, sorted(left & _whys(best))))
