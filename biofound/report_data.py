@@ -21,7 +21,7 @@ from biofound.errors import DataError
 from biofound.files import lock_holder, path_from_text, printable_name
 
 RESULTS = "results.json"
-"""Results of a run in any nesting, shown as they are."""
+"""Results of a run that has some: rows and differences as a probe's, or values in any nesting."""
 SPLITS = ("train", "val")
 MAX_RESULTS = 200
 """Values of `results.json` that are shown."""
@@ -85,7 +85,7 @@ class RunConfig(_Json):
         if self.data is not None:
             return self.data.directories
         given = self.settings["data_dir"].value if "data_dir" in self.settings else []
-        return [str(name) for name in given] if isinstance(given, list) else []
+        return [str(name) for name in given] if isinstance(given, list) else [given] if given else []
 
     def epochs(self) -> int | None:
         """The epochs asked for; None where the settings do not say, as with `steps`."""
@@ -223,7 +223,11 @@ class StoreFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """One run: `name` is unique in the report."""
+    """One run: `name` is unique in the report.
+
+    Its `results.json` is in `scores` where it has rows and differences as a probe has, else in `results`, of
+    which `results_left_out` values are too many.
+    """
 
     directory: Path
     name: str
@@ -233,6 +237,7 @@ class RunData:
     history: History | None
     steps: Mapping[str, Numbers]
     stores: tuple[StoreFacts, ...]
+    scores: Probe | None
     results: Mapping[str, str]
     results_left_out: int
     earlier: tuple[EarlierRun, ...]
@@ -280,8 +285,9 @@ def _read_run(directory: Path, name: str) -> RunData:
         )
     config = config or RunConfig()
     steps, note = _read_steps(directory / METRICS)
-    state, said = _state(directory, config, history)
-    shown = dict(_flat(results or {}))
+    state, said = _state(directory, config, history, has_results=results is not None)
+    scores = None if results is None else _scores(directory / RESULTS)
+    shown = dict(_flat(results or {})) if scores is None else {}
     return RunData(
         directory=directory,
         name=name,
@@ -291,6 +297,7 @@ def _read_run(directory: Path, name: str) -> RunData:
         history=history,
         steps=steps,
         stores=tuple(_stores(config)),
+        scores=scores,
         results=dict(list(shown.items())[:MAX_RESULTS]),
         results_left_out=max(0, len(shown) - MAX_RESULTS),
         earlier=tuple(_earlier_runs(directory, config)),
@@ -301,12 +308,16 @@ def _read_run(directory: Path, name: str) -> RunData:
     )
 
 
-def _state(directory: Path, config: RunConfig, history: History | None) -> tuple[State, str]:
+def _state(
+    directory: Path, config: RunConfig, history: History | None, *, has_results: bool
+) -> tuple[State, str]:
     """How far the run is, and the evidence for it in words."""
     if (holder := lock_holder(directory)) is not None:
         return "running", f"{holder}, holds its output directory"
     if config.outcome is not None:
         return config.outcome.ended, config.outcome.message
+    if has_results:
+        return "finished", f"its {RESULTS} is there"
     done, wanted = len(history.epochs) if history else 0, config.epochs()
     if wanted is not None and done == wanted:
         return "finished", f"all {done} epochs are in its history"
@@ -421,6 +432,14 @@ def _answer(path: Path, model: type[Answer], *, option: str, command: str) -> An
         return model.model_validate_json(content)
     except ValidationError as error:
         raise DataError(f"{option} {path}: {_first_problem(error)}; {expected}") from error
+
+
+def _scores(path: Path) -> Probe | None:
+    """The rows and differences of a `results.json` that has them in the form of a probe's."""
+    try:
+        return Probe.model_validate_json(_read_bytes(path) or b"")
+    except ValidationError:
+        return None
 
 
 def _read_config(path: Path) -> RunConfig | None:

@@ -224,6 +224,14 @@ def test_measures_and_results_that_nobody_foresaw_are_shown_under_their_names(tm
     assert "Not shown" in page.text and "table" in page.text
 
 
+def test_results_in_the_form_of_a_probe_are_shown_as_its_table(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "run", epochs=2, outcome=None)
+    write_json(directory / "results.json", {**PROBE, "task": "regression", "folds": 5})
+    page = page_of("--run", directory, "--no-examples", output=tmp_path / "report.html")
+    assert "finished: its results.json is there" in page.text
+    assert "MAE" in page.text and "2.5 [2, 3]" in page.text and "rows.1" not in page.text
+
+
 # ---- Safe, self-contained, accessible
 
 

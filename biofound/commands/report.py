@@ -128,4 +128,6 @@ def _tracks(run: RunData) -> dict[str, Sequence[str]]:
     """The tracks of the run's own channel table, else of the built-in one."""
     given = run.config.settings.get("channels_yaml")
     path = None if given is None or given.value is None else path_from_text(str(given.value))
-    return {channel.name: channel.tracks for channel in resolve_channels(path, "pretrain").channels}
+    tables = [resolve_channels(None, "finetune")] if path is None else []
+    tables.append(resolve_channels(path, "pretrain"))
+    return {channel.name: channel.tracks for table in tables for channel in table.channels}
