@@ -29,7 +29,7 @@ MAX_POINTS = 300
 SIGNAL_BINS = 300
 """Columns of a signal with more samples than that: each is drawn from its lowest to its highest sample."""
 DOTTED_UP_TO = 20
-"""Points of a line up to which each also has a dot."""
+"""Points of a strong line up to which each also has a dot; a point without neighbours always has one."""
 
 Numbers = Sequence[float | None]
 
@@ -127,7 +127,7 @@ def line_chart(
     lines = []
     for one in drawn:
         placed = [None if y is None else (at_x(x), at_y(y)) for x, y in zip(one.x, one.y, strict=True)]
-        few = len(one.points) <= DOTTED_UP_TO
+        few = len(one.points) <= DOTTED_UP_TO and one.kind.endswith("strong")
         dots = tuple(
             point
             for before, point, after in zip([None, *placed], placed, [*placed[1:], None], strict=False)

@@ -38,6 +38,7 @@ def test_what_was_not_measured_is_a_gap_and_a_lonely_point_is_a_dot() -> None:
     assert path.count("M") == 2 and len(points(path)) == 4
     many = [1.0] * 30 + [None, 5.0, None]
     assert len(drawn(many).lines[0].dots) == 1
+    assert drawn([1.0, 2.0]).lines[0].dots == ()
     one = drawn([0.7])
     assert len(one.lines[0].dots) == 1
     assert one.description == "Line chart of t by epoch. a: 0.7 at epoch 1."
