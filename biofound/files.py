@@ -185,6 +185,24 @@ def _locked(directory: Path, option: str) -> int:
         os.close(handle)  # the file of one who has just left
 
 
+def lock_holder(directory: Path) -> str | None:
+    """Who holds `directory` (`hold_directory`), in the words of the lock file; None where nobody does.
+
+    On a file system without locks a lock file that is there counts as held.
+    """
+    try:
+        handle = os.open(directory / LOCK_NAME, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return os.pread(handle, 1000, 0).decode(errors="replace").strip() or "a process that just started"
+    finally:
+        os.close(handle)
+    return None  # left by a process that was killed
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, atomically; NaN and infinity are refused."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value

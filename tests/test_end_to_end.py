@@ -106,6 +106,26 @@ def test_whatever_is_made_from_synthetic_recordings_says_so(all_done: Chain) -> 
     assert written["resolved"]["data"].startswith("synthetic windows")
 
 
+def test_a_run_notes_what_it_was_trained_on_and_how_it_ended(all_done: Chain) -> None:
+    written = json.loads((all_done.output / "training_config.json").read_text())
+    assert written["data"]["directories"] == [str(all_done.store)]
+    for split in ("train", "val"):
+        index = read_index(all_done.store / split)
+        (part,) = written["data"][split]
+        assert part == {
+            "name": str(all_done.store),
+            "windows": index.totals.windows,
+            "hours": pytest.approx(index.totals.hours),
+            "subjects": index.totals.subjects,
+            "synthetic": True,
+            "fingerprint": index.fingerprint,
+        }
+    outcome = written["outcome"]
+    assert (outcome["ended"], outcome["message"]) == ("finished", "after step 4 of 4")
+    assert 1e8 < outcome["peak_memory_bytes"]["process"] < 1e11
+    assert outcome["peak_memory_bytes"]["gpu"] is None
+
+
 def test_every_setting_of_a_run_is_written_with_its_origin(all_done: Chain) -> None:
     written = json.loads((all_done.output / "training_config.json").read_text())["settings"]
     assert written.keys() == PretrainSettings.model_fields.keys()

@@ -15,6 +15,7 @@ from biofound.commands import pretrain as commands
 from biofound.core.checkpoint import load_checkpoint, save_checkpoint
 from biofound.core.trainer import Trainer
 from biofound.core.verify import probe_windows
+from biofound.errors import TrainingError
 from biofound.files import hold_directory
 from tests.chain import files_end_at, run, tree
 
@@ -204,6 +205,26 @@ def test_a_run_resumed_elsewhere_has_its_best_model_there(pretrain, tmp_path, va
         assert (best.epoch, best.best_val_loss) == (epoch, loss)
         assert json.loads((output / "training_history.json").read_text())["best_epoch"] == epoch
         assert load_checkpoint(output / "last_model.pt").best_val_loss == loss
+
+
+def test_a_run_that_was_stopped_or_failed_notes_it_until_it_is_resumed(
+    pretrain, stopped, tmp_path, monkeypatch
+):
+    def outcome():
+        return json.loads((tmp_path / "run" / "training_config.json").read_text())["outcome"]
+
+    stopped(5)
+    assert (outcome()["ended"], outcome()["message"]) == ("stopped", "after step 5 of 12")
+    with monkeypatch.context() as patched:
+
+        def fail(self):
+            raise TrainingError("the loss is not finite")
+
+        patched.setattr(Trainer, "fit", fail)
+        pretrain("--resume", code=1)
+    assert (outcome()["ended"], outcome()["message"]) == ("failed", "the loss is not finite")
+    pretrain("--resume")
+    assert (outcome()["ended"], outcome()["message"]) == ("finished", "after step 12 of 12")
 
 
 def test_an_earlier_run_is_set_aside_whole_and_no_file_is_lost(pretrain, tmp_path):

@@ -37,9 +37,9 @@ from biofound.core.probe import Fold as ProbeFold
 from biofound.core.probe import Folds, predict_constant, predict_from_features, pretraining_subjects
 from biofound.core.probe_features import classical_features
 from biofound.core.readout import batch_features, embed_windows
+from biofound.core.run_files import BEST, CONFIG, HISTORY, LAST, METRICS
 from biofound.core.scores import Difference, Outcome, Predictions, paired_difference, score
 from biofound.core.task import TaskConfig, TaskModel, build_task_model, load_task_checkpoint
-from biofound.core.training_loop import BEST, HISTORY, LAST, METRICS
 from biofound.errors import SettingsError, checkpoint_error_context, write_error_context
 from biofound.figures import draw_task_curves
 from biofound.files import hold_directory, sha256_of, sweep_temporary_files, write_json
@@ -48,11 +48,11 @@ from biofound.score_figures import draw_scores
 from biofound.settings import FinetuneSettings, ResolvedChannels
 from biofound.settings.resolve import plain_values
 
-CONFIG_NAME, RESULTS = "training_config.json", "results.json"
+RESULTS = "results.json"
 CURVES, SCORES = "training_curves.png", "scores.png"
 RANDOM_DIR = "random_initialisation"
 RUN_FILES = (
-    *("*.pt", HISTORY, METRICS, CONFIG_NAME, RESULTS, "*.png"),
+    *("*.pt", HISTORY, METRICS, CONFIG, RESULTS, "*.png"),
     *(RANDOM_DIR, "fold_*", "channels_*"),
 )
 """The files and directories of a run in its output directory."""
@@ -375,7 +375,7 @@ def _prepare_output(settings: FinetuneSettings, config: Mapping[str, Any]) -> Pa
     with write_error_context(directory, option="--output-dir"):
         sweep_temporary_files(directory)
         aside = None if settings.resume else move_earlier_run(directory, RUN_FILES)
-        write_json(directory / CONFIG_NAME, config)
+        write_json(directory / CONFIG, config)
     return aside
 
 

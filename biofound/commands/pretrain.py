@@ -6,7 +6,7 @@
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from biofound.commands.pretrain_data import (
     describe_data,
     open_training_windows,
     parts_of,
+    record_data,
     summarize_data,
 )
 from biofound.commands.pretrain_init import (
@@ -45,13 +46,19 @@ from biofound.core.history import (
     TrainingEvent,
     WriteFailure,
 )
-from biofound.core.memory import keep_freed_memory, return_freed_memory
+from biofound.core.memory import keep_freed_memory, peak_memory, return_freed_memory
 from biofound.core.models import ModelConfig, build_model, parameter_count
+from biofound.core.run_files import BEST, CONFIG, EARLIER, LAST, RECONSTRUCTIONS, RUN_FILES
 from biofound.core.trainer import TrainConfig, Trainer
-from biofound.core.training_loop import BEST, LAST
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
-from biofound.errors import DataError, checkpoint_error_context, write_error_context
+from biofound.errors import (
+    BiofoundError,
+    DataError,
+    TrainingError,
+    checkpoint_error_context,
+    write_error_context,
+)
 from biofound.figures import Example, draw_losses, draw_reconstructions
 from biofound.files import hold_directory, sweep_temporary_files, write_json
 from biofound.options import Invocation
@@ -61,9 +68,6 @@ from biofound.settings.resolve import plain_values
 if TYPE_CHECKING:
     from biofound.core.validation_probe import ValidationProbe
 
-CONFIG_NAME = "training_config.json"
-RUN_FILES = ("*.pt", "training_history.json", "metrics.jsonl", CONFIG_NAME, "*.png", "tensorboard")
-"""The files of a run in its output directory."""
 LONG_EPOCH = 10.0
 """Seconds after which an epoch's freed memory is returned; taking it again costs about 0.1."""
 COLUMNS = 80
@@ -165,16 +169,21 @@ def execute(
                     if best is None:
                         trainer.forget_best()
             group.wait()  # every rank has read the run to resume before rank 0 touches the directory
+            record: dict[str, Any] = {}
             if group.rank == 0:
-                resolved = {"settings": invocation.resolved.as_json(), "resolved": summary}
-                if (aside := _prepare_output(settings, resolved, best)) is not None:
+                record = {"settings": invocation.resolved.as_json(), "resolved": summary}
+                record["data"] = record_data(train, val, data_dirs, streams=settings.streams())
+                if (aside := _prepare_output(settings, record, best)) is not None:
                     summary["earlier run"] = f"moved to {aside}"
 
             console.table("pretraining", ("what", "value"), list(summary.items()))
             if initial is not None:
                 synthetic = initial.parent.synthetic
                 show_transfers("initial weights", initial.inflation.transfers, synthetic=synthetic)
-            with _tensorboard_writer(settings, trainer) as write_event:
+            with (
+                _outcome_recorded(trainer, record),
+                _tensorboard_writer(settings, trainer) as write_event,
+            ):
                 _train(trainer, write_event)
         # A signal may leave seconds only: they are for the checkpoint, which is written.
         baseline = None if trainer.interrupted else trainer.validate(baseline=True)[0]
@@ -264,7 +273,7 @@ def _prepare_output(
     with write_error_context(directory, option="--output-dir"):
         sweep_temporary_files(directory)
         aside = None if settings.resume else move_earlier_run(directory, RUN_FILES)
-        write_json(directory / CONFIG_NAME, config)
+        write_json(directory / CONFIG, config)
         if best is not None:
             save_checkpoint(directory / BEST, best)
     return aside
@@ -276,9 +285,9 @@ def move_earlier_run(directory: Path, patterns: Sequence[str]) -> Path | None:
     if not files:
         return None
     number = 1
-    while (directory / f"earlier_{number}").exists():
+    while (directory / f"{EARLIER}{number}").exists():
         number += 1
-    aside = directory / f"earlier_{number}"
+    aside = directory / f"{EARLIER}{number}"
     aside.mkdir()
     for path in files:
         path.rename(aside / path.name)
@@ -308,6 +317,31 @@ def _train(trainer: Trainer, write_event: Callable[[TrainingEvent], None]) -> No
                     progress.line(_probe_line(event.probe))
                 if trainer.device.type == "cpu" and event.seconds > LONG_EPOCH:
                     return_freed_memory()
+
+
+@contextmanager
+def _outcome_recorded(trainer: Trainer, record: Mapping[str, Any]) -> Iterator[None]:
+    """Add to `training_config.json` (`record`) how the training ended, and its peak memory.
+
+    A run that was killed, or lost its power, has no such entry.
+    """
+
+    def write(ended: str, message: str) -> list[WriteFailure]:
+        outcome = {"ended": ended, "message": message, "peak_memory_bytes": peak_memory(trainer.device)}
+        return list(trainer.write(CONFIG, lambda path: write_json(path, {**record, "outcome": outcome})))
+
+    try:
+        yield
+    except BaseException as problem:
+        message = (
+            str(problem) if isinstance(problem, BiofoundError) else f"{type(problem).__name__}: {problem}"
+        )
+        with suppress(TrainingError):  # what ended the training is the error to show
+            write("failed", message)
+        raise
+    ended = "stopped" if trainer.interrupted else "finished"
+    for failure in write(ended, f"after step {trainer.step} of {trainer.total_steps}"):
+        console.warning(_not_written(failure))
 
 
 def epoch_line(epoch: EpochMetrics, epochs: int) -> str:
@@ -395,7 +429,7 @@ def draw_figures(trainer: Trainer, val: Windows) -> None:
             sfreq=trainer.data.sfreq,
             synthetic=val.synthetic,
         )
-        failures += trainer.write("reconstructions.png", draw)
+        failures += trainer.write(RECONSTRUCTIONS, draw)
     for failure in failures:
         console.warning(_not_written(failure))
 

@@ -325,6 +325,35 @@ def summarize_data(
     return rows
 
 
+def record_data(
+    train: Windows, val: Windows, data_dirs: Sequence[str], *, streams: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What was trained and validated on, for `training_config.json`: directories, hours, people, digests."""
+    directories = [
+        name if name in streams else path_to_text(path_from_text(name).absolute()) for name in data_dirs
+    ]
+
+    def facts(part: Part) -> dict[str, Any]:
+        windows = part.windows
+        return {
+            "name": part.name,
+            "windows": len(windows),
+            "hours": len(windows) * windows.window_samples / windows.sfreq / 3600,
+            "subjects": len(windows.subjects) or None,  # None: nobody says who was recorded
+            "synthetic": windows.synthetic,
+            "fingerprint": windows.fingerprint,
+        }
+
+    name = ", ".join(data_dirs)
+    return {
+        "directories": directories,
+        **{
+            split: [facts(part) for part in parts_of(windows, name=name)]
+            for split, windows in (("train", train), ("val", val))
+        },
+    }
+
+
 def parts_of(windows: Windows, *, name: str) -> tuple[Part, ...]:
     """The parts of mixed windows; of others the windows themselves, under that name."""
     return windows.parts if isinstance(windows, MixedWindows) else (Part(name=name, windows=windows),)

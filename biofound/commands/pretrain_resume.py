@@ -5,8 +5,8 @@ from typing import Any
 
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.optimizer import learning_rate
+from biofound.core.run_files import BEST, LAST
 from biofound.core.trainer import Trainer
-from biofound.core.training_loop import BEST, LAST
 from biofound.errors import CheckpointError, SettingsError
 from biofound.settings import PretrainSettings
 from biofound.settings.resolve import plain_values

@@ -55,7 +55,7 @@ def run_checks(settings: VerifySettings) -> list[Check]:
         data = _default_data(trained_with)
     else:
         with checkpoint_error_context(settings.checkpoint):
-            trained_with = _settings_of(checkpoint)
+            trained_with = settings_of(checkpoint)
             model, data = checkpoint.build(), checkpoint.data
     windows, origin = _windows_to_check_on(settings, model.config, data.sfreq, checkpoint)
     target = VerificationTarget(
@@ -84,7 +84,7 @@ def _default_data(settings: PretrainSettings) -> DataDescription:
     )
 
 
-def _settings_of(checkpoint: Checkpoint) -> PretrainSettings:
+def settings_of(checkpoint: Checkpoint) -> PretrainSettings:
     """The settings that a checkpoint was trained with."""
     try:
         return PretrainSettings.model_validate(checkpoint.settings)

@@ -32,9 +32,10 @@ from biofound.core.history import (
 from biofound.core.models import Encoder
 from biofound.core.optimizer import learning_rate
 from biofound.core.readout import WindowReader
+from biofound.core.run_files import BEST, HISTORY, LAST
 from biofound.core.sampler import split_batches
 from biofound.core.task import TaskCheckpoint, TaskModel, save_task_checkpoint
-from biofound.core.training_loop import BEST, HISTORY, LAST, LoopConfig, TrainingLoop, on_cpu
+from biofound.core.training_loop import LoopConfig, TrainingLoop, on_cpu
 from biofound.errors import CheckpointError, TrainingError
 from biofound.files import write_json
 

@@ -1,7 +1,12 @@
-"""Memory settings of this process."""
+"""Memory of this process: settings of the C library, and the peak."""
 
 import ctypes
+import resource
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def keep_freed_memory() -> bool:
@@ -31,6 +36,23 @@ def return_freed_memory() -> bool:
         return False
     libc.malloc_trim(0)
     return True
+
+
+def peak_memory(device: "torch.device") -> dict[str, int | None]:
+    """The most memory that this process has held so far, in bytes.
+
+    Returns:
+        `process`: resident memory, with the pages of mapped window files, which the system can take back;
+        `gpu`: what torch has allocated on the GPU, None on a CPU.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    gpu = None
+    if device.type == "cuda":
+        import torch
+
+        gpu = torch.cuda.max_memory_allocated(device)
+    return {"process": process, "gpu": gpu}
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -31,8 +31,9 @@ from biofound.core.masking import MaskType, Stream, draw_channel_dropout, draw_m
 from biofound.core.models import ModelConfig, PretrainingModel, Reconstruction
 from biofound.core.monitor import MonitorSums, monitor_sums
 from biofound.core.optimizer import learning_rate
+from biofound.core.run_files import BEST, HISTORY, LAST
 from biofound.core.sampler import split_batches
-from biofound.core.training_loop import BEST, HISTORY, LAST, LoopConfig, TrainingLoop, on_cpu
+from biofound.core.training_loop import LoopConfig, TrainingLoop, on_cpu
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
 from biofound.errors import CheckpointError, TrainingError

@@ -26,12 +26,10 @@ from biofound.core.distributed import ALONE, Group, MicroBatch
 from biofound.core.history import ThroughputMeter, TrainingEvent, WriteFailure
 from biofound.core.micro_batches import MICRO_BATCHES, micro_batches_on
 from biofound.core.optimizer import flat_grad_buffer, make_optimizer
+from biofound.core.run_files import LAST, METRICS
 from biofound.core.sampler import Shuffle, epoch_order, prefetched, split_batches
 from biofound.errors import TrainingError
 from biofound.files import append_line, write_atomically
-
-BEST, LAST = "best_model.pt", "last_model.pt"
-HISTORY, METRICS = "training_history.json", "metrics.jsonl"
 
 
 class Sums(Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound.data.channels import Channel, MotionGate
-from biofound.data.conditioning import condition
+from biofound.data.conditioning import Conditioned, condition
 from biofound.data.motion import assess_motion
 from biofound.data.quality import Reason, assess
 from biofound.data.sources import Recording, Signal
@@ -78,6 +78,57 @@ def extract_windows(
     Raises:
         DataError: when a channel cannot be conditioned, or its values do not fit `dtype`.
     """
+    conditioned, reasons, quality = assess_windows(
+        recording,
+        channels,
+        sfreq=sfreq,
+        window_samples=window_samples,
+        max_gap_seconds=max_gap_seconds,
+        motion_gate=motion_gate,
+    )
+    names = [channel.name for channel in channels]
+    good = reasons == Reason.KEPT
+    deciding, deciding_names = deciding_reasons(reasons, channels)
+    is_kept = (deciding == Reason.KEPT).all(axis=1)
+    kept, observed = np.flatnonzero(is_kept), good[is_kept]
+    count = len(reasons)
+    grid = conditioned.samples[:, : count * window_samples].reshape(len(channels), count, window_samples)
+    windows = grid[:, kept].transpose(1, 0, 2)
+    if not observed.all():
+        windows = np.where(observed[:, :, None], windows, np.float32(np.nan))
+    x = _as_dtype(windows, dtype, names, recording.case_id)
+    values = x.astype(np.float32)
+    return CaseWindows(
+        x=x,
+        mean=values.mean(axis=2, dtype=np.float64).astype(np.float32),
+        std=values.std(axis=2, dtype=np.float64).astype(np.float32),
+        start_s=kept * window_samples / sfreq,
+        quality=np.where(observed, quality[kept], np.nan).astype(np.float32),
+        candidates=count,
+        dropped=count_dropped(deciding, deciding_names),
+        rejected=count_rejected(reasons, names),
+        timing={
+            name: _timing(recording.signals[name], bridged)
+            for name, bridged in zip(names, conditioned.bridged_samples, strict=True)
+            if name in recording.signals
+        },
+    )
+
+
+def assess_windows(
+    recording: Recording,
+    channels: Sequence[Channel],
+    *,
+    sfreq: float,
+    window_samples: int,
+    max_gap_seconds: float,
+    motion_gate: MotionGate,
+) -> tuple[Conditioned, NDArray[np.uint8], NDArray[np.float32]]:
+    """Filter a recording and assess its N windows; arguments as in `extract_windows`.
+
+    Returns:
+        the filtered recording; (N, C) the `Reason` of each window and channel; (N, C) its quality.
+    """
     conditioned = condition(recording, channels, sfreq=sfreq, max_gap_seconds=max_gap_seconds)
     assessments = [
         assess(
@@ -99,50 +150,46 @@ def extract_windows(
         window_samples=window_samples,
         gate=motion_gate,
     )
-    names = [channel.name for channel in channels]
     reasons = np.stack([assessment.reason for assessment in assessments], axis=1)
     quality = np.stack([assessment.quality for assessment in assessments], axis=1)
-    good = reasons == Reason.KEPT
-    required = np.array([channel.required for channel in channels])
-    if required.any():
-        is_kept, deciding = good[:, required].all(axis=1), np.flatnonzero(required)
-    else:
-        is_kept, deciding = good.any(axis=1), np.arange(len(channels))
-    kept, observed = np.flatnonzero(is_kept), good[is_kept]
-    count = len(reasons)
-    grid = conditioned.samples[:, : count * window_samples].reshape(len(channels), count, window_samples)
-    windows = grid[:, kept].transpose(1, 0, 2)
-    if not observed.all():
-        windows = np.where(observed[:, :, None], windows, np.float32(np.nan))
-    x = _as_dtype(windows, dtype, names, recording.case_id)
-    values = x.astype(np.float32)
-    return CaseWindows(
-        x=x,
-        mean=values.mean(axis=2, dtype=np.float64).astype(np.float32),
-        std=values.std(axis=2, dtype=np.float64).astype(np.float32),
-        start_s=kept * window_samples / sfreq,
-        quality=np.where(observed, quality[kept], np.nan).astype(np.float32),
-        candidates=count,
-        dropped=count_dropped(reasons[~is_kept][:, deciding], [names[row] for row in deciding]),
-        rejected=count_rejected(reasons, names),
-        timing={
-            name: _timing(recording.signals[name], bridged)
-            for name, bridged in zip(names, conditioned.bridged_samples, strict=True)
-            if name in recording.signals
-        },
-    )
+    return conditioned, reasons, quality
+
+
+def deciding_reasons(
+    reasons: NDArray[np.uint8], channels: Sequence[Channel]
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """Why windows are dropped, from `reasons` (N, C): KEPT for the windows that are kept.
+
+    Returns:
+        (N, D) the `Reason` of each window and channel that decides; the names of these D channels.
+    """
+    required = [channel.required for channel in channels]
+    if any(required):
+        return reasons[:, required], [channel.name for channel in channels if channel.required]
+    kept = (reasons == Reason.KEPT).any(axis=1)
+    return np.where(kept[:, None], np.uint8(Reason.KEPT), reasons), [channel.name for channel in channels]
+
+
+def dropped_for(
+    reasons: NDArray[np.uint8], channels: Sequence[str]
+) -> dict[tuple[str, str], NDArray[np.int64]]:
+    """The numbers of the dropped windows by reason and channel, each once, from `reasons` (N, C)."""
+    failing = np.where(reasons == Reason.KEPT, np.iinfo(np.uint8).max, reasons)
+    first_reason, first_channel = failing.min(axis=1), failing.argmin(axis=1)
+    found = {}
+    for reason in Reason:
+        for column, channel in enumerate(channels):
+            index = np.flatnonzero((first_reason == reason) & (first_channel == column))
+            if len(index):
+                found[reason.name.lower(), channel] = index
+    return found
 
 
 def count_dropped(reasons: NDArray[np.uint8], channels: Sequence[str]) -> Counts:
     """Count each dropped window once: reason to channel to number, from `reasons` (N, C)."""
-    failing = np.where(reasons == Reason.KEPT, np.iinfo(np.uint8).max, reasons)
-    bad = (reasons != Reason.KEPT).any(axis=1)
-    first_reason, first_channel = failing.min(axis=1)[bad], failing.argmin(axis=1)[bad]
     counts: Counts = {}
-    for reason in Reason:
-        row = np.bincount(first_channel[first_reason == reason], minlength=len(channels))
-        if row.any():
-            counts[reason.name.lower()] = _nonzero(channels, row)
+    for (reason, channel), index in dropped_for(reasons, channels).items():
+        counts.setdefault(reason, {})[channel] = len(index)
     return counts
 
 

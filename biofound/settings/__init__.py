@@ -9,6 +9,7 @@ from biofound.settings.predict import PredictSettings
 from biofound.settings.prepare import PrepareSettings
 from biofound.settings.pretrain import PretrainSettings
 from biofound.settings.probe import ProbeSettings
+from biofound.settings.report import ReportSettings
 from biofound.settings.resolve import Resolved, ResolvedChannels, resolve, resolve_channels
 from biofound.settings.verify import VerifySettings
 from biofound.settings.windows import DEFAULT_STORE, WindowsSettings
@@ -23,6 +24,7 @@ COMMANDS: tuple[type[Settings], ...] = (
     InflateSettings,
     FinetuneSettings,
     PredictSettings,
+    ReportSettings,
 )
 """Every command's settings, in the order of the work; `biofound/commands/<command>.py` executes each."""
 
@@ -39,6 +41,7 @@ __all__ = [
     "PrepareSettings",
     "PretrainSettings",
     "ProbeSettings",
+    "ReportSettings",
     "Resolved",
     "ResolvedChannels",
     "VerifySettings",

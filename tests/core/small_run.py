@@ -21,7 +21,8 @@ import torch
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.distributed import joined_group
 from biofound.core.models import ModelConfig, build_model
-from biofound.core.trainer import LAST, Trainer
+from biofound.core.run_files import LAST
+from biofound.core.trainer import Trainer
 from biofound.core.verify import probe_windows
 from biofound.data.mixture import MixedWindows, Part
 from biofound.data.stream import SyntheticStream

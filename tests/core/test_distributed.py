@@ -13,7 +13,7 @@ import torch
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.distributed import ALONE, Group
 from biofound.core.micro_batches import ThreadedMicroBatches
-from biofound.core.trainer import LAST
+from biofound.core.run_files import LAST
 
 from .small_run import finish, run, start
 

@@ -19,8 +19,8 @@ from biofound.core.finetune import (
 from biofound.core.history import FinetuneEpoch, FinetuneStep
 from biofound.core.inflate import task_model_for
 from biofound.core.models import build_model
+from biofound.core.run_files import BEST, LAST
 from biofound.core.task import TaskConfig, build_task_model, load_task_checkpoint
-from biofound.core.training_loop import BEST, LAST
 from biofound.core.verify import probe_windows
 from biofound.data.windows import ArrayWindows
 

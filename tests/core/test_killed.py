@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from biofound.core.checkpoint import load_checkpoint
-from biofound.core.trainer import LAST
+from biofound.core.run_files import LAST
 
 from .small_run import finish, start
 

@@ -12,7 +12,8 @@ import torch
 from biofound.core import training_loop
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.history import EpochMetrics, Losses, StepMetrics, WriteFailure
-from biofound.core.trainer import LAST, Trainer
+from biofound.core.run_files import LAST
+from biofound.core.trainer import Trainer
 from biofound.errors import CheckpointError, TrainingError
 from tests.chain import files_end_at
 

@@ -645,8 +645,8 @@ MUTANTS = (
     Mutant(
         "a window is kept where any channel is good",
         f"{DATA}/extract.py",
-        "is_kept, deciding = good[:, required].all(axis=1), np.flatnonzero(required)",
-        "is_kept, deciding = good[:, required].any(axis=1), np.flatnonzero(required)",
+        "is_kept = (deciding == Reason.KEPT).all(axis=1)",
+        "is_kept = (deciding == Reason.KEPT).any(axis=1)",
         f"{T_DATA}/test_extract.py::test_a_window_is_kept_exactly_when_every_channel_is_good",
     ),
     Mutant(
@@ -943,5 +943,35 @@ MUTANTS = (
         "rows + epoch * len(",
         "rows + 0 * len(",
         f"{T_DATA}/test_mixture.py::test_an_epoch_renews_the_synthetic_windows_only_and_repeats_them_exactly",
+    ),
+    # ------------------------------------------------------------ report
+    Mutant(
+        "names in a report are markup",
+        "biofound/report_page.py",
+        "autoescape=True,",
+        "autoescape=False,",
+        "tests/test_report.py::test_hostile_names_are_text",
+    ),
+    Mutant(
+        "a report takes any windows for the run's",
+        "biofound/report_data.py",
+        "index.fingerprint in digests[split]",
+        "True",
+        "tests/test_report.py::test_windows_that_are_gone_or_made_anew_are_said_to_be_so",
+    ),
+    Mutant(
+        "examples of dropped windows come from a recording that has changed",
+        f"{DATA}/dropped.py",
+        "if source.fingerprint(sidecar.case_id) != sidecar.source_fingerprint:",
+        "if False:",
+        f"{T_DATA}/test_dropped.py"
+        "::test_a_recording_that_has_changed_or_drops_other_windows_now_gives_no_example",
+    ),
+    Mutant(
+        "the worst window is one without anything hidden",
+        f"{CORE}/window_errors.py",
+        "[: np.count_nonzero(~np.isnan(self.overall))]",
+        "[:]",
+        f"{T_CORE}/test_window_errors.py::test_ranks_leave_out_windows_without_anything_hidden",
     ),
 )  # fmt: skip
