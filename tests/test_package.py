@@ -10,7 +10,13 @@ import yaml
 import biofound
 
 ROOT = Path(__file__).parent.parent
-PUBLIC = ["__version__", "embed_array", "load_checkpoint", "load_pretrained_with_channel_inflate"]
+PUBLIC = [
+    "__version__",
+    "embed_array",
+    "load_checkpoint",
+    "load_pretrained_with_channel_inflate",
+    "predict_array",
+]
 """Names that others' programs import: none is taken away or renamed without a word in CHANGELOG.md."""
 
 LOADS = """
