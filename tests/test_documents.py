@@ -293,7 +293,8 @@ def test_channel_tables_are_accepted(page: Path, tmp_path: Path) -> None:
     for block in printed.blocks(page):
         if block.language == "yaml":
             (tmp_path / "channels.yaml").write_text(block.text)
-            assert resolve_channels(tmp_path / "channels.yaml", "pretrain").channels
+            section = "pretrain" if "pretrain:" in block.text else "finetune"
+            assert resolve_channels(tmp_path / "channels.yaml", section).channels
 
 
 # ---- The site
