@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from biofound.core import global_term, losses, models, trainer, verify
+from biofound.core import global_term, losses, models, trainer, training_loop, verify
 from biofound.core import inflate as inflation
 from biofound.core.checkpoint import Checkpoint
 from biofound.core.embedding import ConvolutionalEmbedding
@@ -208,16 +208,16 @@ def decay_everything(monkeypatch):
 
 
 def optimizer_of_a_copy(monkeypatch):
-    sound = trainer.make_optimizer
+    sound = training_loop.make_optimizer
     monkeypatch.setattr(
         verify, "make_optimizer", lambda model, **kw: sound(build_model(model.config, seed=0), **kw)
     )
 
 
 def trainer_of_a_copy(monkeypatch):
-    sound = trainer.make_optimizer
+    sound = training_loop.make_optimizer
     monkeypatch.setattr(
-        trainer, "make_optimizer", lambda model, **kw: sound(build_model(model.config, seed=0), **kw)
+        training_loop, "make_optimizer", lambda model, **kw: sound(build_model(model.config, seed=0), **kw)
     )
 
 
@@ -263,8 +263,10 @@ def change_validation_masks(monkeypatch):
 
 
 def drop_last_training_batch(monkeypatch):
-    sound = trainer.prefetched
-    monkeypatch.setattr(trainer, "prefetched", lambda load, batches, meter: sound(load, batches[:-1], meter))
+    sound = training_loop.prefetched
+    monkeypatch.setattr(
+        training_loop, "prefetched", lambda load, batches, meter: sound(load, batches[:-1], meter)
+    )
 
 
 def drop_last_validation_batch(monkeypatch):

@@ -8,8 +8,7 @@ import pytest
 from biofound.data.dropped import MAX_RECORDINGS, choose_recordings, dropped_examples
 from biofound.data.store import read_index, read_sidecar
 from biofound.errors import DataError
-from biofound.files import write_json
-from tests.data.cohort import CHANNELS, build, cohort
+from tests.data.cohort import CHANNELS, build, change_sealed, cohort
 
 TRACKS = {channel.name: channel.tracks for channel in CHANNELS}
 
@@ -69,7 +68,8 @@ def test_a_recording_that_has_changed_or_drops_other_windows_now_gives_no_exampl
     more = {**chosen.dropped, reason: {**chosen.dropped[reason], channel: 999}}
     try:
         for change, words in (({"dropped": more}, "other windows"), ({"source_fingerprint": "0"}, "changed")):
-            write_json(path, chosen.model_copy(update=change))
+            path.write_bytes(before)
+            change_sealed(path, lambda content: content.update(change))  # noqa: B023 -- called at once
             with pytest.raises(DataError, match=words):
                 list(dropped_examples(store, TRACKS))
     finally:

@@ -85,7 +85,10 @@ def test_predictions_have_a_column_for_each_class_in_the_models_order(tmp_path, 
     said = np.array(classes)[chance.argmax(1)] if classes else numbers
     rows = WindowPredictions(**known, prediction=said, probability=chance)
     header = PredictionsHeader(
-        **{**HEADER.model_dump(exclude={"kind", "format_version"}), "origin": PREDICTED_BY},
+        **{
+            **HEADER.model_dump(exclude={"kind", "format_version", "present_channels"}),
+            "origin": PREDICTED_BY,
+        },
         target="rhythm",
         classes=classes,
     )
