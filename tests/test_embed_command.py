@@ -253,7 +253,7 @@ def test_windows_that_lack_a_channel_have_the_vectors_of_one_that_is_unobserved(
     x[:, 1] = 1e30  # whatever else stands there
     windows = ArrayWindows(x, channels=("PPG", "ECG"), sfreq=125.0)
     embedder = WindowEmbedder(load_checkpoint(with_dropout), available=["PPG"])
-    np.testing.assert_array_equal(embedder.embed_all(windows).vectors, matrix(rows))
+    np.testing.assert_array_equal(embedder.rows_in_memory(windows).vectors, matrix(rows))
 
 
 def test_recordings_and_arrays_may_lack_a_channel_too(checkpoint, with_dropout, tmp_path) -> None:

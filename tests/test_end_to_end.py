@@ -155,6 +155,7 @@ def test_checkpoint_and_store_are_verified(all_done: Chain) -> None:
     assert "windows of train" in found["windows to check on"]["measured"]
 
 
+@pytest.mark.slow  # most of a minute
 def test_inflated_checkpoint_is_verified(all_done: Chain) -> None:
     found = verify("--checkpoint", all_done.inflated, "--data-dir", all_done.store)
     assert failed(found) == [HARDLY_TRAINED]

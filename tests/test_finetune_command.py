@@ -212,6 +212,7 @@ def test_an_earlier_run_is_moved_away_whole(tuned, small, plain, labels, tmp_pat
 # ---- Folds and subsets
 
 
+@pytest.mark.slow  # a dozen trainings
 def test_folds_test_every_subject_once_and_subsets_are_rows_of_one_table(small, plain, labels, tmp_path):
     subsets = ("--channels", "PPG,ECG", "--channels", "ACC_X,PPG,ECG")
     found = answer(*arguments(small, plain, labels, tmp_path, "--folds", 3, *subsets, *QUICK))

@@ -300,7 +300,7 @@ def save_with(model: Path, path: Path, **changes: object) -> Path:
     [
         ({"sfreq": 100.0}, ("1250 samples at 125 Hz", "1250 samples at 100 Hz")),
         ({"x": np.zeros((4, 2, 1000)), "sfreq": 125.0}, ("1000 samples at 125 Hz",)),
-        ({"channels": ["PPG", "ACC_X"], "sfreq": 125.0}, ("takes PPG, ECG", "hold PPG, ACC_X")),
+        ({"channels": ["PPG", "ACC_X"], "sfreq": 125.0}, ("takes PPG, ECG", "there is PPG, ACC_X", "no ECG")),
         ({}, ("no key `sfreq`",)),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
-from biofound.core.model_input import ModelInput
+from biofound.core.model_input import ModelInput, checked_array
 from biofound.core.readout import embed_windows, find_readout
 from biofound.core.readout_names import DEFAULT_BATCH_SIZE, DEFAULT_READOUT
 from biofound.data.window_table import WindowVectors, join_rows
@@ -104,5 +104,6 @@ def embed_array(
         CheckpointError: when the checkpoint cannot be read.
     """
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(Path(checkpoint))
+    checked_array(x, sfreq=sfreq, channels=channels)  # before its names are taken for channels
     embedder = WindowEmbedder(loaded, readout=readout, available=channels, gate=gate, batch_size=batch_size)
     return embedder.rows_in_memory(embedder.input.extract_from_array(x, sfreq=sfreq, channels=channels))

@@ -109,14 +109,7 @@ class ModelInput:
             ValueError: when `x`, `sfreq` or `channels` cannot be.
             DataError: when a channel is missing, or the rate is too low for its filter.
         """
-        samples: NDArray[Any] = np.asarray(x, np.float32)
-        if samples.ndim != 2 or len(samples) != len(channels) or len(set(channels)) < len(channels):
-            raise ValueError(
-                f"expected x of shape (channels, samples) and a different name for each row, got shape "
-                f"{samples.shape} and {', '.join(channels) or 'no names'}"
-            )
-        if not 0 < sfreq < np.inf:
-            raise ValueError(f"sfreq must be a rate in Hz above 0, got {sfreq}")
+        samples = checked_array(x, sfreq=sfreq, channels=channels)
         absent = [channel.name for channel in self.channels if channel.name not in channels]
         if absent:
             raise DataError(
@@ -129,3 +122,20 @@ class ModelInput:
             for channel in self.channels
         }
         return self.extract(Recording(case_id="array", signals=signals), channels=self.channels)
+
+
+def checked_array(x: ArrayLike, *, sfreq: float, channels: Sequence[str]) -> NDArray[np.float32]:
+    """The samples (C, T) of a recording in an array.
+
+    Raises:
+        ValueError: when `x`, `sfreq` or `channels` cannot be.
+    """
+    samples: NDArray[Any] = np.asarray(x, np.float32)
+    if samples.ndim != 2 or len(samples) != len(channels) or len(set(channels)) < len(channels):
+        raise ValueError(
+            f"expected x of shape (channels, samples) and a different name for each row, got shape "
+            f"{samples.shape} and {', '.join(channels) or 'no names'}"
+        )
+    if not 0 < sfreq < np.inf:
+        raise ValueError(f"sfreq must be a rate in Hz above 0, got {sfreq}")
+    return samples

@@ -75,6 +75,7 @@ def test_a_process_alone_can_have_the_micro_batches_of_two():
     assert [(o.number, list(o.index)) for o in alone] == [(o.number, list(o.index)) for o in of_two]
 
 
+@pytest.mark.slow  # a third of a minute
 def test_two_processes_stopped_by_one_of_them_and_resumed_as_one_are_one_bit_for_bit(alone, tmp_path):
     finish(start(tmp_path, processes=2, stop_at=4))
     saved = load_checkpoint(tmp_path / LAST)

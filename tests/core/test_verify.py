@@ -89,6 +89,7 @@ def test_every_check_passes_on_a_checkpoint_and_on_what_is_inflated_from_it(with
     assert [c for c in verify.verify(target) if not c.passed] == []
 
 
+@pytest.mark.slow  # half a minute; a checkpoint of another size is checked in test_end_to_end.py
 def test_the_default_recipe_passes(data):
     recipe = PretrainSettings()
     target = verify.VerificationTarget(
@@ -100,6 +101,7 @@ def test_the_default_recipe_passes(data):
     assert [c for c in verify.verify(target) if not c.passed] == []
 
 
+@pytest.mark.slow  # a third of a minute
 def test_every_check_passes_with_all_further_terms(target, config):
     weights = {"global_weight": 0.3, "rhythm_weight": 0.1, "rate_weight": 0.1, "channel_dropout": 0.5}
     heads = {"patch_embedding": "convolutional", "rhythm_head": True, "rate_head": True}
