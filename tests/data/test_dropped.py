@@ -67,7 +67,10 @@ def test_a_recording_that_has_changed_or_drops_other_windows_now_gives_no_exampl
     reason, channel = next((reason, channel) for reason, row in chosen.dropped.items() for channel in row)
     more = {**chosen.dropped, reason: {**chosen.dropped[reason], channel: 999}}
     try:
-        for change, words in (({"dropped": more}, "other windows"), ({"source_fingerprint": "0"}, "changed")):
+        for change, words in (
+            ({"dropped": more}, "other windows"),
+            ({"source_fingerprint": "0"}, "has changed since"),
+        ):
             path.write_bytes(before)
             change_sealed(path, lambda content: content.update(change))  # noqa: B023 -- called at once
             with pytest.raises(DataError, match=words):
