@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from biofound.commands.probe_data import seen_in_pretraining
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.trainer import Trainer
 from biofound.core.verify import probe_windows
@@ -190,3 +192,11 @@ def test_windows_that_do_not_fit_the_parent_are_refused(place, parent, tmp_path)
     pretrain(place / "others", tmp_path / "run", *given)
     config = json.loads((tmp_path / "run" / "training_config.json").read_text())
     assert "it names no patients" in config["resolved"]["not checked, parent"]
+
+
+def test_whom_any_ancestor_saw_counts_as_seen_and_one_that_does_not_tell_leaves_it_open(parent):
+    old = load_checkpoint(parent)
+    child = replace(old, data=replace(old.data, subjects=("zoe",)), parent=old.as_parent(parent))
+    assert seen_in_pretraining(child, []) == ("ann", "ben", "zoe")
+    silent = replace(child.parent, subjects=(), synthetic=False, fingerprint="0")
+    assert seen_in_pretraining(replace(child, parent=silent), []) is None

@@ -15,7 +15,9 @@ from biofound.files import path_from_text
 from biofound.settings import (
     COMMANDS,
     ChannelsSettings,
+    FinetuneSettings,
     InflateSettings,
+    PredictSettings,
     PrepareSettings,
     PretrainSettings,
     ProbeSettings,
@@ -120,6 +122,9 @@ def test_a_path_may_begin_at_home_where_there_is_one(
     assert given.probe_labels == f"{tmp_path}/l.csv"
     probe = ProbeSettings(checkpoint=("a.pt",), data_dir="d", labels="~/l", target="~")
     assert (probe.labels, probe.target) == (f"{tmp_path}/l", "~")
+    tuned = FinetuneSettings(data_dir="d", labels="~/l", target="HR", task="regression")
+    predicted = PredictSettings(model="m.pt", data_dir="d", labels="~/l", output="o.npz")
+    assert tuned.labels == predicted.labels == f"{tmp_path}/l"
     (problem,) = problems_of(lambda: pretrain(data_dir="~nobody-of-this-name/windows"))
     assert problem.startswith("option --data-dir: ") and "no home directory" in problem
     (problem,) = problems_of(lambda: pretrain(output_dir="~nobody-of-this-name/runs"))

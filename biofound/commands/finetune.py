@@ -16,8 +16,8 @@ from biofound import console
 from biofound.commands.finetune_data import FinetuneData, Fold, describe_rows, summary_rows
 from biofound.commands.pretrain import move_earlier_run, stop_on_signals
 from biofound.commands.probe import BATCH, CLASSICAL, IN_TABLE, MAJORITY, MEDIAN
-from biofound.commands.probe_data import JoinedWindows, check_fit
-from biofound.commands.score_cells import SCORE_NAMES, estimate_cell, value_cell
+from biofound.commands.probe_data import JoinedWindows, check_fit, seen_in_pretraining
+from biofound.commands.score_cells import SCORE_NAMES, estimate_cell, show_differences, value_cell
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.devices import resolve_device, resolve_precision
 from biofound.core.finetune import (
@@ -34,7 +34,7 @@ from biofound.core.inflate import encoder_for, task_model_for
 from biofound.core.memory import keep_freed_memory
 from biofound.core.models import parameter_count
 from biofound.core.probe import Fold as ProbeFold
-from biofound.core.probe import Folds, predict_constant, predict_from_features, pretraining_subjects
+from biofound.core.probe import Folds, predict_constant, predict_from_features
 from biofound.core.probe_features import classical_features
 from biofound.core.readout import batch_features, embed_windows
 from biofound.core.run_files import BEST, CONFIG, HISTORY, LAST, METRICS
@@ -276,12 +276,7 @@ class _Bench:
         constant = MEDIAN if task.numeric else MAJORITY
         outcomes = [score(constant, predict_constant(task, folds), task, seed=seed)]
         channels: list[tuple[str, ...]] = [()]
-        seen = pretraining_subjects(
-            fingerprint=self.checkpoint.data.fingerprint,
-            subjects=self.checkpoint.data.subjects,
-            synthetic=self.checkpoint.data.synthetic,
-            stores={part.fingerprint: part.subjects for part in self.data.windows.parts},
-        )
+        seen = seen_in_pretraining(self.checkpoint, self.data.windows.parts)
         several = len(self.data.subsets) > 1
         for subset in self.data.subsets:
             suffix, windows = f" ({', '.join(subset)})" if several else "", self.windows(subset)
@@ -339,7 +334,7 @@ def _bench_of(settings: FinetuneSettings, data: FinetuneData, table: ResolvedCha
     for subset in data.subsets:  # refused before the first training where it does not fit
         with checkpoint_error_context(settings.checkpoint):
             encoder_for(checkpoint, channels=subset)
-    described = checkpoint.data
+    described, seen = checkpoint.data, seen_in_pretraining(checkpoint, data.windows.parts)
     return _Bench(
         settings=settings,
         data=data,
@@ -348,9 +343,9 @@ def _bench_of(settings: FinetuneSettings, data: FinetuneData, table: ResolvedCha
         parent={
             "sha256": sha256_of(settings.checkpoint),
             "channels": list(checkpoint.model.channels),
-            "synthetic": described.synthetic,
+            "synthetic": described.synthetic and all(one.synthetic for one in checkpoint.ancestors()),
             "fingerprint": described.fingerprint,
-            "subjects": list(described.subjects),
+            "subjects": list(seen or ()),  # empty where they are not known
         },
         device=device,
         precision=precision,
@@ -518,12 +513,7 @@ def _show(result: _Results, bench: _Bench) -> None:
         ],
         numbers=columns[1:],
     )
-    console.table(
-        f"differences of {SCORE_NAMES[result.differences[0].score]}, on the same subjects",
-        ("row", "minus", "difference"),
-        [(one.name, one.against, estimate_cell(one.estimate, sign="+")) for one in result.differences],
-        numbers=("difference",),
-    )
+    show_differences(result.differences)
     console.note(
         f"every subject counts equally; [95 % intervals] from resampled subjects; all scores: "
         f"{settings.output_dir / RESULTS}"

@@ -11,16 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biofound import console
-from biofound.commands.probe_data import JoinedWindows, LabelledWindows, absent_channels, check_fit
-from biofound.commands.score_cells import SCORE_NAMES, estimate_cell, value_cell
-from biofound.core.checkpoint import Checkpoint, DataDescription, Parent, load_checkpoint
+from biofound.commands.probe_data import (
+    JoinedWindows,
+    LabelledWindows,
+    absent_channels,
+    check_fit,
+    seen_in_pretraining,
+)
+from biofound.commands.score_cells import SCORE_NAMES, estimate_cell, show_differences, value_cell
+from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.models import Encoder, ModelConfig, build_model
 from biofound.core.probe import (
     Folds,
     predict_constant,
     predict_directly,
     predict_from_features,
-    pretraining_subjects,
     separate_test,
     subject_folds,
 )
@@ -238,20 +243,8 @@ def _beats(bench: _Bench, windows: JoinedWindows, name: str) -> Outcome:
 def _pretrained(bench: _Bench, checkpoint: Checkpoint, name: str) -> Outcome:
     with checkpoint_error_context(Path(name)):
         encoder = checkpoint.build().encoder
-    stores = {part.fingerprint: part.subjects for part in bench.windows.parts}
-    trainings: list[DataDescription | Parent] = [checkpoint.data, *checkpoint.ancestors()]
-    seen = [
-        pretraining_subjects(
-            fingerprint=training.fingerprint,
-            subjects=training.subjects,
-            synthetic=training.synthetic,
-            stores=stores,
-        )
-        for training in trainings
-    ]
-    known = [subjects for subjects in seen if subjects is not None]
-    everybody = tuple(sorted(set().union(*known))) if len(known) == len(seen) else None
-    return bench.fit(name, bench.embed(encoder), readout=bench.readout, subjects_in_pretraining=everybody)
+    seen = seen_in_pretraining(checkpoint, bench.windows.parts)
+    return bench.fit(name, bench.embed(encoder), readout=bench.readout, subjects_in_pretraining=seen)
 
 
 def _foreign(bench: _Bench, windows: JoinedWindows, function: EncoderFunction, name: str) -> Outcome:
@@ -331,12 +324,7 @@ def _show(result: ProbeResult, settings: ProbeSettings) -> None:
     ]
     console.table(title, columns, cells, numbers=columns[1:])
     if result.differences:
-        console.table(
-            f"differences of {SCORE_NAMES[result.differences[0].score]}, on the same subjects",
-            ("row", "minus", "difference"),
-            [(one.name, one.against, estimate_cell(one.estimate, sign="+")) for one in result.differences],
-            numbers=("difference",),
-        )
+        show_differences(result.differences)
     console.note(
         "every subject counts equally; [95 % intervals] from resampled subjects, all of them in --json"
     )

@@ -28,7 +28,7 @@ from biofound.settings import ProbeSettings, WindowsSettings
 from biofound.settings.probe import ANNOTATIONS, NUMERICS
 
 if TYPE_CHECKING:
-    from biofound.core.checkpoint import Checkpoint
+    from biofound.core.checkpoint import Checkpoint, DataDescription, Parent
     from biofound.core.task import TaskCheckpoint
 
 _READERS: Mapping[tuple[str, str], Callable[..., WindowLabels]] = {
@@ -258,6 +258,30 @@ def check_fit(name: str, checkpoint: "Checkpoint | TaskCheckpoint", parts: Seque
                         f"{name}: was trained on windows whose {what} of {channel} is {theirs[channel]}; "
                         f"these have {ours[channel]}: build windows with the same channel table"
                     )
+
+
+def seen_in_pretraining(checkpoint: "Checkpoint", parts: Sequence[Windows]) -> tuple[str, ...] | None:
+    """On whom a checkpoint and all its ancestors were pretrained; None where one of them does not tell.
+
+    Args:
+        checkpoint: the checkpoint.
+        parts: windows that are scored: a training's fingerprint may be one of theirs.
+    """
+    from biofound.core.probe import pretraining_subjects  # scikit-learn
+
+    trainings: list[DataDescription | Parent] = [checkpoint.data, *checkpoint.ancestors()]
+    stores = {part.fingerprint: part.subjects for part in parts}
+    seen = [
+        pretraining_subjects(
+            fingerprint=training.fingerprint,
+            subjects=training.subjects,
+            synthetic=training.synthetic,
+            stores=stores,
+        )
+        for training in trainings
+    ]
+    known = [subjects for subjects in seen if subjects is not None]
+    return tuple(sorted(set().union(*known))) if len(known) == len(seen) else None
 
 
 def absent_channels(

@@ -1,6 +1,9 @@
-"""Scores as cells of a table: their names, and values with intervals."""
+"""Scores as cells of a table: their names, values with intervals, and differences between rows."""
 
-from biofound.core.scores import Estimate
+from collections.abc import Sequence
+
+from biofound import console
+from biofound.core.scores import Difference, Estimate
 
 SCORE_NAMES = {
     "mae": "MAE",
@@ -30,3 +33,13 @@ def estimate_cell(estimate: Estimate, *, sign: str = "") -> str:
 def value_cell(estimate: Estimate, *, sign: str = "") -> str:
     """A score without its interval; '-' where it is not defined."""
     return "-" if estimate.value is None else f"{estimate.value:{sign}.2f}"
+
+
+def show_differences(differences: Sequence[Difference]) -> None:
+    """The table of one or more differences of a score."""
+    console.table(
+        f"differences of {SCORE_NAMES[differences[0].score]}, on the same subjects",
+        ("row", "minus", "difference"),
+        [(one.name, one.against, estimate_cell(one.estimate, sign="+")) for one in differences],
+        numbers=("difference",),
+    )

@@ -104,6 +104,6 @@ def embed_array(
         CheckpointError: when the checkpoint cannot be read.
     """
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(Path(checkpoint))
-    checked_array(x, sfreq=sfreq, channels=channels)  # before its names are taken for channels
+    samples = checked_array(x, sfreq=sfreq, channels=channels)  # before its names are taken for channels
     embedder = WindowEmbedder(loaded, readout=readout, available=channels, gate=gate, batch_size=batch_size)
-    return embedder.rows_in_memory(embedder.input.extract_from_array(x, sfreq=sfreq, channels=channels))
+    return embedder.rows_in_memory(embedder.input.extract_from_array(samples, sfreq=sfreq, channels=channels))

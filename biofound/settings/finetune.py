@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 from biofound.settings.base import REQUIRED, Conflict, Settings, setting, split_commas
 from biofound.settings.channels import CHANNELS_YAML_HELP, ChannelNames
 from biofound.settings.pretrain import DEFAULT_OUTPUT
-from biofound.settings.probe import ANNOTATIONS, NUMERICS
+from biofound.settings.probe import ANNOTATIONS, LABELS_HELP, LABELS_ROOT_HELP, NUMERICS, TARGET_HELP
 
 Head = Literal["linear", "mlp", "attention"]
 STAGES = ("head", "layers", "all")
@@ -49,21 +49,18 @@ class FinetuneSettings(Settings):
     channels_yaml: Path | None = setting(None, CHANNELS_YAML_HELP, panel="Data")
     labels: str = setting(
         REQUIRED,
-        "CSV with case_id, start_s, end_s and labels; or numerics or annotations, those of WFDB recordings.",
+        LABELS_HELP,
         panel="Labels",
+        may_be_path=True,
         min_length=1,
     )
     target: str = setting(
         REQUIRED,
-        "Label to predict: a column of the CSV, a numeric such as HR, or of annotations HR or rhythm.",
+        TARGET_HELP,
         panel="Labels",
         min_length=1,
     )
-    labels_root: Path | None = setting(
-        None,
-        "Where the recordings with the numerics or annotations are now; by default where they were.",
-        panel="Labels",
-    )
+    labels_root: Path | None = setting(None, LABELS_ROOT_HELP, panel="Labels")
     task: Literal["classification", "regression"] = setting(
         REQUIRED, "classification: the label names a class; regression: it is a number.", panel=_HEAD
     )

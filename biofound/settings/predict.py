@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 
 from biofound.settings.base import REQUIRED, Conflict, png_file, setting
 from biofound.settings.channels import Section
-from biofound.settings.probe import ANNOTATIONS, NUMERICS
+from biofound.settings.probe import ANNOTATIONS, LABELS_HELP, LABELS_ROOT_HELP, NUMERICS
 from biofound.settings.window_table import WindowTableSettings
 
 
@@ -26,9 +26,9 @@ class PredictSettings(WindowTableSettings):
     )
     labels: str | None = setting(
         None,
-        "Score the predictions of data_dir: a CSV with case_id, start_s, end_s and labels; or numerics or "
-        "annotations, those of WFDB recordings.",
+        f"Score the predictions of data_dir: {LABELS_HELP}",
         panel="Labels",
+        may_be_path=True,
         min_length=1,
     )
     target: str | None = setting(
@@ -37,11 +37,7 @@ class PredictSettings(WindowTableSettings):
         panel="Labels",
         min_length=1,
     )
-    labels_root: Path | None = setting(
-        None,
-        "Where the recordings with the numerics or annotations are now; by default where they were.",
-        panel="Labels",
-    )
+    labels_root: Path | None = setting(None, LABELS_ROOT_HELP, panel="Labels")
     picture: Annotated[Path | None, AfterValidator(png_file)] = setting(
         None,
         "PNG file for a picture of the scores: error by subject, and a Bland-Altman plot (numbers) or ROC, "

@@ -11,6 +11,17 @@ from biofound.settings.base import REQUIRED, Conflict, Settings, png_file, setti
 
 NUMERICS, ANNOTATIONS = "numerics", "annotations"
 """Words for labels that the windows' own recordings bring along."""
+LABELS_HELP = (
+    "CSV with case_id, start_s, end_s and labels; or numerics or annotations, those that come with WFDB or "
+    "(annotations) BUT PPG recordings."
+)
+TARGET_HELP = (
+    "Label to predict: a column of the CSV, a numeric such as HR, or of annotations HR or rhythm, for BUT "
+    "PPG quality, HR, motion and other columns of its tables."
+)
+LABELS_ROOT_HELP = (
+    "Where the recordings with the numerics or annotations are now; by default where they were."
+)
 
 
 class ProbeSettings(Settings):
@@ -45,25 +56,19 @@ class ProbeSettings(Settings):
     )
     labels: str = setting(
         REQUIRED,
-        "CSV with case_id, start_s, end_s and labels; or numerics or annotations, those that come with WFDB "
-        "or (annotations) BUT PPG recordings.",
+        LABELS_HELP,
         panel="Labels",
         may_be_path=True,
         min_length=1,
     )
     target: str = setting(
         REQUIRED,
-        "Label to predict: a column of the CSV, a numeric such as HR, or of annotations HR or rhythm, for "
-        "BUT PPG quality, HR, motion and other columns of its tables.",
+        TARGET_HELP,
         panel="Labels",
         min_length=1,
     )
     classes: bool = setting(False, "Read the numbers in a CSV as names of classes.", panel="Labels")
-    labels_root: Path | None = setting(
-        None,
-        "Where the recordings with the numerics or annotations are now; by default where they were.",
-        panel="Labels",
-    )
+    labels_root: Path | None = setting(None, LABELS_ROOT_HELP, panel="Labels")
     folds: int = setting(5, "Folds, which no subject crosses.", panel="Folds", ge=2, le=1000)
     repeats: int = setting(
         3,
