@@ -190,7 +190,7 @@ MUTANTS = (
     ),
     Mutant(
         "probe forgets the subjects of the parent",
-        "biofound/commands/probe.py",
+        "biofound/commands/probe_data.py",
         "[checkpoint.data, *checkpoint.ancestors()]",
         "[checkpoint.data]",
         "tests/test_init_from.py::test_the_probe_marks_the_subjects_of_the_parent_too",
