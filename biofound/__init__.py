@@ -8,12 +8,25 @@ if TYPE_CHECKING:
     from biofound.core.checkpoint import load_checkpoint
     from biofound.core.embed import embed_array
     from biofound.core.inflate import load_pretrained_with_channel_inflate
+    from biofound.core.pretrained import BiofoundEncoder, load_pretrained
+    from biofound.onnx_encoder import OnnxEncoder
 
 __version__ = version("biofound")
 
-__all__ = ["__version__", "embed_array", "load_checkpoint", "load_pretrained_with_channel_inflate"]
+__all__ = [
+    "BiofoundEncoder",
+    "OnnxEncoder",
+    "__version__",
+    "embed_array",
+    "load_checkpoint",
+    "load_pretrained",
+    "load_pretrained_with_channel_inflate",
+]
 
 _HOMES = {
+    "BiofoundEncoder": "biofound.core.pretrained",
+    "OnnxEncoder": "biofound.onnx_encoder",
+    "load_pretrained": "biofound.core.pretrained",
     "embed_array": "biofound.core.embed",
     "load_checkpoint": "biofound.core.checkpoint",
     "load_pretrained_with_channel_inflate": "biofound.core.inflate",

@@ -4,16 +4,20 @@ A wrong path is thus answered at once. Nothing in here imports torch.
 """
 
 import errno
+import json
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from biofound.data.integrity import splits_in
-from biofound.errors import SettingsError, write_error_context
+from biofound.errors import DataError, SettingsError, write_error_context
 from biofound.files import path_to_text, require_checkpoint_file, sha256_of
+from biofound.onnx_encoder import require_onnx
 from biofound.settings import (
     EmbedSettings,
+    ExportSettings,
     InflateSettings,
     PretrainSettings,
     ProbeSettings,
@@ -21,6 +25,7 @@ from biofound.settings import (
     resolve_channels,
 )
 from biofound.settings.base import Settings
+from biofound.weights import PLACE as WEIGHTS_PLACE
 
 
 def open_inputs(settings: Settings) -> dict[str, Any]:
@@ -44,6 +49,8 @@ def open_inputs(settings: Settings) -> dict[str, Any]:
             return _embed(settings)
         case InflateSettings():
             return _inflate(settings)
+        case ExportSettings():
+            return _export(settings)
         case VerifySettings():
             return _verify(settings)
     return {}
@@ -129,6 +136,47 @@ def _inflate(settings: InflateSettings) -> dict[str, Any]:
     return {"table": resolve_channels(settings.channels_yaml, "finetune"), "path": path}
 
 
+def _export(settings: ExportSettings) -> dict[str, Any]:
+    from biofound.model_card import CardFacts
+
+    require_checkpoint_file(settings.checkpoint)
+    if settings.output.exists():
+        raise SettingsError(f"--output {settings.output}: is there, and is not replaced; name another")
+    require_writable(settings.output.parent, option="--output")
+    if settings.to == "onnx":
+        require_onnx(("onnx", "onnxruntime", "onnxscript"))
+    run = settings.run if settings.run is not None else settings.checkpoint.parent
+    asked = settings.run is not None
+    return {
+        "facts": CardFacts(
+            title=settings.title,
+            history=_facts_in(run / "training_history.json", needed=asked),
+            training=_facts_in(run / "training_config.json", needed=asked),
+            verify=None if settings.verify is None else _facts_in(settings.verify, keys=("checks",)),
+            probes=[_facts_in(path, keys=("target", "rows", "classes")) or {} for path in settings.probe],
+            license=settings.license,
+            data_license=settings.data_license,
+            citation=settings.citation,
+        )
+    }
+
+
+def _facts_in(path: Path, *, keys: Sequence[str] = (), needed: bool = True) -> dict[str, Any] | None:
+    """The JSON object in a file; None where it is not needed and not there."""
+    if not needed and not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); expected what --json printed") from error
+    absent = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if absent or not isinstance(found, dict):
+        raise DataError(
+            f"{path}: expected a JSON object with {', '.join(absent) or 'keys'}, as --json printed it"
+        )
+    return found
+
+
 def _verify(settings: VerifySettings) -> dict[str, Any]:
     if settings.checkpoint is not None:
         require_checkpoint_file(settings.checkpoint)
@@ -144,6 +192,8 @@ def inflate_output(settings: InflateSettings) -> Path:
         SettingsError: when that is the checkpoint itself or a directory.
     """
     default = settings.checkpoint.with_name(f"{settings.checkpoint.stem}_{settings.to}ch.pt")
+    if settings.output is None and settings.checkpoint.is_relative_to(WEIGHTS_PLACE):
+        raise SettingsError("--output: needed for weights that biofound brings along; name a file")
     path = settings.output or default
     if path.resolve() == settings.checkpoint.resolve():
         raise SettingsError(f"--output {path}: this is the checkpoint itself; name another file")

@@ -22,6 +22,7 @@ from torch import Tensor
 from biofound.core.models import ModelConfig, PretrainingModel
 from biofound.errors import CheckpointError
 from biofound.files import require_checkpoint_file, write_atomically
+from biofound.weights import find_weights
 
 KIND = "biofound-checkpoint"
 FORMAT_VERSION = 5
@@ -150,11 +151,19 @@ def with_digests(content: Mapping[str, Any]) -> dict[str, Any]:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint, onto the CPU, and compare all that it holds with its digests.
 
+    Args:
+        path: a `.pt` file, a `.safetensors` file of `biofound export`, a directory with one, or the name of
+            weights that biofound brings along.
+
     Raises:
         CheckpointError: when the file is missing, damaged, no biofound checkpoint, of a format this version
             does not know, or a tensor in it is none, not finite or of another dtype.
     """
-    path = Path(path)
+    path = find_weights(Path(path))
+    if path.suffix == ".safetensors":
+        from biofound.core.safetensors_file import load_safetensors  # which needs this module
+
+        return load_safetensors(path)
     return checkpoint_of_content(_read(path), path=path)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.readout import embed_windows, find_readout
 from biofound.core.readout_names import DEFAULT_BATCH_SIZE, DEFAULT_READOUT
+from biofound.data.array_windows import array_recording
 from biofound.data.channels import Channel, PassBand
 from biofound.data.extract import extract_windows
-from biofound.data.sources import Recording, Signal
+from biofound.data.sources import Recording
 from biofound.data.vectors import WindowVectors
 from biofound.data.windows import ArrayWindows, Windows, select_channels
-from biofound.errors import DataError
 
 ROWS = 1024
 """Windows that are held at once."""
@@ -50,16 +49,7 @@ class WindowEmbedder:
         self._readout, self._batch_size = find_readout(readout), batch_size
         self._encoder = checkpoint.build().encoder.to(device or torch.device("cpu"))
         self._model, self._data = checkpoint.model, checkpoint.data
-        self.channels = tuple(
-            Channel(
-                name=name,
-                tracks=(name,),
-                unit=self._data.units[name],
-                band=PassBand(**self._data.filters[name]),
-                quality_threshold=self._data.quality_thresholds[name] if gate else 0.0,
-            )
-            for name in self._model.channels
-        )
+        self.channels = channels_of(checkpoint, gate=gate)
         """The channels as the checkpoint says; a source may have other names for their tracks."""
 
     def embed(self, windows: Windows) -> Iterator[WindowVectors]:
@@ -148,25 +138,21 @@ def embed_array(
         CheckpointError: when the checkpoint cannot be read.
     """
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(Path(checkpoint))
-    samples: NDArray[Any] = np.asarray(x, np.float32)
-    if samples.ndim != 2 or len(samples) != len(channels) or len(set(channels)) < len(channels):
-        raise ValueError(
-            f"expected x of shape (channels, samples) and a different name for each row, got shape "
-            f"{samples.shape} and {', '.join(channels) or 'no names'}"
-        )
-    if not 0 < sfreq < np.inf:
-        raise ValueError(f"sfreq must be a rate in Hz above 0, got {sfreq}")
-    absent = [name for name in loaded.model.channels if name not in channels]
-    if absent:
-        raise DataError(
-            f"the checkpoint takes {', '.join(loaded.model.channels)}, and the array has no "
-            f"{', '.join(absent)} but {', '.join(channels)}; name its rows with channels"
-        )
     embedder = WindowEmbedder(loaded, readout=readout, gate=gate, batch_size=batch_size)
-    rows = dict(zip(channels, samples, strict=True))
-    signals = {
-        channel.name: Signal(samples=rows[channel.name], sfreq=float(sfreq), unit=channel.unit)
-        for channel in embedder.channels
-    }
-    recording = Recording(case_id="array", signals=signals)
+    recording = array_recording(x, sfreq=sfreq, names=channels, channels=embedder.channels)
     return embedder.embed_all(embedder.extract(recording, channels=embedder.channels))
+
+
+def channels_of(checkpoint: Checkpoint, *, gate: bool) -> tuple[Channel, ...]:
+    """The channels of a checkpoint's windows, with thresholds of quality where there is a gate."""
+    data = checkpoint.data
+    return tuple(
+        Channel(
+            name=name,
+            tracks=(name,),
+            unit=data.units[name],
+            band=PassBand(**data.filters[name]),
+            quality_threshold=data.quality_thresholds[name] if gate else 0.0,
+        )
+        for name in checkpoint.model.channels
+    )

@@ -3,6 +3,7 @@
 from biofound.settings.base import Settings
 from biofound.settings.channels import ChannelSettings, ChannelsSettings, FilterSettings
 from biofound.settings.embed import EmbedSettings
+from biofound.settings.export import ExportSettings
 from biofound.settings.inflate import InflateSettings
 from biofound.settings.prepare import PrepareSettings
 from biofound.settings.pretrain import PretrainSettings
@@ -19,6 +20,7 @@ COMMANDS: tuple[type[Settings], ...] = (
     ProbeSettings,
     EmbedSettings,
     InflateSettings,
+    ExportSettings,
 )
 """Every command's settings, in the order of the work; `biofound/commands/<command>.py` executes each."""
 
@@ -28,6 +30,7 @@ __all__ = [
     "ChannelSettings",
     "ChannelsSettings",
     "EmbedSettings",
+    "ExportSettings",
     "FilterSettings",
     "InflateSettings",
     "PrepareSettings",

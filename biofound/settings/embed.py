@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator
 
 from biofound.core.readout_names import DEFAULT_BATCH_SIZE, DEFAULT_READOUT, ReadoutName
-from biofound.settings.base import REQUIRED, Conflict, setting
+from biofound.settings.base import REQUIRED, CheckpointFile, Conflict, setting
 from biofound.settings.channels import Section
 from biofound.settings.source import SourceSettings
 
@@ -25,7 +25,7 @@ class EmbedSettings(SourceSettings):
 
     command: ClassVar[str] = "embed"
 
-    checkpoint: Path = setting(REQUIRED, "Checkpoint whose encoder embeds.", panel="Encoder")
+    checkpoint: CheckpointFile = setting(REQUIRED, "Checkpoint whose encoder embeds.", panel="Encoder")
     readout: ReadoutName = setting(
         DEFAULT_READOUT, "What is read of the encoder, as in `biofound probe`.", panel="Encoder"
     )
