@@ -38,14 +38,14 @@ def typecheck(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast suite, offline and in one process."""
-    install(session, "test", project=".[dask,edf,tensorboard]")
+    install(session, "test", project=".[dask,edf,onnx,tensorboard]")
     session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session
 def tests_slow(session: nox.Session) -> None:
     """The tests that take minutes."""
-    install(session, "test", project=".[dask,edf,tensorboard]")
+    install(session, "test", project=".[dask,edf,onnx,tensorboard]")
     session.run("python", "-m", "pytest", "-m", "slow", *session.posargs)
 
 

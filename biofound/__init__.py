@@ -9,20 +9,28 @@ if TYPE_CHECKING:
     from biofound.core.embed import embed_array
     from biofound.core.inflate import load_pretrained_with_channel_inflate
     from biofound.core.predict import predict_array
+    from biofound.core.pretrained import BiofoundEncoder, load_pretrained
+    from biofound.onnx_encoder import OnnxEncoder
 
 __version__ = version("biofound")
 
 __all__ = [
+    "BiofoundEncoder",
+    "OnnxEncoder",
     "__version__",
     "embed_array",
     "load_checkpoint",
+    "load_pretrained",
     "load_pretrained_with_channel_inflate",
     "predict_array",
 ]
 
 _HOMES = {
+    "BiofoundEncoder": "biofound.core.pretrained",
+    "OnnxEncoder": "biofound.onnx_encoder",
     "embed_array": "biofound.core.embed",
     "load_checkpoint": "biofound.core.checkpoint",
+    "load_pretrained": "biofound.core.pretrained",
     "load_pretrained_with_channel_inflate": "biofound.core.inflate",
     "predict_array": "biofound.core.predict",
 }

@@ -287,9 +287,10 @@ def require_checkpoint_file(path: Path) -> None:
         OSError: when the system refuses to open it.
     """
     if not path.is_file():
-        found = "this is a directory" if path.is_dir() else "no such file"
+        found = "a directory without model.safetensors" if path.is_dir() else "no such file"
         raise CheckpointError(
-            f"{path}: {found}; expected a checkpoint such as the best_model.pt of a pretraining run"
+            f"{path}: {found}; expected a checkpoint such as the best_model.pt of a pretraining run, what "
+            "`biofound export` wrote, or the name of weights that biofound brings along"
         )
     path.open("rb").close()
 

@@ -107,6 +107,8 @@ class Verification(_Json):
 
     passed: bool
     checks: list[CheckResult]
+    encoder_sha256: str | None = None
+    """The digest of the checkpoint's encoder; None without a checkpoint, and of earlier versions."""
 
 
 class ProbeRow(_Json):
@@ -145,6 +147,8 @@ class Probe(_Json):
     rows: list[ProbeRow]
     differences: list[ProbeDifference]
     windows_without_label: int
+    encoders: dict[str, str] = {}
+    """The row of each checkpoint to the digest of its encoder; earlier versions say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +279,7 @@ def _read_run(directory: Path, name: str) -> RunData:
     if not directory.is_dir():
         found = "a file" if directory.exists() else "no such directory"
         raise DataError(f"--run {directory}: {found}; expected the output directory of a training")
-    config = _read_config(directory / CONFIG)
+    config = read_config(directory / CONFIG)
     history = _read_history(directory / HISTORY)
     results = _read_json(directory / RESULTS)
     if config is None and history is None and results is None:
@@ -336,7 +340,7 @@ def _earlier_runs(directory: Path, config: RunConfig) -> Iterator[EarlierRun]:
         if path.is_dir() and path.name.removeprefix(EARLIER).isdecimal()
     ]
     for path in sorted(found, key=lambda path: int(path.name.removeprefix(EARLIER)), reverse=True):
-        before = _read_config(path / CONFIG) or RunConfig()
+        before = read_config(path / CONFIG) or RunConfig()
         yield EarlierRun(
             name=path.name,
             history=_read_history(path / HISTORY),
@@ -442,7 +446,12 @@ def _scores(path: Path) -> Probe | None:
         return None
 
 
-def _read_config(path: Path) -> RunConfig | None:
+def read_config(path: Path) -> RunConfig | None:
+    """`training_config.json`; None where it is not there.
+
+    Raises:
+        DataError: when it is damaged or something else.
+    """
     content = _read_bytes(path)
     if content is None:
         return None

@@ -11,9 +11,12 @@ import biofound
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = [
+    "BiofoundEncoder",
+    "OnnxEncoder",
     "__version__",
     "embed_array",
     "load_checkpoint",
+    "load_pretrained",
     "load_pretrained_with_channel_inflate",
     "predict_array",
 ]

@@ -17,7 +17,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import biofound
-from biofound.core import model_input
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.predict import WindowPredictor
 from biofound.core.task import (
@@ -27,6 +26,7 @@ from biofound.core.task import (
     load_task_checkpoint,
     save_task_checkpoint,
 )
+from biofound.data import model_input
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.store import StoreWindows
 from biofound.settings import resolve_channels

@@ -3,21 +3,19 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from biofound.commands.probe_data import JoinedWindows, LabelRequest, read_labels, refuse_differences
 from biofound.core.scores import ScoredTask
+from biofound.data.description import DataDescription
 from biofound.data.integrity import splits_in
 from biofound.data.splits import SPLITS
 from biofound.data.windows import Windows, gate_of, open_windows, select_channels
 from biofound.errors import DataError
 from biofound.settings import FinetuneSettings, ResolvedChannels, WindowsSettings
-
-if TYPE_CHECKING:
-    from biofound.core.checkpoint import DataDescription
 
 LOOKED_AT = 256
 """Windows that are read at once to see whether there is signal."""
@@ -215,9 +213,9 @@ def describe_rows(
     rows: NDArray[np.int64],
     channels: Sequence[str],
     *,
-    parent: "DataDescription",
+    parent: DataDescription,
     table: ResolvedChannels,
-) -> "DataDescription":
+) -> DataDescription:
     """The description of windows for a task model's file.
 
     What the windows do not say of a channel is taken from the checkpoint, else from the channel table.
@@ -225,8 +223,6 @@ def describe_rows(
     Raises:
         SettingsError: when the table lacks a channel that it is needed for.
     """
-    from biofound.core.checkpoint import DataDescription  # by way of torch
-
     parts: Sequence[Windows] = [select_channels(part, channels) for part in data.windows.parts]
     gate = next((found for part in parts if (found := gate_of(part)) is not None), None)
     filters, units, thresholds = {}, {}, {}

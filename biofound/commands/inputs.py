@@ -11,12 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from biofound.core.run_files import CONFIG
 from biofound.data.integrity import splits_in
 from biofound.errors import DataError, SettingsError, write_error_context
 from biofound.files import path_from_text, path_to_text, require_checkpoint_file, sha256_of
+from biofound.onnx_encoder import require_onnx
 from biofound.options import Invocation
 from biofound.settings import (
     EmbedSettings,
+    ExportSettings,
     FinetuneSettings,
     InflateSettings,
     PredictSettings,
@@ -29,6 +32,7 @@ from biofound.settings import (
 from biofound.settings.base import Settings
 from biofound.settings.probe import ANNOTATIONS, NUMERICS
 from biofound.settings.window_table import WindowTableSettings
+from biofound.weights import PLACE as WEIGHTS_PLACE
 
 if TYPE_CHECKING:
     from biofound.data.sources import Source
@@ -70,6 +74,8 @@ def open_inputs(invocation: Invocation[Any]) -> dict[str, Any]:
             return _inflate(settings)
         case FinetuneSettings():
             return _finetune(settings)
+        case ExportSettings():
+            return _export(settings)
         case VerifySettings():
             return _verify(settings)
     return {}
@@ -216,6 +222,30 @@ def _finetune(settings: FinetuneSettings) -> dict[str, Any]:
     return {"data": open_finetune_data(settings), "table": table}
 
 
+def _export(settings: ExportSettings) -> dict[str, Any]:
+    from biofound.model_card import CardFacts
+    from biofound.report_data import read_config, read_probe, read_verification
+
+    require_checkpoint_file(settings.checkpoint)
+    if settings.output.exists():
+        raise SettingsError(f"--output {settings.output}: is there, and is not replaced; name another")
+    require_writable(settings.output.parent, option="--output")
+    if settings.to == "onnx":
+        require_onnx(("onnx", "onnxruntime", "onnxscript"))
+    run = settings.checkpoint.parent if settings.run is None else settings.run
+    training = read_config(run / CONFIG)
+    if settings.run is not None and training is None:
+        raise DataError(f"--run {run}: no {CONFIG}; expected the directory of a training")
+    return {
+        "facts": CardFacts(
+            training=training,
+            verify=None if settings.verify is None else read_verification(settings.verify),
+            probes=[read_probe(path) for path in settings.probe],
+            **settings.said(),
+        )
+    }
+
+
 def _verify(settings: VerifySettings) -> dict[str, Any]:
     if settings.checkpoint is not None:
         require_checkpoint_file(settings.checkpoint)
@@ -231,6 +261,8 @@ def inflate_output(settings: InflateSettings) -> Path:
         SettingsError: when that is the checkpoint itself or a directory.
     """
     default = settings.checkpoint.with_name(f"{settings.checkpoint.stem}_{settings.to}ch.pt")
+    if settings.output is None and settings.checkpoint.is_relative_to(WEIGHTS_PLACE):
+        raise SettingsError("--output: needed for weights that biofound brings along; name a file")
     path = settings.output or default
     if path.resolve() == settings.checkpoint.resolve():
         raise SettingsError(f"--output {path}: this is the checkpoint itself; name another file")

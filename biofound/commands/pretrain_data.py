@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from biofound import console
+from biofound.data.description import DataDescription
 from biofound.data.integrity import is_begun, splits_in
 from biofound.data.mixture import MixedWindows, Part, changes_by_epoch
 from biofound.data.sources.synthetic import SyntheticSource
@@ -32,9 +33,6 @@ from biofound.settings import (
     resolve_channels,
 )
 from biofound.settings.resolve import option_name, plain, shown
-
-if TYPE_CHECKING:
-    from biofound.core.checkpoint import DataDescription
 
 DATA_SEED: int = PrepareSettings.model_fields["seed"].default
 """Seed of generated data: `--seed` is the training's, and the data stays the same."""
@@ -256,10 +254,8 @@ def _refuse_empty(where: str, windows: Windows) -> None:
         )
 
 
-def describe_data(train: Windows, val: Windows, settings: PretrainSettings) -> "DataDescription":
+def describe_data(train: Windows, val: Windows, settings: PretrainSettings) -> DataDescription:
     """The description of the windows for checkpoints; what they lack is taken from the channel table."""
-    from biofound.core.checkpoint import DataDescription  # by way of torch, which inputs are opened without
-
     filters, units = train.filters, train.units
     if not (filters and units):
         channels = resolve_channels(settings.channels_yaml, "pretrain").named(settings.channels)

@@ -68,6 +68,8 @@ class ProbeResult:
     differences: Sequence[Difference]
     unlabelled: int
     """Windows that have no label, and were left out."""
+    encoders: Mapping[str, str]
+    """The row of each checkpoint to the digest of its encoder's weights."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -75,6 +77,7 @@ class ProbeResult:
             "target": self.task.target,
             "classes": self.task.classes.tolist(),
             "windows_without_label": self.unlabelled,
+            "encoders": dict(self.encoders),
             "rows": [outcome.row.as_json() for outcome in self.outcomes],
             "differences": [difference.as_json() for difference in self.differences],
         }
@@ -126,6 +129,7 @@ def run_probe(settings: ProbeSettings, sets: Sequence[LabelledWindows]) -> Probe
         outcomes=outcomes,
         differences=list(_differences(outcomes, checkpoints, functions, numeric=bench.task.numeric)),
         unlabelled=bench.unlabelled,
+        encoders={name: checkpoint.encoder_sha256 for name, checkpoint in checkpoints.items()},
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from biofound.data.description import DataDescription
 from biofound.data.integrity import splits_in
 from biofound.data.labels import (
     WindowLabels,
@@ -28,7 +29,7 @@ from biofound.settings import ProbeSettings, WindowsSettings
 from biofound.settings.probe import ANNOTATIONS, NUMERICS
 
 if TYPE_CHECKING:
-    from biofound.core.checkpoint import Checkpoint, DataDescription, Parent
+    from biofound.core.checkpoint import Checkpoint, Parent
     from biofound.core.task import TaskCheckpoint
 
 _READERS: Mapping[tuple[str, str], Callable[..., WindowLabels]] = {

@@ -9,8 +9,8 @@ from typing import Any
 from biofound import console
 from biofound.commands.inputs import TableInputs
 from biofound.commands.left_out import show_left_out, show_repaired
-from biofound.core.model_input import ModelInput
 from biofound.data.channels import Channel
+from biofound.data.model_input import ModelInput
 from biofound.data.prefetch import prefetch_cases
 from biofound.data.sources import UNREADABLE, Source, why_unreadable
 from biofound.data.splits import UNKNOWN

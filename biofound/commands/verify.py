@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from biofound import console
 from biofound.checks import Check
-from biofound.core.checkpoint import Checkpoint, DataDescription, load_checkpoint
+from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.trainer import TrainConfig
 from biofound.core.verify import VerificationTarget, probe_windows, verify
+from biofound.data.description import DataDescription
 from biofound.data.integrity import check_store, splits_in
 from biofound.data.windows import open_windows, select_channels
 from biofound.errors import CheckpointError, DataError, VerificationError, checkpoint_error_context
@@ -28,10 +29,14 @@ def execute(invocation: Invocation[VerifySettings]) -> None:
     Raises:
         VerificationError: when a check failed.
     """
-    checks = run_checks(invocation.settings)
+    path = invocation.settings.checkpoint
+    checkpoint = None if path is None else load_checkpoint(path)
+    checks = run_checks(invocation.settings, checkpoint)
     failed = [check.name for check in checks if not check.passed]
     if invocation.json:
-        console.print_json({"passed": not failed, "checks": [asdict(check) for check in checks]})
+        encoder = None if checkpoint is None else checkpoint.encoder_sha256
+        result = {"passed": not failed, "encoder_sha256": encoder, "checks": [asdict(one) for one in checks]}
+        console.print_json(result)
     else:
         rows = [(check.name, "passed" if check.passed else "FAILED", check.measured) for check in checks]
         console.table("biofound verify", ("check", "result", "measured"), rows)
@@ -41,15 +46,14 @@ def execute(invocation: Invocation[VerifySettings]) -> None:
         raise VerificationError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
 
 
-def run_checks(settings: VerifySettings) -> list[Check]:
+def run_checks(settings: VerifySettings, checkpoint: Checkpoint | None) -> list[Check]:
     """The checks of the code (on a checkpoint's model where one is given), then those of a store.
 
     Raises:
-        CheckpointError: when the checkpoint cannot be read.
+        CheckpointError: when the checkpoint's tensors do not fit its model.
         DataError: when there are no windows in `data_dir`, or they are not the checkpoint's.
     """
-    checkpoint = None if settings.checkpoint is None else load_checkpoint(settings.checkpoint)
-    if checkpoint is None:
+    if checkpoint is None or settings.checkpoint is None:
         trained_with = PretrainSettings()
         model = build_model(trained_with.fill(ModelConfig), seed=settings.seed)
         data = _default_data(trained_with)

@@ -119,6 +119,12 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _leaves(item, f"{name}.{number}")
 
 
+def sha256_of_state(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of a state dictionary: names, dtypes, shapes and bytes, whatever file they are in."""
+    digests = {name: _sha256_of_tensor(tensor) for name, tensor in state.items()}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
 def _sha256_of_tensor(tensor: Tensor) -> str:
     """The SHA-256 of a tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())

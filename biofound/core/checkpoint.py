@@ -11,46 +11,25 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from biofound.core.archive import find_fault, load_exactly, read_content, require_format, write_content
+from biofound.core.archive import (
+    find_fault,
+    load_exactly,
+    read_content,
+    require_format,
+    sha256_of_state,
+    write_content,
+)
 from biofound.core.models import Encoder, ModelConfig, PretrainingModel
-from biofound.errors import CheckpointError, DataError
+from biofound.data.description import DataDescription, data_content, data_of_content
+from biofound.data.model_input import absent_channels
+from biofound.errors import CheckpointError
 from biofound.files import path_to_text, sha256_of
+from biofound.weights import SAFETENSORS_SUFFIX, find_weights
 
 Module = TypeVar("Module", PretrainingModel, Encoder)
 
 KIND = "biofound-checkpoint"
 FORMAT_VERSION = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataDescription:
-    """Description of the training data, in plain JSON: enough to condition new recordings alike.
-
-    `filters` maps channel name to its pass band (`low_hz`, `high_hz`, `order`), `units` to its physical
-    unit, `quality_thresholds` to the quality (0 to 1) from which on a window was kept; gaps of at most
-    `max_gap_seconds` were bridged. `fingerprint` identifies the training windows, `subjects` are those in
-    them (sorted; empty where the windows do not say). `synthetic` says that no person was recorded.
-    `parts` lists what several stores and streams gave: `name`, `windows` an epoch, `synthetic`; it is empty
-    for a single store.
-    """
-
-    sfreq: float
-    filters: dict[str, dict[str, Any]]
-    units: dict[str, str]
-    quality_thresholds: dict[str, float]
-    max_gap_seconds: float
-    fingerprint: str
-    synthetic: bool
-    subjects: tuple[str, ...] = ()
-    parts: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def synthetic_share(self) -> float:
-        """The share of the training windows of an epoch that are synthetic."""
-        windows = sum(part["windows"] for part in self.parts)
-        if not windows:
-            return float(self.synthetic)
-        return float(sum(part["windows"] for part in self.parts if part["synthetic"]) / windows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +101,11 @@ class Checkpoint:
     """The checkpoint whose weights the run started from; None where they were random."""
     versions: dict[str, str] = field(default_factory=lambda: package_versions())
 
+    @property
+    def encoder_sha256(self) -> str:
+        """A digest of the encoder's weights: the same in every file that holds them."""
+        return sha256_of_state(self.encoder)
+
     def build(self) -> PretrainingModel:
         """The model itself, with these weights, in eval mode.
 
@@ -178,22 +162,7 @@ class Checkpoint:
             DataError: when that are all of them, or the encoder was trained without channel dropout and so
                 does not know windows that lack a channel.
         """
-        channels = self.model.channels
-        absent = tuple(name for name in channels if name not in available)
-        if not absent:
-            return ()
-        found = (
-            f"the checkpoint takes {', '.join(channels)}; there is {', '.join(available) or 'nothing'}, "
-            f"but no {', '.join(absent)}"
-        )
-        if len(absent) == len(channels):
-            raise DataError(f"{found}: give at least one of its channels")
-        if not self.settings.get("channel_dropout"):
-            raise DataError(
-                f"{found}. It was trained without channel dropout, so it does not know windows that lack a "
-                "channel: give all of them, or a checkpoint of `biofound pretrain --channel-dropout 0.5`"
-            )
-        return absent
+        return absent_channels(self.model.channels, available, settings=self.settings)
 
 
 def package_versions() -> dict[str, str]:
@@ -230,30 +199,22 @@ def checkpoint_content(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def data_content(data: DataDescription) -> dict[str, Any]:
-    """What a file holds of its training data, by its names there."""
-    return {
-        "sfreq": data.sfreq,
-        "filters": data.filters,
-        "units": data.units,
-        "quality_thresholds": data.quality_thresholds,
-        "max_gap_seconds": data.max_gap_seconds,
-        "data_fingerprint": data.fingerprint,
-        "synthetic": data.synthetic,
-        "subjects": list(data.subjects),
-        "synthetic_share": data.synthetic_share,
-        "data_parts": data.parts,
-    }
-
-
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint, onto the CPU, and compare all that it holds with its digests.
+
+    Args:
+        path: a file of `biofound pretrain` or `inflate`, what `biofound export` wrote as safetensors or a
+            directory, or the name of weights that biofound brings along.
 
     Raises:
         CheckpointError: when the file is missing, damaged, no biofound checkpoint, of a format this version
             does not know, or a tensor in it is none, not finite or of another dtype.
     """
-    path = Path(path)
+    path = find_weights(Path(path))
+    if path.suffix == SAFETENSORS_SUFFIX:
+        from biofound.core.safetensors_file import load_safetensors  # which needs this module
+
+        return load_safetensors(path)
     content = read_content(
         path, kind=KIND, what="checkpoint", example="the best_model.pt of a pretraining run"
     )
@@ -290,18 +251,3 @@ def checkpoint_of_content(content: dict[str, Any], *, path: Path) -> Checkpoint:
     if fault is not None:
         raise CheckpointError(f"{path}: {fault}; use another checkpoint of the run")
     return checkpoint
-
-
-def data_of_content(content: dict[str, Any]) -> DataDescription:
-    """The inverse of `data_content`; a missing key is a KeyError."""
-    return DataDescription(
-        sfreq=content["sfreq"],
-        filters=content["filters"],
-        units=content["units"],
-        quality_thresholds=content["quality_thresholds"],
-        max_gap_seconds=content["max_gap_seconds"],
-        fingerprint=content["data_fingerprint"],
-        synthetic=content["synthetic"],
-        subjects=tuple(content["subjects"]),
-        parts=content["data_parts"],
-    )

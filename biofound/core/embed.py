@@ -8,9 +8,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
-from biofound.core.model_input import ModelInput, checked_array
 from biofound.core.readout import embed_windows, find_readout
 from biofound.core.readout_names import DEFAULT_BATCH_SIZE, DEFAULT_READOUT
+from biofound.data.model_input import ModelInput, checked_array
 from biofound.data.window_table import WindowVectors, join_rows
 from biofound.data.windows import Windows
 
@@ -47,7 +47,9 @@ class WindowEmbedder:
         self._names = checkpoint.model.channels
         self._encoder = checkpoint.build().encoder.to(device or torch.device("cpu"))
         absent = () if available is None else checkpoint.absent_channels(available)
-        self.input = ModelInput(checkpoint.model, checkpoint.data, gate=gate, absent=absent)
+        self.input = ModelInput(
+            self._names, checkpoint.model.context_length, checkpoint.data, gate=gate, absent=absent
+        )
 
     def rows(self, windows: Windows) -> Iterator[WindowVectors]:
         """The vectors of windows of the checkpoint's kind, some at a time.

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from biofound.core.checkpoint import DataDescription
 from biofound.core.distributed import MicroBatch
 from biofound.core.history import (
     FinetuneEpoch,
@@ -36,6 +35,7 @@ from biofound.core.run_files import BEST, HISTORY, LAST
 from biofound.core.sampler import split_batches
 from biofound.core.task import TaskCheckpoint, TaskModel, save_task_checkpoint
 from biofound.core.training_loop import LoopConfig, TrainingLoop, on_cpu
+from biofound.data.description import DataDescription
 from biofound.errors import CheckpointError, TrainingError
 from biofound.files import write_json
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from biofound.core.model_input import ModelInput
 from biofound.core.readout import batch_features
 from biofound.core.readout_names import DEFAULT_BATCH_SIZE
 from biofound.core.task import TaskCheckpoint, load_task_checkpoint
+from biofound.data.model_input import ModelInput
 from biofound.data.window_table import WindowPredictions, join_rows
 from biofound.data.windows import WindowInfo, Windows
 
@@ -40,7 +40,9 @@ class WindowPredictor:
         self._device, self._batch_size = device or torch.device("cpu"), batch_size
         self._model = checkpoint.build().to(self._device)
         self._task = checkpoint.task
-        self.input = ModelInput(checkpoint.model, checkpoint.data, gate=gate)
+        self.input = ModelInput(
+            checkpoint.model.channels, checkpoint.model.context_length, checkpoint.data, gate=gate
+        )
 
     def rows(self, windows: Windows) -> Iterator[WindowPredictions]:
         """The predictions of windows of the model's kind, some at a time.

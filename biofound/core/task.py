@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biofound.core.archive import find_fault, load_exactly, read_content, require_format, write_content
-from biofound.core.checkpoint import DataDescription, data_content, data_of_content, package_versions
+from biofound.core.checkpoint import package_versions
 from biofound.core.heads import HeadKind, build_head
 from biofound.core.models import Encoder, ModelConfig
+from biofound.data.description import DataDescription, data_content, data_of_content
 from biofound.errors import CheckpointError, DataError
 
 KIND = "biofound-task-model"

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from biofound.core.checkpoint import Checkpoint, DataDescription, Parent, save_checkpoint
+from biofound.core.checkpoint import Checkpoint, Parent, save_checkpoint
 from biofound.core.distributed import ALONE, Group, MicroBatch
 from biofound.core.gpu_cache import GpuWindowCache
 from biofound.core.history import (
@@ -34,6 +34,7 @@ from biofound.core.optimizer import learning_rate
 from biofound.core.run_files import BEST, HISTORY, LAST
 from biofound.core.sampler import split_batches
 from biofound.core.training_loop import LoopConfig, TrainingLoop, on_cpu
+from biofound.data.description import DataDescription
 from biofound.data.mixture import MixedWindows
 from biofound.data.windows import Windows
 from biofound.errors import CheckpointError, TrainingError

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from biofound.checks import Check
 from biofound.core import checkpoint as checkpoints
-from biofound.core.checkpoint import Checkpoint, DataDescription, load_checkpoint, save_checkpoint
+from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from biofound.core.global_term import CORRELATION_UNIT
 from biofound.core.history import EpochMetrics, StepMetrics
 from biofound.core.inflate import inflate
@@ -31,6 +31,7 @@ from biofound.core.models import PretrainingModel, build_model, normalise, param
 from biofound.core.optimizer import learning_rate, make_optimizer
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.channels import Channel, PassBand
+from biofound.data.description import DataDescription
 from biofound.data.mixture import MixedWindows, Part
 from biofound.data.sources.heart_signals import SIGNALS
 from biofound.data.stream import SyntheticStream, forget_hearts

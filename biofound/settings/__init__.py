@@ -3,6 +3,7 @@
 from biofound.settings.base import Settings
 from biofound.settings.channels import ChannelSettings, ChannelsSettings, FilterSettings
 from biofound.settings.embed import EmbedSettings
+from biofound.settings.export import ExportSettings
 from biofound.settings.finetune import FinetuneSettings
 from biofound.settings.inflate import InflateSettings
 from biofound.settings.predict import PredictSettings
@@ -24,6 +25,7 @@ COMMANDS: tuple[type[Settings], ...] = (
     InflateSettings,
     FinetuneSettings,
     PredictSettings,
+    ExportSettings,
     ReportSettings,
 )
 """Every command's settings, in the order of the work; `biofound/commands/<command>.py` executes each."""
@@ -34,6 +36,7 @@ __all__ = [
     "ChannelSettings",
     "ChannelsSettings",
     "EmbedSettings",
+    "ExportSettings",
     "FilterSettings",
     "FinetuneSettings",
     "InflateSettings",

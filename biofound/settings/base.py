@@ -6,13 +6,25 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from biofound.files import path_to_text
+from biofound.weights import find_weights
 
 T = TypeVar("T")
+
+CheckpointFile = Annotated[Path, AfterValidator(find_weights)]
+"""A checkpoint: its file, a directory with its weights, or the name of weights in the package."""
 
 VITALDB_URL = "BIOFOUND_VITALDB_URL"
 """The environment variable for the address of VitalDB's server, the same for all commands."""

@@ -1,10 +1,9 @@
 """Settings of `biofound embed`."""
 
-from pathlib import Path
 from typing import ClassVar
 
 from biofound.core.readout_names import DEFAULT_READOUT, ReadoutName
-from biofound.settings.base import REQUIRED, setting
+from biofound.settings.base import REQUIRED, CheckpointFile, setting
 from biofound.settings.window_table import WindowTableSettings
 
 
@@ -13,7 +12,7 @@ class EmbedSettings(WindowTableSettings):
 
     command: ClassVar[str] = "embed"
 
-    checkpoint: Path = setting(REQUIRED, "Checkpoint whose encoder embeds.", panel="Encoder")
+    checkpoint: CheckpointFile = setting(REQUIRED, "Checkpoint whose encoder embeds.", panel="Encoder")
     readout: ReadoutName = setting(
         DEFAULT_READOUT, "What is read of the encoder, as in `biofound probe`.", panel="Encoder"
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from biofound.settings.base import REQUIRED, Conflict, Settings, setting, split_commas
+from biofound.settings.base import REQUIRED, CheckpointFile, Conflict, Settings, setting, split_commas
 from biofound.settings.channels import CHANNELS_YAML_HELP, ChannelNames
 from biofound.settings.pretrain import DEFAULT_OUTPUT
 from biofound.settings.probe import ANNOTATIONS, LABELS_HELP, LABELS_ROOT_HELP, NUMERICS, TARGET_HELP
@@ -29,7 +29,7 @@ class FinetuneSettings(Settings):
 
     command: ClassVar[str] = "finetune"
 
-    checkpoint: Path = setting(
+    checkpoint: CheckpointFile = setting(
         DEFAULT_OUTPUT / "best_model.pt", "Checkpoint written by `biofound pretrain`.", panel="Data"
     )
     data_dir: Path = setting(

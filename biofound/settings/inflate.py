@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from biofound.settings.base import REQUIRED, Conflict, Settings, setting
+from biofound.settings.base import REQUIRED, CheckpointFile, Conflict, Settings, setting
 from biofound.settings.channels import CHANNELS_YAML_HELP, ChannelNames
 from biofound.settings.pretrain import DEFAULT_OUTPUT
 
@@ -14,7 +14,7 @@ class InflateSettings(Settings):
 
     command: ClassVar[str] = "inflate"
 
-    checkpoint: Path = setting(
+    checkpoint: CheckpointFile = setting(
         DEFAULT_OUTPUT / "best_model.pt", "Checkpoint written by `biofound pretrain`.", panel="Data"
     )
     to: int = setting(REQUIRED, "Number of channels afterwards.", panel="Channels", unit="channels", ge=1)

@@ -11,7 +11,15 @@ from biofound.core.masking import MaskType, hidden_patches
 from biofound.core.sampler import Shuffle
 from biofound.data.channels import PRETRAIN_CHANNELS
 from biofound.data.sources.populations import PopulationName
-from biofound.settings.base import Conflict, Derived, Settings, setting, split_commas, split_path_list
+from biofound.settings.base import (
+    CheckpointFile,
+    Conflict,
+    Derived,
+    Settings,
+    setting,
+    split_commas,
+    split_path_list,
+)
 from biofound.settings.channels import CHANNELS_YAML_HELP, ChannelNames
 from biofound.settings.probe import ANNOTATIONS, NUMERICS
 from biofound.settings.windows import DEFAULT_STORE
@@ -92,7 +100,7 @@ class PretrainSettings(Settings):
         panel="Output",
         in_file=False,
     )
-    init_from: Path | None = setting(
+    init_from: CheckpointFile | None = setting(
         None,
         "Start a new run from the weights of this checkpoint of pretrain or inflate; channels that it lacks "
         "are inflated. Model settings that are not given are its own.",

@@ -7,7 +7,15 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator
 
 from biofound.core.readout_names import DEFAULT_READOUT, ReadoutName
-from biofound.settings.base import REQUIRED, Conflict, Settings, png_file, setting, split_commas
+from biofound.settings.base import (
+    REQUIRED,
+    CheckpointFile,
+    Conflict,
+    Settings,
+    png_file,
+    setting,
+    split_commas,
+)
 
 NUMERICS, ANNOTATIONS = "numerics", "annotations"
 """Words for labels that the windows' own recordings bring along."""
@@ -29,7 +37,7 @@ class ProbeSettings(Settings):
 
     command: ClassVar[str] = "probe"
 
-    checkpoint: Annotated[tuple[Path, ...], BeforeValidator(split_commas)] = setting(
+    checkpoint: Annotated[tuple[CheckpointFile, ...], BeforeValidator(split_commas)] = setting(
         (), "Checkpoint whose encoder is probed.", panel="Encoders", repeatable=True
     )
     encoder: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = setting(

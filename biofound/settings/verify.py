@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
-from biofound.settings.base import Settings, setting
+from biofound.settings.base import CheckpointFile, Settings, setting
 
 
 class VerifySettings(Settings):
@@ -11,7 +11,7 @@ class VerifySettings(Settings):
 
     command: ClassVar[str] = "verify"
 
-    checkpoint: Path | None = setting(None, "Checkpoint whose model is checked.", panel="Data")
+    checkpoint: CheckpointFile | None = setting(None, "Checkpoint whose model is checked.", panel="Data")
     data_dir: Path | None = setting(
         None, "Window store to check: checksums, shapes, channels, patients.", panel="Data"
     )

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from biofound.core.checkpoint import Checkpoint, DataDescription
+from biofound.core.checkpoint import Checkpoint
 from biofound.core.embed import WindowEmbedder
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.readout_names import DEFAULT_BATCH_SIZE, DEFAULT_READOUT
+from biofound.data.description import DataDescription
 from biofound.data.sources import Recording
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.window_table import VectorsHeader, VectorsOrigin, WindowVectors, write_table

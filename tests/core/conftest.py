@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from biofound.core.checkpoint import Checkpoint, DataDescription, save_checkpoint
+from biofound.core.checkpoint import Checkpoint, save_checkpoint
 from biofound.core.models import ModelConfig, build_model
 from biofound.core.scores import ScoredTask
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.core.validation_probe import ValidationProbe
 from biofound.core.verify import probe_windows
+from biofound.data.description import DataDescription
 from biofound.data.windows import ArrayWindows
 
 DEFAULT = {"context_length": 1250, "patch_size": 125, "d_model": 192, "num_layers": 4, "expansion_factor": 8}
