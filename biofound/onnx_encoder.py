@@ -5,6 +5,7 @@ windows = encoder.preprocess(x, sfreq=250)
 vectors = encoder.embed(windows.x)
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -19,7 +20,8 @@ from biofound.data.model_input import PreparedWindows, prepare_array
 from biofound.errors import CheckpointError, SettingsError
 
 INPUT, OUTPUTS = "windows", ("latents", "vectors")
-METADATA_KEY = "biofound"
+METADATA_KEY, DIGEST_KEY = "biofound", "biofound_sha256"
+"""The keys of the description, and of the digest of description and graph, in the file's metadata."""
 OPSET = 18
 
 
@@ -47,7 +49,8 @@ class OnnxEncoder:
         try:
             model = onnx.load_model_from_string(content)
             opsets = {entry.domain: entry.version for entry in model.opset_import}
-            said = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
+            metadata = {entry.key: entry.value for entry in model.metadata_props}
+            said = metadata.get(METADATA_KEY)
             self.config: dict[str, Any] = json.loads(said) if said else {}
         except Exception as error:  # protobuf has no exception family of its own
             raise CheckpointError(
@@ -62,6 +65,11 @@ class OnnxEncoder:
             raise CheckpointError(
                 f"{name}: ONNX without a description by biofound (metadata {METADATA_KEY!r}); expected a "
                 "file that `biofound export --to onnx` wrote"
+            )
+        if metadata.get(DIGEST_KEY) != digest_of(model, said or ""):
+            raise CheckpointError(
+                f"{name}: damaged, its graph, weights or description are not those that were exported "
+                "(SHA-256); get the file again"
             )
         try:
             self._session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -113,6 +121,13 @@ class OnnxEncoder:
             )
         latents, vectors = self._session.run(list(OUTPUTS), {INPUT: windows})
         return latents, vectors
+
+
+def digest_of(model: Any, description: str) -> str:
+    """The SHA-256 of an ONNX model's graph with its weights, and of its description."""
+    digest = hashlib.sha256(model.graph.SerializeToString(deterministic=True))
+    digest.update(description.encode())
+    return digest.hexdigest()
 
 
 def require_onnx(packages: Sequence[str]) -> None:

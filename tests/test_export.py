@@ -228,6 +228,11 @@ def test_other_safetensors_and_onnx_files_are_refused_by_name(onnx_file, directo
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(CheckpointError, match="without a description"):
         biofound.OnnxEncoder(tmp_path / "foreign.onnx")
+    whole = bytearray(onnx_file.read_bytes())
+    whole[len(whole) // 2] ^= 1  # in a weight
+    (tmp_path / "damaged.onnx").write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"damaged\.onnx: damaged, its graph, weights"):
+        biofound.OnnxEncoder(tmp_path / "damaged.onnx")
     (tmp_path / "no.onnx").write_bytes(b"\x00no model")
     with pytest.raises(CheckpointError, match="cannot be read as ONNX"):
         biofound.OnnxEncoder(tmp_path / "no.onnx")

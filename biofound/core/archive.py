@@ -8,9 +8,11 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -141,6 +143,20 @@ def _sha256_of_values(content: Mapping[str, Any]) -> str:
 def _no_value(value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{type(value).__name__} in a checkpoint: expected tensors and plain values")
+
+
+@contextmanager
+def making_described_model() -> Iterator[None]:
+    """Within, a model is made that a file describes.
+
+    Raises:
+        CheckpointError: when there can be none of that description.
+    """
+    try:
+        yield
+    except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        reason = shorten(str(error), 200)
+        raise CheckpointError(f"the model that it describes cannot be made: {reason}") from error
 
 
 def load_exactly(module: torch.nn.Module, state: dict[str, Tensor]) -> None:

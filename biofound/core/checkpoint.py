@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Self, TypeVar
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from biofound.core.archive import (
     find_fault,
     load_exactly,
+    making_described_model,
     read_content,
     require_format,
     sha256_of_state,
@@ -129,12 +129,8 @@ class Checkpoint:
 
     def _made(self, kind: type[Module]) -> Module:
         """A model of that kind with other weights; the global generator is untouched."""
-        try:
-            with torch.random.fork_rng(devices=[]):
-                return kind(self.model)
-        except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-            reason = shorten(str(error), 200)
-            raise CheckpointError(f"the model that it describes cannot be made: {reason}") from error
+        with making_described_model(), torch.random.fork_rng(devices=[]):
+            return kind(self.model)
 
     def ancestors(self) -> Iterator[Parent]:
         """The checkpoint that its run started from, the one that that one's run started from, and so on."""

@@ -64,13 +64,14 @@ class ModelConfig:
     """Whether the decoder also predicts the log heart rate."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on channel names or lengths that make no model."""
+        """Raises ValueError on channel names or sizes that make no model."""
         bad = [name for name in self.channels if not re.fullmatch(CHANNEL_NAME, name)]
         if bad or not self.channels or len(set(self.channels)) < len(self.channels):
             raise ValueError(
                 f"channels must be distinct names of letters, digits and _, got {list(self.channels)}"
             )
-        if self.context_length % self.patch_size or self.context_length <= self.patch_size:
+        shorter = 1 <= self.patch_size < self.context_length
+        if not shorter or self.context_length % self.patch_size:
             raise ValueError(
                 f"context length {self.context_length} must be a multiple (2 or more times) of "
                 f"patch size {self.patch_size}"

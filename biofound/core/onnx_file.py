@@ -22,7 +22,7 @@ from biofound.core.readout_names import DEFAULT_READOUT
 from biofound.core.safetensors_file import config_json, portable
 from biofound.errors import CheckpointError
 from biofound.files import write_atomically
-from biofound.onnx_encoder import INPUT, METADATA_KEY, OPSET, OUTPUTS, OnnxEncoder
+from biofound.onnx_encoder import DIGEST_KEY, INPUT, METADATA_KEY, OPSET, OUTPUTS, OnnxEncoder, digest_of
 
 TOLERANCE = 1e-4
 """The largest difference from torch that is accepted, as a part of the largest value."""
@@ -79,8 +79,10 @@ def _exported(model: nn.Module, checkpoint: Checkpoint, *, metadata: str) -> byt
             verbose=False,
         )
     assert program is not None  # dynamo=True gives a program
-    program.model.metadata_props[METADATA_KEY] = metadata
-    content: bytes = program.model_proto.SerializeToString()
+    model_proto = program.model_proto
+    for key, value in ((METADATA_KEY, metadata), (DIGEST_KEY, digest_of(model_proto, metadata))):
+        model_proto.metadata_props.add(key=key, value=value)
+    content: bytes = model_proto.SerializeToString()
     return content
 
 

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biofound.core.archive import find_fault, load_exactly, read_content, require_format, write_content
+from biofound.core.archive import (
+    find_fault,
+    load_exactly,
+    making_described_model,
+    read_content,
+    require_format,
+    write_content,
+)
 from biofound.core.checkpoint import package_versions
 from biofound.core.heads import HeadKind, build_head
 from biofound.core.models import Encoder, ModelConfig
@@ -158,9 +165,10 @@ class TaskCheckpoint:
         """The model itself, with these weights, in eval mode.
 
         Raises:
-            CheckpointError: when a tensor is missing, left over or of another shape.
+            CheckpointError: when a tensor is missing, left over or of another shape, or no such model can be.
         """
-        model = build_task_model(self.model, self.task, seed=0)
+        with making_described_model():
+            model = build_task_model(self.model, self.task, seed=0)
         for module, state in ((model.encoder, self.encoder), (model.head, self.head)):
             load_exactly(module, state)
         return model.eval()

@@ -37,7 +37,8 @@ def change_a_value(content: bytes, random: Random) -> bytes:
         inner = inner[key]
     old = inner[key]
     if isinstance(old, torch.Tensor):
-        odd += [old.double(), old[..., :0], old.flatten(), old * float("nan"), old.to_sparse(), old.bool()]
+        odd += [old.double(), old.flatten()[:0], old.flatten(), old.to_sparse(), old.bool()]
+        odd += [old * float("nan")]
         odd += [torch.zeros(1).expand(10**6, 10**6), old.tolist()] * 2
     if isinstance(inner, dict) and random.random() < 0.2:
         del inner[key]

@@ -83,6 +83,54 @@ def read_checkpoint(directory: Path) -> object:
     return checkpoint, model.state_dict(), inflated.state_dict(), trainer.history()
 
 
+# ---------------------------------------------------------------- models to pass on
+
+
+def make_models(directory: Path) -> None:
+    """A task model, a Hugging Face directory and an ONNX file of small encoders."""
+    from biofound.core.checkpoint import load_checkpoint
+    from biofound.core.onnx_file import save_onnx
+    from biofound.core.pretrained import write_directory
+    from biofound.core.safetensors_file import portable
+    from biofound.core.task import TaskCheckpoint, TaskConfig, build_task_model, save_task_checkpoint
+    from tests.core.small_run import run
+
+    run(directory / "run", windows=6, epochs=1)
+    checkpoint = load_checkpoint(directory / "run" / "last_model.pt")
+    shutil.rmtree(directory / "run")
+    write_directory(directory / "hub", portable(checkpoint))
+    save_onnx(directory / "encoder.onnx", checkpoint)
+    task = TaskConfig(task="classification", target="rhythm", classes=("af", "sinus"))
+    model = build_task_model(checkpoint.model, task, seed=0)
+    save_task_checkpoint(
+        directory / "task.pt",
+        TaskCheckpoint(
+            model=checkpoint.model,
+            task=task,
+            encoder=model.encoder.state_dict(),
+            head=model.head.state_dict(),
+            data=checkpoint.data,
+            parent=None,
+            settings={},
+            epoch=1,
+            step=2,
+            metrics={},
+        ),
+    )
+
+
+def read_models(directory: Path) -> object:
+    """As Python users load them."""
+    from biofound import OnnxEncoder, load_pretrained
+    from biofound.core.task import load_task_checkpoint
+
+    encoder = load_pretrained(directory / "hub")
+    task = load_task_checkpoint(directory / "task.pt")
+    exported = OnnxEncoder(directory / "encoder.onnx")
+    windows = np.random.default_rng(0).normal(size=(1, 2, 250)).astype(np.float32)
+    return encoder.checkpoint, task, task.build().state_dict(), exported.config, exported.run(windows)
+
+
 # ---------------------------------------------------------------- windows
 
 
@@ -465,6 +513,14 @@ SURFACES = {
             make=make_checkpoint,
             read=read_checkpoint,
             guarded=("*.pt",),
+            rewrite=change_a_value,
+            rewritten=(".pt",),
+        ),
+        Surface(
+            name="models",
+            make=make_models,
+            read=read_models,
+            guarded=("task.pt", "encoder.onnx", "hub/model.safetensors", "hub/config.json"),
             rewrite=change_a_value,
             rewritten=(".pt",),
         ),
