@@ -92,10 +92,22 @@ FROM_THE_WHEEL = (
     ),
     ("biofound", "pretrain", "--fast"),
     (
+        *("biofound", "pretrain", "--config", "small_data", "--data-dir", "synthetic:icu"),
+        *("--steps", "4", "--hours-per-epoch", "0.2", "--output-dir", "small_data"),
+    ),
+    (
         *("biofound", "verify", "--checkpoint", "artifacts/foundation_model/best_model.pt"),
         *("--data-dir", "artifacts/foundation_model/embedded_cohort"),
     ),
     ("biofound", "inflate", "--to", "5"),
+    (
+        "python",
+        "-c",
+        "import biofound, numpy as np; x = np.random.default_rng(0).standard_normal((2, 15000)); "
+        "encoder = biofound.load_pretrained('synthetic-base'); "
+        "print(encoder.embed(encoder.preprocess(x, sfreq=250, gate=False).x).shape)",
+    ),
+    ("biofound", "export", "--checkpoint", "synthetic-base", "--to", "huggingface", "--output", "exported"),
 )
 """The main job, run where nothing but the wheel can be imported."""
 

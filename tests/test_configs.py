@@ -1,5 +1,6 @@
 """Every key of the shipped YAML files is read by something: changed, it changes what the program does."""
 
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from biofound.core.trainer import TrainConfig
 from biofound.data.sources.synthetic import SyntheticSource
 from biofound.data.store import read_index
 from biofound.settings import PretrainSettings, resolve, resolve_channels
+from biofound.settings.recipes import RECIPES
 from tests.chain import SMALL_MODEL, done
 from tests.settings_reads import recorded_reads
 
@@ -131,3 +133,19 @@ def test_the_seed_card_is_the_first_specification_and_nothing_else() -> None:
     stated |= {"weight_decay": 0.01, "warmup_epochs": 10, "stft_weight": 0.3, "gradient_clip": 1.0}
     for values in (settings, PretrainSettings()):  # the defaults keep what the specification states
         assert {name: getattr(values, name) for name in stated} == stated
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_known_by_name(name: str) -> None:
+    options = {"data_dir": ["synthetic:icu"]}
+    by_name = resolve(PretrainSettings, options={**options, "config": name}, environ={})
+    by_path = resolve(PretrainSettings, options={**options, "config": CONFIGS / f"{name}.yaml"}, environ={})
+    assert by_name.settings == by_path.settings.model_copy(update={"config": Path(name)})
+    Path(name).write_text("seed: 7")  # a file of that name outranks it
+    assert resolve(PretrainSettings, options={"config": name}, environ={}).settings.seed == 7
+
+
+def test_the_wheel_holds_every_recipe() -> None:
+    project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())
+    copied = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert copied == {f"configs/{name}.yaml": f"biofound/recipes/{name}.yaml" for name in sorted(RECIPES)}

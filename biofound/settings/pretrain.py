@@ -51,7 +51,7 @@ class PretrainSettings(Settings):
 
     config: Path | None = setting(
         None,
-        "Settings (YAML); the built-in ones equal configs/ssl_pretrain.yaml.",
+        "Settings: a YAML file, or a recipe by name: ssl_pretrain (the defaults), small_data, seed_card.",
         panel="Data",
         in_file=False,
     )

@@ -15,6 +15,7 @@ from biofound.errors import SettingsError, did_you_mean
 from biofound.files import path_to_text
 from biofound.settings.base import Conflict, Settings, expectation, extra_of, kind_of, with_home
 from biofound.settings.channels import ChannelsSettings, Section
+from biofound.settings.recipes import find_recipe
 from biofound.settings.yaml_source import YamlSource, read_yaml
 
 S = TypeVar("S", bound=Settings)
@@ -206,7 +207,7 @@ def _gather(model: type[Settings], options: Mapping[str, Any], environ: Mapping[
     named = {**said_outside, **said_as_option}
     path = named.get(model.file_option) if model.file_option else None
     if path is not None:
-        given.file = _read_file(model, Path(path), given.problems)
+        given.file = _read_file(model, find_recipe(Path(path)), given.problems)
     layers = [(said_outside, outside_origins), (said_as_option, option_origins)]
     if given.file is not None:
         file = given.file
