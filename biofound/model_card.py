@@ -127,7 +127,7 @@ def _training_data(checkpoint: "Checkpoint", facts: CardFacts) -> list[str]:
         rows.append(("hours and subjects", NOT_SAID))
     else:
         rows += [
-            (f"{split}, {'synthetic' if part.synthetic else 'recorded'}", _amount(part))
+            (f"{split}, {'synthetic' if part.synthetic else 'recorded'}", _amount(part, split))
             for split, parts in noted.items()
             for part in parts
         ]
@@ -160,14 +160,11 @@ def _noted_parts(checkpoint: "Checkpoint", facts: CardFacts) -> dict[str, list[D
     return {"training": noted.train, "validation": noted.val}
 
 
-def _amount(part: DataPart) -> str:
+def _amount(part: DataPart, split: str) -> str:
     subjects = "unknown subjects" if part.subjects is None else f"{part.subjects:,} subjects"
     words = f"{part.windows:,} windows, {part.hours:.1f} h of {subjects}"
-    return f"{words} an epoch, new ones in every epoch" if _is_stream(part) else words
-
-
-def _is_stream(part: DataPart) -> bool:
-    return part.synthetic and part.name.startswith("synthetic:")
+    is_stream = part.synthetic and part.name.startswith("synthetic:")
+    return f"{words} in every epoch, new ones each time" if is_stream and split == "training" else words
 
 
 def _training(checkpoint: "Checkpoint", facts: CardFacts) -> list[str]:
