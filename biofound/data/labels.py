@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from biofound.data.sources.butppg import ButppgSource, table_of
 from biofound.data.sources.heart_truth import Truth
-from biofound.data.sources.wfdb import WfdbSource, import_wfdb, normalised
+from biofound.data.sources.wfdb import WfdbSource, check_files, import_wfdb, normalised
 from biofound.errors import DataError
 
 POSITIVE_NUMERICS = frozenset({"HR", "PULSE", "RESP", "SpO2"})
@@ -257,6 +257,7 @@ def labels_from_numerics(source: WfdbSource, target: str, *, windows: WindowTime
         numerics = record.with_name(f"{record.name}n")
         if not numerics.with_name(f"{numerics.name}.hea").is_file():
             return None
+        check_files(numerics)
         parsed = _decoded(numerics, "rdrecord", str(numerics))
         names = [normalised(name or "") for name in parsed.sig_name or ()]
         seen.update(names)

@@ -191,6 +191,23 @@ def test_numerics_without_a_signal_or_its_name_have_no_labels(tmp_path):
             labels_from_numerics(source, "HR", windows=times(("r1", 0)))
 
 
+@pytest.mark.parametrize(
+    ("promise", "message"),
+    [
+        ("r1n 2147483648 1 60", "promises 2147483648 signals of 60 samples but describes 1"),
+        ("r1n 1 1 4000000000", "promises 4000000000 samples of 1 signal"),
+    ],
+)
+def test_numerics_whose_header_promises_memory_without_end_are_refused(tmp_path, promise, message):
+    write_record(tmp_path, "r1")
+    write_record(tmp_path, "r1n", sfreq=1, names=("HR",), samples=np.full((60, 1), 70.0))
+    header = tmp_path / "r1n.hea"
+    header.write_text("\n".join([promise, *header.read_text().splitlines()[1:]]))
+    source = WfdbSource(root=tmp_path, record_is_subject=True)
+    with pytest.raises(DataError, match=message):
+        labels_from_numerics(source, "HR", windows=times(("r1", 0)))
+
+
 def test_numerics_that_start_later_than_their_record_are_moved(tmp_path):
     day = dt.date(2020, 1, 1)
     write_record(tmp_path, "r1", base_date=day, base_time=dt.time(12, 0, 0))

@@ -237,6 +237,17 @@ def import_wfdb() -> Any:
     return wfdb
 
 
+def check_files(record: Path) -> None:
+    """Refuse a record (its path without suffix) whose header promises what its files do not hold.
+
+    wfdb would first make room for all that a header promises.
+
+    Raises:
+        DataError: when a file is missing, or they cannot belong together.
+    """
+    _read_header(record.name, record).check_files()
+
+
 def normalised(name: str) -> str:
     """A signal's name without surrounding blanks and trailing commas: BIDMC has 'PLETH,'."""
     return name.strip().rstrip(",").strip()
@@ -313,6 +324,14 @@ class _Header:
                 f"{self.parsed.n_sig} signal(s); expected a recording. Are the number of signals and the "
                 "number of samples transposed? Correct the header or take the record out of RECORDS"
             )
+        self.check_files()
+
+    def check_files(self) -> None:
+        """Compare the header with its files, and those of its segments with theirs.
+
+        Raises:
+            DataError: when they cannot belong together.
+        """
         for segment in self.segments_with_samples():
             segment._check_files()
         if not self.segments:
