@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import biofound
 from biofound.core.checkpoint import load_checkpoint, save_checkpoint
 from biofound.core.models import build_model
+from biofound.core.onnx_file import save_onnx
 from biofound.core.pretrained import BiofoundEncoder, load_pretrained
 from biofound.core.safetensors_file import load_safetensors, portable, save_safetensors
 from biofound.data.sources.synthetic import SyntheticSource
@@ -136,6 +137,16 @@ def test_onnx_of_the_default_model_with_other_channels(best, tmp_path, channels)
     )
     told = answer("export", "--checkpoint", path, "--to", "onnx", "--output", tmp_path / "model.onnx")
     assert float(told["compared"].split(": ")[1].split(" ")[0]) <= 1e-4
+
+
+def test_an_onnx_file_that_computes_something_else_is_not_written(best, tmp_path, monkeypatch) -> None:
+    run_exported = biofound.OnnxEncoder.run
+    monkeypatch.setattr(
+        biofound.OnnxEncoder, "run", lambda self, x: [y * 1.001 for y in run_exported(self, x)]
+    )
+    with pytest.raises(CheckpointError, match="onnxruntime and torch differ by 1"):
+        save_onnx(tmp_path / "encoder.onnx", load_checkpoint(best))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_exported_works_as_a_checkpoint(directory, small, tmp_path) -> None:
