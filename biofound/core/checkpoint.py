@@ -163,7 +163,7 @@ class Checkpoint:
 
 
 _installed = functools.cache(version)
-"""The version of an installed package; looking it up reads a file, which costs more than a small checkpoint."""
+"""The version of an installed package: looking it up reads a file, at every checkpoint."""
 
 
 def package_versions() -> dict[str, str]:

@@ -31,9 +31,7 @@ def make(make_trainer):
 def reference(tmp_path_factory):
     """The run of `make` that was left alone; to be read only."""
     windows = small_windows()
-    trainer = small_trainer(
-        tmp_path_factory.mktemp("reference"), train=windows, val=windows[:4], dropout=0.2
-    )
+    trainer = small_trainer(tmp_path_factory.mktemp("reference"), train=windows, val=windows[:4], dropout=0.2)
     list(trainer.fit())
     return trainer
 
