@@ -78,6 +78,18 @@ def verify(*arguments: object) -> dict[str, Any]:
     return found
 
 
+TRAINS = (
+    "trainer",
+    "learning rate is applied",
+    "every window is used",
+    "masks do not repeat",
+    "random crops",
+    "gradient clipping",
+    "what is absent has no influence",
+)
+"""Checks that train a new model, which takes most of the time of `biofound verify`."""
+
+
 def failed(checks: dict[str, Any]) -> list[str]:
     """The names of the checks that failed."""
     return [name for name, check in checks.items() if not check["passed"]]

@@ -108,7 +108,17 @@ def mask():
 SAME_WITH_ONE_BATCH = {"base", "batch_16", "batch_64", "batch_128", "steps_500", "steps_4000"}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+def of_settings_alone(name):
+    """Whether a variant differs in settings of `biofound pretrain` alone, and has no code of its own."""
+    settings = ("change", "recipe", "options", "steps", "cost", "note")
+    plain = ablations.Variant(**{field: getattr(VARIANTS[name], field) for field in settings})
+    return name != "base" and VARIANTS[name] == plain
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * of_settings_alone(name)) for name in VARIANTS],
+)
 def test_a_variant_trains_and_is_judged_and_differs_from_base(trained, place, name):
     trainer = trained(name)
     judged = ablations.reconstructed(trainer, place, **SMALL)

@@ -142,8 +142,10 @@ def run_small(arguments: Sequence[str], directory: Path) -> tuple[int, str]:
                 return 1, traceback.format_exc()
             return 0, said.getvalue()
         words = list(arguments[2:])
-        if "--fast" in words:
-            words += map(str, SMALL_MODEL)
+        if words[0] == "pretrain" and "many" not in words:  # code in the guide expects the default width
+            words += map(
+                str, SMALL_MODEL if "--fast" in words else ("--num-layers", 1, "--expansion-factor", 2)
+            )
         if {"--fast", "--epochs"} & set(words):
             words += ["--epochs", "2", "--save-interval", "1", "--threads", "1"]
             words += [] if "--batch-size" in words else ["--batch-size", "8"]

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from biofound.commands.pretrain import epoch_line
+from biofound.core import verify as checks
 from biofound.core.checkpoint import FORMAT_VERSION, load_checkpoint
 from biofound.core.history import EpochMetrics, Losses
 from biofound.data.sources.synthetic import SyntheticSource
@@ -23,6 +24,7 @@ from biofound.settings import PretrainSettings
 from tests.chain import (
     HARDLY_TRAINED,
     SMALL_RUN,
+    TRAINS,
     Chain,
     answer,
     done,
@@ -147,7 +149,14 @@ def test_nothing_temporary_is_left(all_done: Chain) -> None:
 # ---- Verified and inflated
 
 
-def test_checkpoint_and_store_are_verified(all_done: Chain) -> None:
+@pytest.fixture
+def no_checks_that_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the checks that train, which test_documents.py runs through the command line."""
+    for name in TRAINS:
+        monkeypatch.delitem(checks.CHECKS, name)
+
+
+def test_checkpoint_and_store_are_verified(all_done: Chain, no_checks_that_train: None) -> None:
     found = verify("--checkpoint", all_done.output / "best_model.pt", "--data-dir", all_done.store)
     assert failed(found) == [HARDLY_TRAINED]
     for name in ("checkpoint learned", "inflation is exact", "train: checksums", "splits: no subject in two"):
@@ -189,7 +198,9 @@ def test_same_command_gives_the_same_losses_and_sets_the_earlier_run_aside(
     assert f"moved to {output / 'earlier_1'}" in " ".join(again.stderr.split())
 
 
-def test_plain_npz_trains_alike_and_says_what_it_took_for_granted(all_done: Chain, tmp_path: Path) -> None:
+def test_plain_npz_trains_alike_and_says_what_it_took_for_granted(
+    all_done: Chain, tmp_path: Path, no_checks_that_train: None
+) -> None:
     plain = write_plain(tmp_path / "plain", all_done.store)
     output = tmp_path / "output"
     result = done("pretrain", "--data-dir", plain, "--output-dir", output, *SMALL_RUN, "--no-random-crop")

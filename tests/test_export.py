@@ -49,9 +49,18 @@ def directory(best: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def onnx_file(best: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def known(best: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint `best`, as if it had been trained with channel dropout."""
+    checkpoint, path = load_checkpoint(best), tmp_path_factory.mktemp("known") / "known.pt"
+    checkpoint.settings["channel_dropout"] = 0.5
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+@pytest.fixture(scope="module")
+def onnx_file(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "encoder.onnx"
-    done("export", "--checkpoint", best, "--to", "onnx", "--output", path)
+    done("export", "--checkpoint", known, "--to", "onnx", "--output", path)
     return path
 
 
@@ -378,13 +387,11 @@ def test_a_card_invents_nothing(best, tmp_path) -> None:
 # ---- Channels and origins
 
 
-def test_every_form_serves_a_channel_alone_only_after_channel_dropout(best, tmp_path, recording) -> None:
-    known = load_checkpoint(best)
-    known.settings["channel_dropout"] = 0.5
-    save_checkpoint(tmp_path / "known.pt", known)
-    done("export", "--checkpoint", tmp_path / "known.pt", "--to", "onnx", "--output", tmp_path / "known.onnx")
+def test_every_form_serves_a_channel_alone_only_after_channel_dropout(
+    best, known, onnx_file, recording
+) -> None:
     expected = biofound.embed_array(known, recording[:1], sfreq=RATE, channels=("PPG",)).vectors
-    for encoder in (BiofoundEncoder(known), biofound.OnnxEncoder(tmp_path / "known.onnx")):
+    for encoder in (load_pretrained(known), biofound.OnnxEncoder(onnx_file)):
         windows = encoder.preprocess(recording[:1], sfreq=RATE, channels=("PPG",))
         assert np.isnan(windows.x[:, 1]).all() and np.isnan(windows.quality[:, 1]).all()
         assert np.abs(encoder.embed(windows.x) - expected).max() <= 1e-4 * np.abs(expected).max()

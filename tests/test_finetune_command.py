@@ -84,6 +84,13 @@ def tuned(small, plain, labels, tmp_path_factory):
     return output, answer(*arguments(small, plain, labels, output))
 
 
+@pytest.fixture(autouse=True)
+def no_more_pictures(tuned, monkeypatch):
+    """After the one run whose pictures are looked at, none: they take most of the time."""
+    monkeypatch.setattr("biofound.commands.finetune.draw_scores", lambda *_, **__: None)
+    monkeypatch.setattr("biofound.commands.finetune._draw_curves", lambda *_: None)
+
+
 # ---- Files and rows
 
 

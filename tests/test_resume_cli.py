@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,10 +32,8 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr("biofound.commands.pretrain.draw_figures", lambda trainer, val: None)
 
 
-@pytest.fixture
-def data(tmp_path):
+def write_data(directory):
     """20 training and 6 validation windows in the plain form."""
-    directory = tmp_path / "windows"
     directory.mkdir()
     for split, count, seed in (("train", 20, 0), ("val", 6, 1)):
         x = probe_windows(windows=count, channels=2, samples=250, sfreq=125.0, seed=seed)
@@ -43,35 +42,46 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def pretrain(data, tmp_path):
-    """Run the command into `tmp_path/run`; gives the result of the runner."""
+def data(tmp_path):
+    return write_data(tmp_path / "windows")
 
-    def pretrain(*options, code=0):
-        places = ("--data-dir", data, "--output-dir", tmp_path / "run")
-        result = run("pretrain", *places, "--no-amp", *RUN, *options)
-        assert result.exit_code == code, result.output
-        return result.output
 
-    return pretrain
+def pretrain_in(place, *options, code=0):
+    """Run the command into `place/run`; gives what it said."""
+    places = ("--data-dir", place / "windows", "--output-dir", place / "run")
+    result = run("pretrain", *places, "--no-amp", *RUN, *options)
+    assert result.exit_code == code, result.output
+    return result.output
 
 
 @pytest.fixture
-def stopped(pretrain, tmp_path, monkeypatch):
-    """A run of the command that was stopped after so many steps, as by a signal."""
+def pretrain(data, tmp_path):
+    return partial(pretrain_in, tmp_path)
 
-    def stopped(steps):
-        with monkeypatch.context() as patched:
-            fit = Trainer.fit
 
-            def stop_early(self):
-                self.stop = lambda: self.step + 1 == steps
-                return fit(self)
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory):
+    """The directory of a run that was stopped after 5 steps, as by a signal; to be copied."""
+    place = tmp_path_factory.mktemp("stopped")
+    write_data(place / "windows")
+    with pytest.MonkeyPatch.context() as patched:
+        fit = Trainer.fit
 
-            patched.setattr(Trainer, "fit", stop_early)
-            pretrain()
-        assert load_checkpoint(tmp_path / "run" / "last_model.pt").step == steps
+        def stop_early(self):
+            self.stop = lambda: self.step + 1 == 5
+            return fit(self)
 
-    return stopped
+        patched.setattr(Trainer, "fit", stop_early)
+        patched.setattr(commands, "draw_figures", lambda trainer, val: None)
+        pretrain_in(place)
+    assert load_checkpoint(place / "run" / "last_model.pt").step == 5
+    return place / "run"
+
+
+@pytest.fixture
+def stopped(data, stopped_run, tmp_path):
+    """Puts a copy of `stopped_run` in `tmp_path/run`."""
+    return partial(shutil.copytree, stopped_run, tmp_path / "run")
 
 
 def history(directory):
@@ -82,7 +92,7 @@ def history(directory):
 def test_a_resumed_run_has_the_history_of_an_undisturbed_one(pretrain, stopped, tmp_path):
     pretrain()
     (tmp_path / "run").rename(tmp_path / "reference")
-    stopped(5)
+    stopped()
     assert "resumed" in pretrain("--resume")
     assert history(tmp_path / "run") == history(tmp_path / "reference")
 
@@ -106,7 +116,7 @@ def test_resume_with_nothing_there_begins_so_that_a_job_script_need_not_ask(pret
 def test_settings_that_would_make_another_run_are_refused_by_name(
     pretrain, stopped, tmp_path, options, named
 ):
-    stopped(5)
+    stopped()
     before = (tmp_path / "run" / "last_model.pt").read_bytes()
     output = pretrain("--resume", *options, code=2)
     assert named in output
@@ -115,21 +125,21 @@ def test_settings_that_would_make_another_run_are_refused_by_name(
 
 
 def test_other_windows_are_refused_by_their_fingerprint(pretrain, stopped, data):
-    stopped(5)
+    stopped()
     x = probe_windows(windows=20, channels=2, samples=250, sfreq=125.0, seed=9)
     np.savez(data / "train_windows.npz", x=x, channels=["PPG", "ECG"], sfreq=125.0)
     assert "fingerprint" in pretrain("--resume", code=2)
 
 
 def test_force_resumes_all_the_same_and_says_with_what(pretrain, stopped, tmp_path):
-    stopped(5)
+    stopped()
     output = pretrain("--resume", "--force", "--lr", "0.001")
     assert "lr was 0.0005 and is 0.001" in output
     assert load_checkpoint(tmp_path / "run" / "last_model.pt").step == 12
 
 
 def test_epochs_may_grow_during_warm_up_only(pretrain, stopped, tmp_path):
-    stopped(5)  # of 6 steps of warm-up
+    stopped()  # after 5 of 6 steps of warm-up
     pretrain("--resume", "--epochs", "6", "--warmup-epochs", "2")
     assert load_checkpoint(tmp_path / "run" / "last_model.pt").step == 18
     output = pretrain("--resume", "--epochs", "8", "--warmup-epochs", "2", code=2)
@@ -139,7 +149,7 @@ def test_epochs_may_grow_during_warm_up_only(pretrain, stopped, tmp_path):
 
 
 def test_how_and_where_to_compute_may_change(pretrain, stopped, tmp_path):
-    stopped(5)
+    stopped()
     pretrain("--resume", "--log-interval", "3", "--threads", "1", "--save-interval", "2", "--shuffle", "full")
     assert load_checkpoint(tmp_path / "run" / "last_model.pt").step == 12
 
@@ -213,7 +223,7 @@ def test_a_run_that_was_stopped_or_failed_notes_it_until_it_is_resumed(
     def outcome():
         return json.loads((tmp_path / "run" / "training_config.json").read_text())["outcome"]
 
-    stopped(5)
+    stopped()
     assert (outcome()["ended"], outcome()["message"]) == ("stopped", "after step 5 of 12")
     with monkeypatch.context() as patched:
 
@@ -240,7 +250,7 @@ def test_an_earlier_run_is_set_aside_whole_and_no_file_is_lost(pretrain, tmp_pat
 
 
 def test_a_second_run_in_the_same_directory_is_refused_and_touches_nothing(pretrain, stopped, tmp_path):
-    stopped(5)
+    stopped()
     with hold_directory(tmp_path / "run", option="--output-dir"):
         before = tree(tmp_path / "run")
         for options in ((), ("--resume",)):

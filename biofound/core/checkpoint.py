@@ -1,5 +1,6 @@
 """Checkpoints: a trained model in one file that describes itself and loads with `weights_only=True`."""
 
+import functools
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -161,9 +162,13 @@ class Checkpoint:
         return absent_channels(self.model.channels, available, settings=self.settings)
 
 
+_installed = functools.cache(version)
+"""The version of an installed package: looking it up reads a file, at every checkpoint."""
+
+
 def package_versions() -> dict[str, str]:
     """The versions that decide what a checkpoint's numbers mean."""
-    packages = {name: version(name) for name in ("biofound", "torch", "granite-tsfm", "numpy")}
+    packages = {name: _installed(name) for name in ("biofound", "torch", "granite-tsfm", "numpy")}
     return {**packages, "python": platform.python_version()}
 
 

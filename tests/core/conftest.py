@@ -119,9 +119,14 @@ def path(tmp_path, checkpoint):
     return tmp_path / "best_model.pt"
 
 
+def small_windows():
+    """Twelve windows of two seconds, (12, 2, 250)."""
+    return probe_windows(windows=12, channels=2, samples=250, sfreq=125.0, seed=0)
+
+
 @pytest.fixture
 def windows():
-    return probe_windows(windows=12, channels=2, samples=250, sfreq=125.0, seed=0)
+    return small_windows()
 
 
 @pytest.fixture
@@ -147,32 +152,38 @@ def train_config():
     return TRAINING
 
 
-@pytest.fixture
-def make_trainer(config, data, train_config, windows, tmp_path):
-    """A trainer of the small model on 12 windows, or on `train`; other keywords change its `TrainConfig`."""
+def small_trainer(
+    output,
+    *,
+    train,
+    val,
+    stop=lambda: False,
+    dropout=0.0,
+    model_seed=1,
+    probe=None,
+    **changes,
+):
+    """A trainer of the small model on `train`; other keywords change its `TrainConfig`."""
+    config = ModelConfig(channels=("PPG", "ECG"), dropout=dropout, **SMALL)
+    return Trainer(
+        model=build_model(config, seed=model_seed),
+        train=MemoryWindows(train) if isinstance(train, np.ndarray) else train,
+        val=MemoryWindows(val),
+        data=DATA,
+        config=replace(TRAINING, **changes),
+        settings={"seed": 7},
+        output_dir=output,
+        device=torch.device("cpu"),
+        stop=stop,
+        probe=probe,
+    )
 
-    def make(
-        output=tmp_path / "run",
-        *,
-        train=windows,
-        val=windows[:4],
-        stop=lambda: False,
-        dropout=0.0,
-        model_seed=1,
-        probe=None,
-        **changes,
-    ):
-        return Trainer(
-            model=build_model(replace(config, dropout=dropout), seed=model_seed),
-            train=MemoryWindows(train) if isinstance(train, np.ndarray) else train,
-            val=MemoryWindows(val),
-            data=data,
-            config=replace(train_config, **changes),
-            settings={"seed": 7},
-            output_dir=output,
-            device=torch.device("cpu"),
-            stop=stop,
-            probe=probe,
-        )
+
+@pytest.fixture
+def make_trainer(windows, tmp_path):
+    """`small_trainer` on 12 windows, if no others are given, in a directory of the test."""
+
+    def make(output=tmp_path / "run", *, train=windows, val=windows[:4], **changes):
+        return small_trainer(output, train=train, val=val, **changes)
 
     return make

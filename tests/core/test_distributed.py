@@ -86,14 +86,10 @@ def test_two_processes_stopped_by_one_of_them_and_resumed_as_one_are_one_bit_for
 
 
 def test_two_processes_are_one_bit_for_bit_with_dropout_too(tmp_path):
-    run(tmp_path / "one", dropout=0.2)
-    finish(start(tmp_path / "two", processes=2, dropout=0.2))
-    require_same(tmp_path / "two", tmp_path / "one")
-
-
-def test_two_processes_are_one_bit_for_bit_with_synthetic_windows_and_a_probe_too(tmp_path):
-    run(tmp_path / "one", stream=1, probe=1)
-    finish(start(tmp_path / "two", processes=2, stream=1, probe=1))
+    """And with synthetic windows mixed in, and a probe that chooses the best epoch."""
+    said = {"dropout": 0.2, "stream": 1, "probe": 1}
+    run(tmp_path / "one", **said)
+    finish(start(tmp_path / "two", processes=2, **said))
     require_same(tmp_path / "two", tmp_path / "one")
     two, one = (
         json.loads((tmp_path / name / "training_history.json").read_text()) for name in ("two", "one")

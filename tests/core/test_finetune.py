@@ -18,13 +18,13 @@ from biofound.core.finetune import (
 )
 from biofound.core.history import FinetuneEpoch, FinetuneStep
 from biofound.core.inflate import task_model_for
-from biofound.core.models import build_model
+from biofound.core.models import ModelConfig, build_model
 from biofound.core.run_files import BEST, LAST
 from biofound.core.task import TaskConfig, build_task_model, load_task_checkpoint
 from biofound.core.verify import probe_windows
 from biofound.data.windows import ArrayWindows
 
-from .conftest import DATA, MemoryWindows, checkpoint_of
+from .conftest import DATA, SMALL, MemoryWindows, checkpoint_of, small_windows
 
 STAGES = (
     Stage(name="head", epochs=2, lr=3e-3),
@@ -54,38 +54,51 @@ RATE = TaskConfig(task="regression", target="HR", target_mean=80.0, target_std=1
 MIXERS = "encoder.backbone.encoder.mlp_mixer_encoder.mixers"
 
 
-@pytest.fixture
-def gappy(windows):
+def gappy_windows():
     """Windows of which each lacks the first second of a channel, so that the mask token is used."""
-    x = windows.copy()
+    x = small_windows()
     x[:, 0, :125] = np.nan
     return x
 
 
-@pytest.fixture
-def make(config, gappy, tmp_path):
-    def tuner(output=tmp_path / "run", *, task=QUALITY, dropout=0.0, stop=lambda: False, **changes):
-        labels = np.arange(12) % 2 if task is QUALITY else 60 + 4 * np.arange(12, dtype=np.float32)
-        rows, cases = np.arange(12), np.array([f"c{k}" for k in range(12)])
+def small_tuner(output, windows, *, task=QUALITY, dropout=0.0, stop=lambda: False, **changes):
+    """A fine-tuning of the small model on nine windows, judged on three more."""
+    labels = np.arange(12) % 2 if task is QUALITY else 60 + 4 * np.arange(12, dtype=np.float32)
+    rows, cases = np.arange(12), np.array([f"c{k}" for k in range(12)])
+    config = ModelConfig(channels=("PPG", "ECG"), dropout=dropout, **SMALL)
 
-        def part(which):
-            return LabelledRows(
-                windows=MemoryWindows(gappy), rows=rows[which], labels=labels[which], cases=cases[which]
-            )
-
-        return FineTuner(
-            model=build_task_model(replace(config, dropout=dropout), replace(task, dropout=dropout), seed=1),
-            train=part(slice(0, 9)),
-            val=part(slice(9, 12)),
-            data=DATA,
-            parent=None,
-            config=replace(CONFIG, **changes),
-            settings={"seed": 3},
-            output_dir=output,
-            device=torch.device("cpu"),
-            stop=stop,
+    def part(which):
+        return LabelledRows(
+            windows=MemoryWindows(windows), rows=rows[which], labels=labels[which], cases=cases[which]
         )
 
+    return FineTuner(
+        model=build_task_model(config, replace(task, dropout=dropout), seed=1),
+        train=part(slice(0, 9)),
+        val=part(slice(9, 12)),
+        data=DATA,
+        parent=None,
+        config=replace(CONFIG, **changes),
+        settings={"seed": 3},
+        output_dir=output,
+        device=torch.device("cpu"),
+        stop=stop,
+    )
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(output=tmp_path / "run", **changes):
+        return small_tuner(output, gappy_windows(), **changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing stopped; to be read only."""
+    tuner = small_tuner(tmp_path_factory.mktemp("whole"), gappy_windows(), dropout=0.2, patience=2)
+    list(tuner.fit())
     return tuner
 
 
@@ -176,13 +189,11 @@ def test_it_learns_and_says_so_in_the_unit_of_the_label(make):
 
 
 @pytest.mark.parametrize("at", [1, 4, 5, 8])
-def test_stopped_and_resumed_it_is_the_same_run(make, tmp_path, at):
+def test_stopped_and_resumed_it_is_the_same_run(make, whole, tmp_path, at):
     def history_of(tuner):
         history = tuner.history()
         return {key: value for key, value in history.items() if "second" not in key}
 
-    whole = make(tmp_path / "whole", dropout=0.2, patience=2)
-    list(whole.fit())
     first = make(tmp_path / "cut", dropout=0.2, patience=2)
     first.stop = lambda: first.step + 1 == at
     list(first.fit())
@@ -193,7 +204,7 @@ def test_stopped_and_resumed_it_is_the_same_run(make, tmp_path, at):
     list(again.fit())
     assert history_of(again) == history_of(whole)
     assert not changed(whole.model.state_dict(), again.model.state_dict())
-    kept = [load_task_checkpoint(tmp_path / run / BEST) for run in ("whole", "cut")]
+    kept = [load_task_checkpoint(run.output_dir / BEST) for run in (whole, again)]
     assert not changed(*(one.build().state_dict() for one in kept))
 
 

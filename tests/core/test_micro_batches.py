@@ -1,7 +1,5 @@
 """Threaded and sequential micro-batches; test_distributed.py shows that both give the same bits."""
 
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -38,21 +36,6 @@ def test_threaded_micro_batches_run_at_the_same_time_and_share_the_threads(two_t
         assert torch.get_num_threads() == 4
     assert torch.get_num_threads() == 2
     assert ThreadedMicroBatches(threads=3).map(meet_others, [0, 1]) == [(0, 1), (1, 1)]
-
-
-def test_a_script_that_leaves_a_run_unfinished_ends_quietly():
-    code = """
-import torch
-torch.set_num_threads(2)
-from biofound.core.micro_batches import ThreadedMicroBatches
-def run():
-    with ThreadedMicroBatches(threads=2).sharing_threads():
-        yield
-unfinished = run()
-next(unfinished)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("micro_batches", [SequentialMicroBatches(), ThreadedMicroBatches(threads=2)])

@@ -17,7 +17,7 @@ from biofound.core.trainer import Trainer
 from biofound.errors import CheckpointError, TrainingError
 from tests.chain import files_end_at
 
-from .conftest import validation_probe
+from .conftest import small_trainer, small_windows, validation_probe
 from .small_run import mixed_windows
 
 
@@ -25,6 +25,26 @@ from .small_run import mixed_windows
 def make(make_trainer):
     """A trainer with dropout on."""
     return partial(make_trainer, dropout=0.2)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The run of `make` that was left alone; to be read only."""
+    windows = small_windows()
+    trainer = small_trainer(tmp_path_factory.mktemp("reference"), train=windows, val=windows[:4], dropout=0.2)
+    list(trainer.fit())
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def mixed_reference(tmp_path_factory):
+    """As `reference`, with synthetic windows that change by epoch."""
+    windows = small_windows()
+    trainer = small_trainer(
+        tmp_path_factory.mktemp("mixed"), train=mixed_windows(windows), val=windows[:4], dropout=0.2
+    )
+    list(trainer.fit())
+    return trainer
 
 
 def resumed(trainer):
@@ -60,9 +80,7 @@ def assert_same_run(trainer, reference):
 
 
 @pytest.mark.parametrize("step", range(1, 10))
-def test_stopped_after_any_step_and_resumed_it_is_the_same_run(make, tmp_path, step):
-    reference = make(tmp_path / "reference")
-    list(reference.fit())
+def test_stopped_after_any_step_and_resumed_it_is_the_same_run(make, reference, tmp_path, step):
     first = make(tmp_path / "run")
     first.stop = lambda: first.step == step - 1  # asked while a step is being taken
     list(first.fit())
@@ -74,15 +92,15 @@ def test_stopped_after_any_step_and_resumed_it_is_the_same_run(make, tmp_path, s
 
 
 @pytest.mark.parametrize("step", [1, 4, 6])
-def test_with_synthetic_windows_that_change_by_epoch_it_is_the_same_run_too(make, windows, tmp_path, step):
-    reference = make(tmp_path / "reference", train=mixed_windows(windows))
-    list(reference.fit())
+def test_with_synthetic_windows_that_change_by_epoch_it_is_the_same_run_too(
+    make, mixed_reference, windows, tmp_path, step
+):
     first = make(tmp_path / "run", train=mixed_windows(windows))
     first.stop = lambda: first.step == step - 1
     list(first.fit())
     second = resumed(make(tmp_path / "run", model_seed=99, train=mixed_windows(windows)))
     list(second.fit())
-    assert_same_run(second, reference)
+    assert_same_run(second, mixed_reference)
 
 
 @pytest.mark.parametrize("step", [7])  # within the third epoch, after a probe and before the last one
@@ -100,9 +118,7 @@ def test_with_a_probe_that_chooses_the_best_it_is_the_same_run_too(make, windows
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 8])
-def test_killed_between_checkpoints_it_takes_the_lost_steps_again(make, tmp_path, step):
-    reference = make(tmp_path / "reference")
-    list(reference.fit())
+def test_killed_between_checkpoints_it_takes_the_lost_steps_again(make, reference, tmp_path, step):
     run = make(tmp_path / "run").fit()
     for event in run:
         if isinstance(event, StepMetrics) and event.step == step:
@@ -202,7 +218,7 @@ ROOM = 20_000
 """Bytes that a history or metrics need at most, and a checkpoint more than."""
 
 
-def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, tmp_path):
+def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, reference, tmp_path):
     trainer = make(tmp_path)
     events = trainer.fit()
     while not isinstance(next(events), EpochMetrics):
@@ -214,8 +230,6 @@ def test_on_a_full_disk_the_run_stops_and_the_last_good_checkpoint_stays(make, t
     assert not list(tmp_path.glob(".*"))
     second = resumed(make(tmp_path))
     list(second.fit())
-    reference = make(tmp_path / "reference")
-    list(reference.fit())
     assert_same_run(second, reference)
 
 

@@ -130,7 +130,7 @@ def test_crops_can_be_turned_off_and_differ_by_epoch(make):
 
 
 def test_training_learns(make):
-    events = epochs(make(epochs=30, warmup_epochs=2, lr=5e-3, random_crop=False).fit())
+    events = epochs(make(epochs=10, warmup_epochs=1, lr=1e-2, random_crop=False).fit())
     assert events[-1].train.msm < 0.8 * events[0].train.msm
 
 
