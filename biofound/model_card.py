@@ -236,7 +236,10 @@ def _probe(checkpoint: "Checkpoint", facts: CardFacts) -> list[str]:
             for row in probe.rows
             if row.name not in own[1:]
         ]
-        lines += [f"Target {_plain(probe.target)}; every subject counts equally; 95 % intervals:", ""]
+        about = (
+            f"Target {_plain(probe.target)}, from {', '.join(probe.channels) or 'windows of unsaid channels'}"
+        )
+        lines += [f"{about}; every subject counts equally; 95 % intervals:", ""]
         columns = ("row", *(_SCORES[name] for name in names), "subjects", "of them in its pretraining")
         lines += [*_table(columns, rows), ""]
     return lines[:-1]

@@ -149,6 +149,8 @@ class Probe(_Json):
     windows_without_label: int
     encoders: dict[str, str] = {}
     """The row of each checkpoint to the digest of its encoder; earlier versions say nothing."""
+    channels: list[str] = []
+    """The channels of the windows."""
 
 
 @dataclass(frozen=True, kw_only=True)

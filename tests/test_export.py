@@ -304,6 +304,7 @@ def write_probe(path: Path, encoder: Path, *, mae: float) -> Path:
         "rows": [
             {**shared, **row, "subjects": 34, "windows": 50, "subjects_in_pretraining": None} for row in rows
         ],
+        "channels": ["PPG", "ECG"],
         "differences": [],
         "windows_without_label": 0,
     }
@@ -349,6 +350,7 @@ def test_the_card_says_what_the_files_say_and_changes_with_them(best, tmp_path) 
     assert f"{said['windows']:,} windows, {said['hours']:.1f} h of {said['subjects']} subjects" in first
     assert "| this encoder | 2.35 [1.50, 3.25] | 3.00 | 0.50 | 34 | not known |" in first
     assert "| training median | 9.50 |" in first
+    assert "Target HR, from PPG, ECG;" in first
     assert "2 checks, 1 failed: b" in first
     assert "ODC-By 1.0" in first and "34 patients of BIDMC" in first
     assert yaml.safe_load(first.split("---")[1])["library_name"] == "biofound"

@@ -70,6 +70,8 @@ class ProbeResult:
     """Windows that have no label, and were left out."""
     encoders: Mapping[str, str]
     """The row of each checkpoint to the digest of its encoder's weights."""
+    channels: Sequence[str]
+    """The channels of the windows."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -78,6 +80,7 @@ class ProbeResult:
             "classes": self.task.classes.tolist(),
             "windows_without_label": self.unlabelled,
             "encoders": dict(self.encoders),
+            "channels": list(self.channels),
             "rows": [outcome.row.as_json() for outcome in self.outcomes],
             "differences": [difference.as_json() for difference in self.differences],
         }
@@ -130,6 +133,7 @@ def run_probe(settings: ProbeSettings, sets: Sequence[LabelledWindows]) -> Probe
         differences=list(_differences(outcomes, checkpoints, functions, numeric=bench.task.numeric)),
         unlabelled=bench.unlabelled,
         encoders={name: checkpoint.encoder_sha256 for name, checkpoint in checkpoints.items()},
+        channels=bench.windows.channels,
     )
 
 
