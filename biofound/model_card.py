@@ -242,6 +242,15 @@ def _probe(checkpoint: "Checkpoint", facts: CardFacts) -> list[str]:
         lines += [f"{about}; every subject counts equally; 95 % intervals:", ""]
         columns = ("row", *(_SCORES[name] for name in names), "subjects", "of them in its pretraining")
         lines += [*_table(columns, rows), ""]
+        differences = [
+            f"{_plain(one.against)} {one.difference:+.2f}"
+            + (f" [{one.interval[0]:+.2f}, {one.interval[1]:+.2f}]" if one.interval else "")
+            for one in probe.differences
+            if one.name == own[0] and one.against not in own and one.difference is not None
+        ]
+        if differences:
+            score = _SCORES.get(probe.differences[0].score, probe.differences[0].score)
+            lines += [f"Paired differences in {score}, this encoder minus {'; '.join(differences)}.", ""]
     return lines[:-1]
 
 

@@ -305,7 +305,15 @@ def write_probe(path: Path, encoder: Path, *, mae: float) -> Path:
             {**shared, **row, "subjects": 34, "windows": 50, "subjects_in_pretraining": None} for row in rows
         ],
         "channels": ["PPG", "ECG"],
-        "differences": [],
+        "differences": [
+            {
+                "name": str(encoder),
+                "against": "training median",
+                "score": "mae",
+                "difference": mae - 9.5,
+                "interval": [-8.0, -6.0],
+            }
+        ],
         "windows_without_label": 0,
     }
     path.write_text(json.dumps(content))
@@ -351,6 +359,7 @@ def test_the_card_says_what_the_files_say_and_changes_with_them(best, tmp_path) 
     assert "| this encoder | 2.35 [1.50, 3.25] | 3.00 | 0.50 | 34 | not known |" in first
     assert "| training median | 9.50 |" in first
     assert "Target HR, from PPG, ECG;" in first
+    assert "in mean absolute error, this encoder minus training median -7.15 [-8.00, -6.00]." in first
     assert "2 checks, 1 failed: b" in first
     assert "ODC-By 1.0" in first and "34 patients of BIDMC" in first
     assert yaml.safe_load(first.split("---")[1])["library_name"] == "biofound"
