@@ -74,6 +74,8 @@ def commands(page: Path) -> Iterator[list[str]]:
             continue
         for line in re.split(r"\n|&&", block.text.replace("\\\n", " ")):
             words = shlex.split(line.removeprefix("$ "), comments=True)
+            if ">" in words:
+                words = words[: words.index(">")]  # what follows is the shell's
             if "biofound" in words:
                 yield words[words.index("biofound") + 1 :]
 
