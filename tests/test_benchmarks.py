@@ -55,7 +55,7 @@ def test_time_to_quality_is_a_lower_bound_where_the_plain_recipe_does_not_get_th
     def run(minutes, error):
         return bench_quality.Run(minutes=(0.0, minutes), errors=(9.0, error), steps=25)
 
-    row = bench_quality.compare("", plain=run(*plain), default=run(*default))
+    row = bench_quality.compare("q", "", plain=run(*plain), default=run(*default))
     assert (row.value, row.met) == (value, met)
 
 
