@@ -10,6 +10,7 @@ from biofound.data.sources.populations import PopulationName
 from biofound.data.sources.registry import (
     DEFAULT_CASE_SET,
     MAX_MINUTES,
+    MAX_SUBJECTS,
     MIN_MINUTES,
     CaseSet,
     SourceName,
@@ -52,7 +53,7 @@ class SourceSettings(Settings):
     cache_dir: Path = setting(Path("data/vitaldb"), "Directory for downloads (vitaldb).", panel="Source")
     vitaldb_url: str | None = setting(None, VITALDB_URL_HELP, panel="Source", env=VITALDB_URL)
     subjects: int | None = setting(
-        None, "Number of patients in the synthetic cohort (synthetic).", panel="Source", ge=3, le=100_000
+        None, "Number of patients in the synthetic cohort (synthetic).", panel="Source", ge=3, le=MAX_SUBJECTS
     )
     minutes: float | None = setting(
         None,

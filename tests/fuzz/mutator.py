@@ -243,7 +243,11 @@ def _archive_of(content: bytes) -> Callable[[bytes, Random], tuple[str, bytes]] 
     """What damages the inside of `content`, if it is an archive that can still be opened."""
     if content.startswith(b"\x1f\x8b"):
         return _damage_gzip
-    return _damage_zip if content.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(content)) else None
+    try:
+        is_zip = content.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(content))
+    except zipfile.BadZipFile:  # as of an archive on several disks
+        return None
+    return _damage_zip if is_zip else None
 
 
 def _damage_gzip(content: bytes, random: Random) -> tuple[str, bytes]:

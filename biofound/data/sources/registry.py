@@ -35,6 +35,8 @@ TimeUnit = Literal["s", "ms", "us", "ns"]
 
 MIN_MINUTES, MAX_MINUTES = 0.1, 1440
 """Bounds of the length of a synthetic recording."""
+MAX_SUBJECTS, MAX_CASES = 100_000, 1000
+"""The most subjects of a synthetic cohort, and cases of one of them."""
 
 
 def open_source(*, name: str, **description: Any) -> Source:

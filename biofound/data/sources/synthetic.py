@@ -7,7 +7,6 @@ signals' settings only, not on the number of others.
 
 import hashlib
 import json
-import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from biofound.data.sources.heart_signals import pulse_to_disturbance, render
 from biofound.data.sources.heart_truth import Truth, truth_of
 from biofound.data.sources.hearts import Heart, draw_heart
 from biofound.data.sources.populations import population_named
-from biofound.data.sources.registry import MAX_MINUTES, MIN_MINUTES
+from biofound.data.sources.registry import MAX_CASES, MAX_MINUTES, MAX_SUBJECTS, MIN_MINUTES
 from biofound.data.sources.rhythms import Beat
 from biofound.data.sources.synthetic_artefacts import (
     ACCELERATION,
@@ -96,9 +95,10 @@ class SyntheticSource(Source):
         artefacts: float = 1.0,
         population: str = "rest",
     ) -> None:
-        _require(seed >= 0, "seed", seed, "0 or more")
-        _require(subjects >= 1, "subjects", subjects, "1 or more")
-        _require(cases_per_subject >= 1, "cases_per_subject", cases_per_subject, "1 or more")
+        _require(0 <= seed < 2**32, "seed", seed, "0 to 4,294,967,295")
+        _require(1 <= subjects <= MAX_SUBJECTS, "subjects", subjects, f"1 to {MAX_SUBJECTS:,}")
+        cases = cases_per_subject
+        _require(1 <= cases <= MAX_CASES, "cases_per_subject", cases, f"1 to {MAX_CASES:,}")
         _require(MIN_MINUTES <= minutes <= MAX_MINUTES, "minutes", minutes, f"{MIN_MINUTES} to {MAX_MINUTES}")
         _require(60.0 <= sfreq <= 4000.0, "sfreq", sfreq, "60 to 4000 Hz")
         _require(0.0 <= artefacts <= 20.0, "artefacts", artefacts, "0 to 20")
@@ -424,5 +424,6 @@ def _digest(value: object) -> str:
 
 
 def _require(holds: bool, setting: str, got: float, expected: str) -> None:
-    if not (math.isfinite(got) and holds):
-        raise SettingsError(f"synthetic source: {setting} must be {expected}, got {got}")
+    if not holds:  # as for NaN, with which no comparison does
+        shown = f"{got:g}" if abs(got) < 1e18 else "a number far beyond"
+        raise SettingsError(f"synthetic source: {setting} must be {expected}, got {shown}")
