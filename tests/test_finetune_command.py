@@ -266,7 +266,7 @@ def test_each_misuse_has_its_one_message_and_writes_nothing(small, plain, labels
     assert "nothing to tell apart" in told(1, plain, target="same")
     assert "are words, such as" in told(1, plain, task="regression")
     assert "not HAT" in told(1, plain, "--channels", "PPG,ECG,HAT")
-    assert "channel ECG is not among" in told(2, plain, "--channels", "PPG,ACC_X")
+    assert "but no ECG. It was trained without channel dropout" in told(2, plain, "--channels", "PPG,ACC_X")
     assert "no windows for split 'test'" in told(1, without(plain, tmp_path / "two", "test"))
     assert "at 100 Hz" in told(1, rates(plain, tmp_path / "slow"))
     assert "no such file" in told(1, plain, labels=tmp_path / "none.csv")

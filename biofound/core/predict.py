@@ -40,7 +40,7 @@ class WindowPredictor:
         self._device, self._batch_size = device or torch.device("cpu"), batch_size
         self._model = checkpoint.build().to(self._device)
         self._task = checkpoint.task
-        self.input = ModelInput(checkpoint.model, checkpoint.data, gate=gate)
+        self.input = ModelInput(checkpoint.model, checkpoint.data, gate=gate, absent=checkpoint.absent)
 
     def rows(self, windows: Windows) -> Iterator[WindowPredictions]:
         """The predictions of windows of the model's kind, some at a time.

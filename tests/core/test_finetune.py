@@ -70,7 +70,11 @@ def make(config, gappy, tmp_path):
 
         def part(which):
             return LabelledRows(
-                windows=MemoryWindows(gappy), rows=rows[which], labels=labels[which], cases=cases[which]
+                windows=MemoryWindows(gappy),
+                rows=rows[which],
+                labels=labels[which],
+                subjects=cases[which],
+                cases=cases[which],
             )
 
         return FineTuner(
@@ -215,7 +219,7 @@ def test_on_a_task_that_needs_acceleration_five_channels_beat_two_for_every_seed
             windows = ArrayWindows(every[:, -len(channels) :], channels=channels, sfreq=125.0)
             train, val, test = np.split(np.arange(96), [48, 64])
             part = [
-                LabelledRows(windows=windows, rows=rows, labels=labels[rows], cases=rows.astype(str))
+                LabelledRows(windows=windows, rows=rows, labels=labels[rows], subjects=rows.astype(str), cases=rows.astype(str))
                 for rows in (train, val)
             ]
             tuner = FineTuner(
