@@ -161,9 +161,16 @@ def test_predict_gives_what_finetune_scored(tuned, plain, labels, tmp_path):
         *("predict", "--model", output / "best_model.pt", "--data-dir", plain, "--labels", labels),
         *("--output", tmp_path / "predictions.npz", "--device", "cpu"),
     )
-    unseen = [row for row in told["scores"] if row["name"] != "all subjects"]
-    assert unseen
-    assert found["rows"][-1]["auroc"] is not None
+    everybody, unseen = told["scores"]
+    subjects = {split: np.unique(np.load(plain / f"{split}_windows.npz")["subjects"]) for split in SPLITS}
+    model = load_task_checkpoint(output / "best_model.pt")
+    assert list(model.data.subjects) == subjects["train"].tolist()
+    assert list(model.validation_subjects) == subjects["val"].tolist()
+    assert told["subjects_in_training"] == sorted([*subjects["train"], *subjects["val"]])
+    scored = found["rows"][-1]  # the test subjects, the only ones of whom nothing is known
+    for key in ("subjects", "windows", "auroc", "balanced_accuracy", "subject_errors"):
+        assert unseen[key] == pytest.approx(scored[key], rel=1e-5), key
+    assert everybody["subjects"] == sum(map(len, subjects.values()))
 
 
 # ---- Resuming
@@ -310,7 +317,11 @@ def test_windows_without_a_label_are_counted_and_left_out(small, plain, labels, 
     dropped = lines[1].split(",")[0]
     fewer = tmp_path / "fewer.csv"
     fewer.write_text("\n".join(line for line in lines if not line.startswith(f"{dropped},")) + "\n")
-    found = answer(*arguments(small, plain, fewer, tmp_path / "out", *QUICK))
+    with fewer.open("a") as file:
+        file.write(f"{lines[-1].split(',')[0]},5000,5010,1,low,0,one\n")  # after its recording's end
+    result = done(*arguments(small, plain, fewer, tmp_path / "out", *QUICK, "--json"))
+    found = json.loads(result.stdout)
+    assert "rows label nothing" in " ".join(result.stderr.split()) and "5000 to 5010 s" in result.stderr
     assert found["cases_without_label"] == [dropped]
     assert found["windows_without_label"] == sum(line.startswith(f"{dropped},") for line in lines)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from biofound import console
 from biofound.data.integrity import splits_in
 from biofound.data.labels import (
     WindowLabels,
@@ -188,6 +189,8 @@ def read_labels(
     else:
         words = True if wanted.classes else None
         labels = labels_from_csv(Path(wanted.labels), wanted.target, windows=times, words=words)
+    if labels.known.any() and labels.outside:
+        console.warning(labels.outside)
     if not labels.known.any():
         raise DataError(
             f"{where}: none of its {len(subjects)} windows has a label {wanted.target}; labels must "

@@ -211,7 +211,7 @@ class _Ridge:
         """The scaler of x (N, F), and weight (1, F) and bias (1,) of what it scales, fitted to all of it."""
         scaler = StandardScaler().fit(x)
         model = Ridge(alpha=penalty, solver="cholesky").fit(scaler.transform(x), self.truth[:, None])
-        return scaler, model.coef_, model.intercept_
+        return scaler, model.coef_.reshape(1, -1), np.atleast_1d(model.intercept_)
 
     def losses(self, predicted: Floats, rows: NDArray[np.int64]) -> Floats:
         """(A, n) absolute errors."""
