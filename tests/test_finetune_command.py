@@ -124,6 +124,24 @@ def test_the_files_are_those_of_a_training(tuned, small):
     assert random["stage"] == ["all"] * 4  # as many epochs
 
 
+def test_only_training_windows_are_trained_on_and_the_random_network_starts_from_random_weights(
+    tuned, small, plain
+):
+    output, _ = tuned
+    windows = open_windows(plain, "train", sfreq_if_unsaid=125.0)
+    labelled = len(windows)
+    assert labelled % 8 and len(open_windows(plain, "test", sfreq_if_unsaid=125.0)) >= 8  # a step more
+    parent = load_checkpoint(small.output / "best_model.pt").encoder
+    for directory, alike in ((output, True), (output / "random_initialisation", False)):
+        steps = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        assert len(steps) == 4 * -(-labelled // 8)  # 4 epochs in batches of 8
+        found = load_task_checkpoint(directory / "best_model.pt").encoder
+        for name, tensor in parent.items():
+            if tensor.ndim == 2 and tensor.numel() > 200:
+                both = torch.stack([tensor.flatten(), found[name].flatten()])
+                assert (both.corrcoef()[0, 1] > 0.9) == alike, name
+
+
 def test_a_head_alone_leaves_the_encoder_bit_for_bit_the_pretrained_one(small, plain, labels, tmp_path):
     only = ("--layers-epochs", 0, "--all-epochs", 0, "--channels", "PPG,ECG")
     answer(*arguments(small, plain, labels, tmp_path, *only))
