@@ -338,8 +338,9 @@ def test_windows_without_a_label_are_counted_and_left_out(small, plain, labels, 
     with fewer.open("a") as file:
         file.write(f"{lines[-1].split(',')[0]},5000,5010,1,low,0,one\n")  # after its recording's end
     result = done(*arguments(small, plain, fewer, tmp_path / "out", *QUICK, "--json"))
-    found = json.loads(result.stdout)
-    assert "rows label nothing" in " ".join(result.stderr.split()) and "5000 to 5010 s" in result.stderr
+    found, said = json.loads(result.stdout), " ".join(result.stderr.split())
+    assert "rows label nothing" in said and "5000 to 5010 s" in said
+    assert "ACC_X, ACC_Y, ACC_Z: new channels are without influence on a head alone" in said
     assert found["cases_without_label"] == [dropped]
     assert found["windows_without_label"] == sum(line.startswith(f"{dropped},") for line in lines)
 

@@ -103,6 +103,7 @@ def execute(invocation: Invocation[FinetuneSettings], data: FinetuneData, table:
             "output": str(settings.output_dir),
         }
         resolved = {"settings": invocation.resolved.as_json(), "resolved": summary}
+        summary |= _new_channels(bench)
         if (aside := _prepare_output(settings, resolved)) is not None:
             summary["earlier run"] = f"moved to {aside}"
         console.table("fine-tuning", ("what", "value"), list(summary.items()))
@@ -399,6 +400,20 @@ def _bench_of(settings: FinetuneSettings, data: FinetuneData, table: ResolvedCha
         device=device,
         precision=precision,
     )
+
+
+def _new_channels(bench: _Bench) -> dict[str, str]:
+    """The row of the summary about channels that the checkpoint lacks; a warning where they stay unused."""
+    named = {name for subset in bench.data.subsets for name in subset}
+    new = ", ".join(sorted(named - set(bench.checkpoint.model.channels)))
+    if not new:
+        return {}
+    stages = [name for name, *_ in bench.settings.schedule if name != "head"]
+    if not stages:
+        console.warning(
+            f"{new}: new channels are without influence on a head alone; give --layers-epochs or --all-epochs"
+        )
+    return {"new channels": f"{new}: without influence until the stage {stages[0] if stages else 'layers'}"}
 
 
 # ---------------------------------------------------------------------------------------------------------
