@@ -131,6 +131,24 @@ def test_the_files_are_those_of_a_training(tuned, small):
     assert random["stage"] == ["all"] * 4  # as many epochs
 
 
+def test_only_training_windows_are_trained_on_and_the_random_network_starts_from_random_weights(
+    tuned, small, plain
+):
+    output, _ = tuned
+    windows = open_windows(plain, "train", sfreq_if_unsaid=125.0)
+    labelled = len(windows)
+    assert labelled % 8 and len(open_windows(plain, "test", sfreq_if_unsaid=125.0)) >= 8  # a step more
+    parent = load_checkpoint(small.output / "best_model.pt").encoder
+    for directory, alike in ((output, True), (output / "random_initialisation", False)):
+        steps = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        assert len(steps) == 4 * -(-labelled // 8)  # 4 epochs in batches of 8
+        found = load_task_checkpoint(directory / "best_model.pt").encoder
+        for name, tensor in parent.items():
+            if tensor.ndim == 2 and tensor.numel() > 200:
+                both = torch.stack([tensor.flatten(), found[name].flatten()])
+                assert (both.corrcoef()[0, 1] > 0.9) == alike, name
+
+
 def test_a_head_alone_leaves_the_encoder_bit_for_bit_the_pretrained_one(small, plain, labels, tmp_path):
     only = ("--layers-epochs", 0, "--all-epochs", 0, "--channels", "PPG,ECG")
     answer(*arguments(small, plain, labels, tmp_path, *only))
@@ -168,9 +186,16 @@ def test_predict_gives_what_finetune_scored(tuned, plain, labels, tmp_path):
         *("predict", "--model", output / "best_model.pt", "--data-dir", plain, "--labels", labels),
         *("--output", tmp_path / "predictions.npz", "--device", "cpu"),
     )
-    unseen = [row for row in told["scores"] if row["name"] != "all subjects"]
-    assert unseen
-    assert found["rows"][-1]["auroc"] is not None
+    everybody, unseen = told["scores"]
+    subjects = {split: np.unique(np.load(plain / f"{split}_windows.npz")["subjects"]) for split in SPLITS}
+    model = load_task_checkpoint(output / "best_model.pt")
+    assert list(model.data.subjects) == subjects["train"].tolist()
+    assert list(model.validation_subjects) == subjects["val"].tolist()
+    assert told["subjects_in_training"] == sorted([*subjects["train"], *subjects["val"]])
+    scored = found["rows"][-1]  # the test subjects, the only ones of whom nothing is known
+    for key in ("subjects", "windows", "auroc", "balanced_accuracy", "subject_errors"):
+        assert unseen[key] == pytest.approx(scored[key], rel=1e-5), key
+    assert everybody["subjects"] == sum(map(len, subjects.values()))
 
 
 # ---- Resuming
@@ -273,7 +298,7 @@ def test_each_misuse_has_its_one_message_and_writes_nothing(small, plain, labels
     assert "nothing to tell apart" in told(1, plain, target="same")
     assert "are words, such as" in told(1, plain, task="regression")
     assert "not HAT" in told(1, plain, "--channels", "PPG,ECG,HAT")
-    assert "channel ECG is not among" in told(2, plain, "--channels", "PPG,ACC_X")
+    assert "but no ECG. It was trained without channel dropout" in told(2, plain, "--channels", "PPG,ACC_X")
     assert "no windows for split 'test'" in told(1, without(plain, tmp_path / "two", "test"))
     assert "at 100 Hz" in told(1, rates(plain, tmp_path / "slow"))
     assert "no such file" in told(1, plain, labels=tmp_path / "none.csv")
@@ -317,7 +342,12 @@ def test_windows_without_a_label_are_counted_and_left_out(small, plain, labels, 
     dropped = lines[1].split(",")[0]
     fewer = tmp_path / "fewer.csv"
     fewer.write_text("\n".join(line for line in lines if not line.startswith(f"{dropped},")) + "\n")
-    found = answer(*arguments(small, plain, fewer, tmp_path / "out", *QUICK))
+    with fewer.open("a") as file:
+        file.write(f"{lines[-1].split(',')[0]},5000,5010,1,low,0,one\n")  # after its recording's end
+    result = done(*arguments(small, plain, fewer, tmp_path / "out", *QUICK, "--json"))
+    found, said = json.loads(result.stdout), " ".join(result.stderr.split())
+    assert "rows label nothing" in said and "5000 to 5010 s" in said
+    assert "ACC_X, ACC_Y, ACC_Z: new channels are without influence on a head alone" in said
     assert found["cases_without_label"] == [dropped]
     assert found["windows_without_label"] == sum(line.startswith(f"{dropped},") for line in lines)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from biofound.core.checkpoint import load_checkpoint, save_checkpoint
+from biofound.core.task import load_task_checkpoint
 from biofound.core.verify import probe_windows
 from tests.chain import answer, done, run
 
@@ -66,6 +67,44 @@ def test_probe_takes_what_is_missing_as_unobserved_in_some_windows_or_in_all(pla
         assert rows[str(checkpoint)]["features"] == rows["random encoder"]["features"] == 64
         found[data] = rows[str(checkpoint)]["mae"]
     assert found["windows"] != found["ppg"]
+
+
+SCORES = ("mae", "subject_errors", "windows")
+ROWS = ("classical features", "linear probe", "random initialisation", "fine-tuned")
+
+
+def finetune(place, data, output, *more):
+    return answer(
+        *("finetune", "--checkpoint", place / "run" / "best_model.pt", "--data-dir", place / data),
+        *("--labels", place / "labels.csv", "--target", "HR", "--task", "regression", "--folds", 3),
+        *("--unfreeze-layers", 1, "--head-epochs", 1, "--layers-epochs", 1, "--all-epochs", 1),
+        *("--batch-size", 8, "--threads", 1, "--device", "cpu", "--output-dir", output, *more),
+    )
+
+
+@pytest.mark.slow  # eighteen trainings
+def test_a_network_fine_tuned_without_a_channel_is_the_same_whether_that_is_there_or_not(place, tmp_path):
+    both = ("--channels", "PPG", "--channels", "PPG,ECG")
+    found = finetune(place, "windows", tmp_path / "beside", *both)
+    alone = finetune(place, "ppg", tmp_path / "alone")
+    rows = {row["name"]: row for row in found["rows"]}
+    for row in alone["rows"][1:]:
+        same = rows[f"{row['name']} (PPG)"]
+        assert [row[key] for key in SCORES] == [same[key] for key in SCORES], row["name"]
+        other = rows[f"{row['name']} (PPG, ECG)"]
+        assert row["mae"] != other["mae"] and other["channels"] == ["PPG", "ECG"]
+    assert [row["name"] for row in alone["rows"][1:]] == list(ROWS)
+    model = tmp_path / "beside" / "channels_PPG" / "fold_1" / "best_model.pt"
+    saved = load_task_checkpoint(model)
+    assert (saved.model.channels, saved.absent) == (("PPG", "ECG"), ("ECG",))
+    predictions = {}
+    for data in ("windows", "ppg"):
+        path = tmp_path / f"{data}.npz"
+        done("predict", "--model", model, "--data-dir", place / data, "--output", path, "--device", "cpu")
+        with np.load(path) as arrays:
+            predictions[data] = arrays["prediction"]
+    np.testing.assert_array_equal(predictions["windows"], predictions["ppg"])
+    assert np.ptp(predictions["ppg"]) > 0
 
 
 def test_probe_refuses_a_subset_without_channel_dropout(place, tmp_path):

@@ -16,7 +16,12 @@ from biofound import console
 from biofound.commands.finetune_data import FinetuneData, Fold, describe_rows, summary_rows
 from biofound.commands.pretrain import move_earlier_run, stop_on_signals
 from biofound.commands.probe import BATCH, CLASSICAL, IN_TABLE, MAJORITY, MEDIAN
-from biofound.commands.probe_data import JoinedWindows, check_fit, seen_in_pretraining
+from biofound.commands.probe_data import (
+    JoinedWindows,
+    absent_channels,
+    check_fit,
+    seen_in_pretraining,
+)
 from biofound.commands.score_cells import SCORE_NAMES, estimate_cell, show_differences, value_cell
 from biofound.core.checkpoint import Checkpoint, load_checkpoint
 from biofound.core.devices import resolve_device, resolve_precision
@@ -26,6 +31,7 @@ from biofound.core.finetune import (
     LabelledRows,
     Stage,
     balanced_weights,
+    fit_head,
     predict_rows,
     trained_parameters,
 )
@@ -40,7 +46,7 @@ from biofound.core.readout import batch_features, embed_windows
 from biofound.core.run_files import BEST, CONFIG, HISTORY, LAST, METRICS
 from biofound.core.scores import Difference, Outcome, Predictions, paired_difference, score
 from biofound.core.task import TaskConfig, TaskModel, build_task_model, load_task_checkpoint
-from biofound.errors import SettingsError, checkpoint_error_context, write_error_context
+from biofound.errors import DataError, SettingsError, checkpoint_error_context, write_error_context
 from biofound.figures import draw_task_curves
 from biofound.files import hold_directory, sha256_of, sweep_temporary_files, write_json
 from biofound.options import Invocation
@@ -97,6 +103,7 @@ def execute(invocation: Invocation[FinetuneSettings], data: FinetuneData, table:
             "output": str(settings.output_dir),
         }
         resolved = {"settings": invocation.resolved.as_json(), "resolved": summary}
+        summary |= _new_channels(bench)
         if (aside := _prepare_output(settings, resolved)) is not None:
             summary["earlier run"] = f"moved to {aside}"
         console.table("fine-tuning", ("what", "value"), list(summary.items()))
@@ -130,9 +137,13 @@ def execute(invocation: Invocation[FinetuneSettings], data: FinetuneData, table:
 
 @dataclass(frozen=True, kw_only=True)
 class _Training:
-    """One training of one network: its channels, fold and start, and the directory of its files."""
+    """One training of one network: its channels, fold and start, and the directory of its files.
+
+    `absent` are the checkpoint's channels not among `channels`; the network has them too, unobserved.
+    """
 
     channels: tuple[str, ...]
+    absent: tuple[str, ...]
     fold: Fold
     kind: Literal["fine-tuned", "random initialisation"]
     directory: Path
@@ -152,7 +163,13 @@ def _trainings(bench: "_Bench") -> Iterator[_Training]:
         for fold in bench.data.folds:
             directory = base / fold.name
             for kind, place in ((FINETUNED, directory), (RANDOM, directory / RANDOM_DIR)):
-                yield _Training(channels=subset, fold=fold, kind=kind, directory=place)  # type: ignore[arg-type]
+                yield _Training(
+                    channels=subset,
+                    absent=bench.absent[subset],
+                    fold=fold,
+                    kind=kind,  # type: ignore[arg-type]
+                    directory=place,
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +180,8 @@ class _Bench:
     data: FinetuneData
     table: ResolvedChannels
     checkpoint: Checkpoint
+    absent: Mapping[tuple[str, ...], tuple[str, ...]]
+    """The checkpoint's channels that each subset lacks."""
     parent: dict[str, Any]
     device: torch.device
     precision: Literal["fp32", "bf16", "fp16"]
@@ -172,9 +191,13 @@ class _Bench:
         """The name of the error in the curves."""
         return "MAE" if self.data.task.numeric else "1 - balanced accuracy"
 
-    def windows(self, channels: Sequence[str]) -> JoinedWindows:
-        """All labelled windows with these channels."""
-        return self.data.windows.of_channels(channels)
+    def network_channels(self, subset: tuple[str, ...]) -> tuple[str, ...]:
+        """The channels of the networks of a subset: these, then what it lacks of the checkpoint's."""
+        return (*subset, *self.absent[subset])
+
+    def windows(self, subset: tuple[str, ...]) -> JoinedWindows:
+        """All labelled windows as the networks of a subset take them."""
+        return self.data.windows.of_channels(self.network_channels(subset), absent=self.absent[subset])
 
     def no_predictions(self) -> NDArray[np.float64]:
         """NaN for every repeat and window: (R, N), or (R, N, K)."""
@@ -207,11 +230,11 @@ class _Bench:
     def build(self, training: _Training) -> TaskModel:
         """The network before its first step."""
         task, seed = self.task_config(training.fold), self.settings.seed
+        channels = self.network_channels(training.channels)
         if training.kind == RANDOM:
-            model = replace(self.checkpoint.model, channels=training.channels)
-            return build_task_model(model, task, seed=seed)
+            return build_task_model(replace(self.checkpoint.model, channels=channels), task, seed=seed)
         with checkpoint_error_context(self.settings.checkpoint):
-            return task_model_for(self.checkpoint, channels=training.channels, task=task, seed=seed)[0]
+            return task_model_for(self.checkpoint, channels=channels, task=task, seed=seed)[0]
 
     def config(self, training: _Training) -> FinetuneConfig:
         """How to train; from random initialisation all at once, by as many epochs and the highest rate."""
@@ -239,25 +262,41 @@ class _Bench:
 
         def part(rows: NDArray[np.int64]) -> LabelledRows:
             return LabelledRows(
-                windows=windows, rows=rows, labels=self.labels(rows), cases=self.data.cases[rows]
+                windows=windows,
+                rows=rows,
+                labels=self.labels(rows),
+                subjects=self.data.task.subjects[rows],
+                cases=self.data.cases[rows],
             )
 
+        path, model, train = training.directory / LAST, self.build(training), part(fold.train)
+        resumed = self.settings.resume and path.is_file()
+        if training.kind == FINETUNED and self.settings.head == "linear" and not resumed:
+            balanced = self.settings.class_weights
+            model.to(self.device)
+            fit_head(model, train, seed=self.settings.seed, balanced=balanced, batch_size=BATCH)
+
         tuner = FineTuner(
-            model=self.build(training),
-            train=part(fold.train),
+            model=model,
+            train=train,
             val=part(fold.val),
             data=describe_rows(
-                self.data, fold.train, training.channels, parent=self.checkpoint.data, table=self.table
+                self.data,
+                fold.train,
+                training.channels,
+                absent=training.absent,
+                parent=self.checkpoint.data,
+                table=self.table,
             ),
             parent=self.parent if training.kind == FINETUNED else None,
             config=self.config(training),
             settings=plain_values(self.settings),
             output_dir=training.directory,
             device=self.device,
+            absent=training.absent,
             stop=lambda: bool(received),
         )
-        path = training.directory / LAST
-        if self.settings.resume and path.is_file():
+        if resumed:
             with checkpoint_error_context(path):
                 tuner.restore(load_task_checkpoint(path))
         training.directory.mkdir(parents=True, exist_ok=True)
@@ -279,11 +318,14 @@ class _Bench:
         seen = seen_in_pretraining(self.checkpoint, self.data.windows.parts)
         several = len(self.data.subsets) > 1
         for subset in self.data.subsets:
-            suffix, windows = f" ({', '.join(subset)})" if several else "", self.windows(subset)
-            compute = partial(classical_features, sfreq=windows.sfreq)
-            classical = batch_features(windows, compute, batch_size=BATCH, what=CLASSICAL)
-            encoder, _ = encoder_for(self.checkpoint, channels=subset, seed=seed)
-            embedded = embed_windows(encoder.to(self.device), windows, batch_size=BATCH)
+            suffix, present = (
+                f" ({', '.join(subset)})" if several else "",
+                self.data.windows.of_channels(subset),
+            )
+            compute = partial(classical_features, sfreq=present.sfreq)
+            classical = batch_features(present, compute, batch_size=BATCH, what=CLASSICAL)
+            encoder, _ = encoder_for(self.checkpoint, channels=self.network_channels(subset), seed=seed)
+            embedded = embed_windows(encoder.to(self.device), self.windows(subset), batch_size=BATCH)
             random, tuned = (Predictions(values=predictions[subset, kind]) for kind in (RANDOM, FINETUNED))
             fitted = {
                 CLASSICAL: (predict_from_features(classical, task, folds, seed=seed), ()),
@@ -331,15 +373,23 @@ def _bench_of(settings: FinetuneSettings, data: FinetuneData, table: ResolvedCha
         )
     if len(np.unique(data.task.subjects[np.concatenate([data.folds[0].train, data.folds[0].val])])) < 2:
         raise SettingsError("train and val hold one subject in all: fine-tuning needs at least 2 with labels")
+    absent = {}
     for subset in data.subsets:  # refused before the first training where it does not fit
+        try:
+            absent[subset] = absent_channels(str(settings.checkpoint), checkpoint, subset)
+        except DataError as problem:
+            if settings.channels:
+                raise SettingsError(f"--channels {','.join(subset)}: {problem}") from problem
+            raise
         with checkpoint_error_context(settings.checkpoint):
-            encoder_for(checkpoint, channels=subset)
+            encoder_for(checkpoint, channels=(*subset, *absent[subset]))
     described, seen = checkpoint.data, seen_in_pretraining(checkpoint, data.windows.parts)
     return _Bench(
         settings=settings,
         data=data,
         table=table,
         checkpoint=checkpoint,
+        absent=absent,
         parent={
             "sha256": sha256_of(settings.checkpoint),
             "channels": list(checkpoint.model.channels),
@@ -350,6 +400,20 @@ def _bench_of(settings: FinetuneSettings, data: FinetuneData, table: ResolvedCha
         device=device,
         precision=precision,
     )
+
+
+def _new_channels(bench: _Bench) -> dict[str, str]:
+    """The row of the summary about channels that the checkpoint lacks; a warning where they stay unused."""
+    named = {name for subset in bench.data.subsets for name in subset}
+    new = ", ".join(sorted(named - set(bench.checkpoint.model.channels)))
+    if not new:
+        return {}
+    stages = [name for name, *_ in bench.settings.schedule if name != "head"]
+    if not stages:
+        console.warning(
+            f"{new}: new channels are without influence on a head alone; give --layers-epochs or --all-epochs"
+        )
+    return {"new channels": f"{new}: without influence until the stage {stages[0] if stages else 'layers'}"}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -394,7 +458,10 @@ def _refuse_other_runs(bench: _Bench, trainings: Sequence[_Training]) -> None:
         ]
         if saved.data.fingerprint != bench.data.fingerprint(training.fold.train):
             found.append("the training windows or their labels differ")
-        if saved.model.channels != training.channels:
+        if (
+            saved.model.channels != bench.network_channels(training.channels)
+            or saved.absent != training.absent
+        ):
             found.append("the channels differ")
         if saved.parent is not None and saved.parent["sha256"] != bench.parent["sha256"]:
             found.append("the checkpoint that it started from is another one")

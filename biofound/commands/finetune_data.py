@@ -213,12 +213,14 @@ def describe_rows(
     rows: NDArray[np.int64],
     channels: Sequence[str],
     *,
+    absent: Sequence[str] = (),
     parent: DataDescription,
     table: ResolvedChannels,
 ) -> DataDescription:
     """The description of windows for a task model's file.
 
-    What the windows do not say of a channel is taken from the checkpoint, else from the channel table.
+    What the windows do not say of a channel is taken from the checkpoint, else from the channel table; of an
+    absent one, from the checkpoint.
 
     Raises:
         SettingsError: when the table lacks a channel that it is needed for.
@@ -226,7 +228,7 @@ def describe_rows(
     parts: Sequence[Windows] = [select_channels(part, channels) for part in data.windows.parts]
     gate = next((found for part in parts if (found := gate_of(part)) is not None), None)
     filters, units, thresholds = {}, {}, {}
-    for name in channels:
+    for name in (*channels, *absent):
         said = [part for part in parts if name in part.filters and name in part.units]
         if said:
             filters[name], units[name] = said[0].filters[name], said[0].units[name]
@@ -235,7 +237,7 @@ def describe_rows(
         else:
             channel = table.named([name])[0]
             filters[name], units[name] = channel.band.as_json(), channel.unit
-        if gate is not None:
+        if gate is not None and name not in absent:
             thresholds[name] = gate.quality_thresholds[name]
         elif name in parent.quality_thresholds:
             thresholds[name] = parent.quality_thresholds[name]

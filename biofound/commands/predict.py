@@ -102,7 +102,7 @@ class _Scores:
     outcomes: Sequence[Outcome]
     tasks: Sequence[ScoredTask]
     seen: tuple[str, ...] | None
-    """Scored subjects that the model was fine-tuned on; None where that cannot be told."""
+    """Scored subjects that the model was trained on or stopped early by; None where that cannot be told."""
     unlabelled: int
 
     def as_json(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _score(checkpoint: TaskCheckpoint, labelled: _Labelled, rows: WindowPredicti
     predicted = rows.prediction if task.numeric else rows.probability
     values = predicted[labelled.rows].astype(np.float64)[None]
     tasks, outcomes = [task], [_scored(ALL, values, task, checkpoint)]
-    trained_on = checkpoint.data.subjects
+    trained_on = (*checkpoint.data.subjects, *checkpoint.validation_subjects)
     seen = np.isin(task.subjects, trained_on)
     if seen.any() and not seen.all():
         others = replace(task, values=task.values[~seen], subjects=task.subjects[~seen])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from biofound import console
 from biofound.data.description import DataDescription
 from biofound.data.integrity import splits_in
 from biofound.data.labels import (
@@ -62,9 +63,12 @@ class JoinedWindows:
         """All windows of the sets, which have the same channels (`of_channels`)."""
         return MixedWindows([Part(name=f"set {k}", windows=part) for k, part in enumerate(self.parts)])
 
-    def of_channels(self, channels: Sequence[str]) -> "JoinedWindows":
-        """The same windows with these channels, in this order; what not all of them have is a gap in all."""
-        absent = [name for name in channels if name not in self.channels]
+    def of_channels(self, channels: Sequence[str], *, absent: Sequence[str] = ()) -> "JoinedWindows":
+        """The same windows with these channels, in this order.
+
+        What is `absent`, or not all of them have, is a gap in all.
+        """
+        absent = [name for name in channels if name in absent or name not in self.channels]
         return replace(self, parts=[select_channels(part, channels, absent=absent) for part in self.parts])
 
     @property
@@ -186,6 +190,8 @@ def read_labels(
     else:
         words = True if wanted.classes else None
         labels = labels_from_csv(Path(wanted.labels), wanted.target, windows=times, words=words)
+    if labels.known.any() and labels.outside:
+        console.warning(labels.outside)
     if not labels.known.any():
         raise DataError(
             f"{where}: none of its {len(subjects)} windows has a label {wanted.target}; labels must "
@@ -251,10 +257,10 @@ def check_fit(name: str, checkpoint: "Checkpoint | TaskCheckpoint", parts: Seque
                 f"{data.sfreq:g} Hz; the windows hold {', '.join(part.channels)}, {part.window_samples} "
                 f"samples at {part.sfreq:g} Hz: build windows as for its training"
             )
-        absent_channels(name, checkpoint, part.channels)
+        absent = absent_channels(name, checkpoint, part.channels)
         for what, ours, theirs in (("filter", part.filters, data.filters), ("unit", part.units, data.units)):
             for channel in model.channels:
-                if channel in ours and ours[channel] != theirs[channel]:
+                if channel not in absent and channel in ours and ours[channel] != theirs[channel]:
                     raise DataError(
                         f"{name}: was trained on windows whose {what} of {channel} is {theirs[channel]}; "
                         f"these have {ours[channel]}: build windows with the same channel table"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from biofound.core.distributed import MicroBatch
+from biofound.core.heads import split_linear_head
 from biofound.core.history import (
     FinetuneEpoch,
     FinetuneStep,
@@ -30,9 +31,11 @@ from biofound.core.history import (
 )
 from biofound.core.models import Encoder
 from biofound.core.optimizer import learning_rate
+from biofound.core.probe import fit_linear_map
 from biofound.core.readout import WindowReader
 from biofound.core.run_files import BEST, HISTORY, LAST
 from biofound.core.sampler import split_batches
+from biofound.core.scores import ScoredTask
 from biofound.core.task import TaskCheckpoint, TaskModel, save_task_checkpoint
 from biofound.core.training_loop import LoopConfig, TrainingLoop, on_cpu
 from biofound.data.description import DataDescription
@@ -112,6 +115,8 @@ class LabelledRows:
     windows: WindowReader
     rows: NDArray[np.int64]
     labels: NDArray[Any]
+    subjects: NDArray[np.str_]
+    """(N,)."""
     cases: NDArray[np.str_]
     """(N,) case ids, for messages."""
 
@@ -121,6 +126,46 @@ class LabelledRows:
     def read(self, index: NDArray[np.int64]) -> Tensor:
         """The windows (B, C, T) of `index` (B,)."""
         return torch.from_numpy(np.ascontiguousarray(self.windows.read(self.rows[index])))
+
+
+def fit_head(model: TaskModel, train: LabelledRows, *, seed: int, balanced: bool, batch_size: int) -> None:
+    """Make a linear head the linear probe of the encoder as it is, by ridge or logistic regression.
+
+    A new head's first gradients would change the encoder for the sake of a head that knows nothing yet (Kumar
+    et al. 2022, https://arxiv.org/abs/2202.10054).
+
+    Args:
+        model: a task model with a `linear` head; its other parts stay as they are.
+        train: the training windows.
+        seed: of the folds that choose the regularisation.
+        balanced: whether classes have equal weight; else windows have.
+        batch_size: windows that go through the encoder at once.
+    """
+    config = model.config
+    pool, linear = split_linear_head(model.head)
+    device = linear.weight.device
+    model.eval()
+
+    def pooled(x: NDArray[np.float32]) -> NDArray[Any]:
+        with torch.no_grad():
+            features: Tensor = pool(model.encoder(torch.from_numpy(x).to(device)))
+        return features.float().cpu().numpy()
+
+    pieces = [
+        pooled(np.ascontiguousarray(train.windows.read(index)))
+        for index in split_batches(train.rows, batch_size)
+    ]
+    values = train.labels.astype(np.float64)
+    if config.task == "classification":
+        values = np.array(config.classes)[train.labels]
+    else:
+        values = (values - config.target_mean) / config.target_std
+    task = ScoredTask(target=config.target, values=values, subjects=train.subjects)
+    fitted = fit_linear_map(np.concatenate(pieces), task, seed=seed, balanced=balanced)
+    order = np.searchsorted(task.classes, config.classes) if config.classes else np.array([0])
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(fitted.weight[order]))
+        linear.bias.copy_(torch.from_numpy(fitted.bias[order]))
 
 
 class LoadedLabels(NamedTuple):
@@ -195,6 +240,7 @@ class FineTuner(TrainingLoop[TaskModel, LoadedLabels, TaskSums]):
         settings: dict[str, Any],
         output_dir: Path,
         device: torch.device,
+        absent: Sequence[str] = (),
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Set up the run; nothing is written before `fit`.
@@ -209,10 +255,12 @@ class FineTuner(TrainingLoop[TaskModel, LoadedLabels, TaskSums]):
             settings: the resolved settings as plain JSON, for the files.
             output_dir: where models and history go.
             device: where to compute.
+            absent: the channels of the model that all windows lack, for the files.
             stop: asked after every step; True saves `last_model.pt` and ends the run.
         """
         self.train, self.val, self.data, self.parent = train, val, data, parent
         self.config, self.settings = config, settings
+        self.absent = tuple(absent)
         self.stage = 0
         self.epochs_done: list[FinetuneEpoch] = []
         self.best_val_loss: float | None = None
@@ -389,6 +437,8 @@ class FineTuner(TrainingLoop[TaskModel, LoadedLabels, TaskSums]):
             head=on_cpu(self.model.head),
             data=self.data,
             parent=self.parent,
+            validation_subjects=tuple(np.unique(self.val.subjects).tolist()),
+            absent=self.absent,
             settings=self.settings,
             epoch=self.epoch,
             step=self.step,

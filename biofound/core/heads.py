@@ -43,6 +43,13 @@ class AttentionPool(nn.Module):
         return pooled
 
 
+def split_linear_head(head: nn.Sequential) -> tuple[nn.Module, nn.Linear]:
+    """The pooling and the linear map of a `linear` head; between them stands dropout alone."""
+    pool, _, linear = head
+    assert isinstance(linear, nn.Linear)
+    return pool, linear
+
+
 def build_head(kind: HeadKind, *, d_model: int, outputs: int, hidden: int, dropout: float) -> nn.Sequential:
     """A head (B, P, D) -> (B, K).
 

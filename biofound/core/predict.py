@@ -40,8 +40,9 @@ class WindowPredictor:
         self._device, self._batch_size = device or torch.device("cpu"), batch_size
         self._model = checkpoint.build().to(self._device)
         self._task = checkpoint.task
+        model = checkpoint.model
         self.input = ModelInput(
-            checkpoint.model.channels, checkpoint.model.context_length, checkpoint.data, gate=gate
+            model.channels, model.context_length, checkpoint.data, gate=gate, absent=checkpoint.absent
         )
 
     def rows(self, windows: Windows) -> Iterator[WindowPredictions]:

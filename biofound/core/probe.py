@@ -128,6 +128,38 @@ def predict_from_features(
     return Predictions(values=out, features=features.shape[1], regularisation=tuple(chosen))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinearMap:
+    """Outputs (N, K) = features (N, F) @ weight (K, F).T + bias (K,): numbers, or logits of the classes."""
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+
+def fit_linear_map(
+    features: NDArray[Any], task: ScoredTask, *, seed: int, balanced: bool = True
+) -> LinearMap:
+    """The regression of `predict_from_features`, fitted to all windows, as a map of the features as they are.
+
+    Args:
+        features: (N, F).
+        task: what to predict; 2 classes or more.
+        seed: of the inner folds, which choose the regularisation. Folds that lack a class to train on are
+            left out; where none is left, as with one subject, the middle penalty is taken.
+        balanced: whether classes have equal weight; else windows have.
+    """
+    fit = _Ridge(task) if task.numeric else _Logistic(task, balanced=balanced)
+    x, rows = features.astype(np.float64), np.arange(len(features))
+    people = len(np.unique(task.subjects))
+    folds = _group_folds(task.subjects, min(INNER_FOLDS, people), seed) if people > 1 else []
+    kinds = len(task.classes)
+    whole = [fold for fold in folds if task.numeric or len(np.unique(task.values[fold[0]])) == kinds]
+    penalty = _best(fit, x, rows, task.subjects, whole) if whole else fit.penalties[len(fit.penalties) // 2]
+    scaler, weight, bias = fit.linear_map(x, penalty)
+    weight = weight / scaler.scale_
+    return LinearMap(weight=weight, bias=bias - weight @ scaler.mean_)
+
+
 def pretraining_subjects(
     *,
     fingerprint: str,
@@ -175,6 +207,12 @@ class _Ridge:
         model = Ridge(alpha=np.array(penalties), solver="cholesky").fit(scaler.transform(x[train]), copies)
         return np.asarray(model.predict(scaler.transform(x[test]))).reshape(len(test), -1).T
 
+    def linear_map(self, x: Floats, penalty: float) -> tuple[StandardScaler, Floats, Floats]:
+        """The scaler of x (N, F), and weight (1, F) and bias (1,) of what it scales, fitted to all of it."""
+        scaler = StandardScaler().fit(x)
+        model = Ridge(alpha=penalty, solver="cholesky").fit(scaler.transform(x), self.truth[:, None])
+        return scaler, model.coef_.reshape(1, -1), np.atleast_1d(model.intercept_)
+
     def losses(self, predicted: Floats, rows: NDArray[np.int64]) -> Floats:
         """(A, n) absolute errors."""
         return np.abs(predicted - self.truth[rows])
@@ -183,7 +221,8 @@ class _Ridge:
 class _Logistic:
     penalties = INVERSE_PENALTIES
 
-    def __init__(self, task: ScoredTask) -> None:
+    def __init__(self, task: ScoredTask, *, balanced: bool = True) -> None:
+        self.weights = "balanced" if balanced else None
         self.classes = task.classes
         self.codes = np.searchsorted(self.classes, task.values.astype(np.str_))
         self.target = task.target
@@ -204,11 +243,21 @@ class _Logistic:
             )
         scaler = StandardScaler().fit(x[train])
         out = np.zeros((len(penalties), len(test), len(self.classes)))
-        model = LogisticRegression(class_weight="balanced", max_iter=5000, warm_start=True)
+        model = LogisticRegression(class_weight=self.weights, max_iter=5000, warm_start=True)
         for i, penalty in enumerate(penalties):
             model.set_params(C=penalty).fit(scaler.transform(x[train]), self.codes[train])
             out[i][:, present] = model.predict_proba(scaler.transform(x[test]))
         return out
+
+    def linear_map(self, x: Floats, penalty: float) -> tuple[StandardScaler, Floats, Floats]:
+        """The scaler of x (N, F), and weight (K, F) and bias (K,) of the logits, fitted to all of it."""
+        scaler = StandardScaler().fit(x)
+        model = LogisticRegression(C=penalty, class_weight=self.weights, max_iter=5000)
+        model.fit(scaler.transform(x), self.codes)
+        weight, bias = model.coef_, model.intercept_
+        if len(self.classes) == 2:  # scikit-learn gives the one difference of the two logits
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        return scaler, weight, bias
 
     def losses(self, predicted: Floats, rows: NDArray[np.int64]) -> Floats:
         """(A, n) log losses, each class with equal weight."""
@@ -222,12 +271,25 @@ def _choose(
     fit: _Ridge | _Logistic, x: Floats, train: NDArray[np.int64], groups: NDArray[np.str_], *, seed: int
 ) -> float:
     """The penalty with the smallest mean over subjects of the loss in inner folds."""
-    people, owner = np.unique(groups, return_inverse=True)
+    folds = _group_folds(groups, min(INNER_FOLDS, len(np.unique(groups))), seed)
+    return _best(fit, x, train, groups, folds)
+
+
+def _best(
+    fit: _Ridge | _Logistic,
+    x: Floats,
+    train: NDArray[np.int64],
+    groups: NDArray[np.str_],
+    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> float:
+    """The penalty with the smallest mean over subjects of the loss in these folds of `train`."""
+    held = np.sort(np.concatenate([fold[1] for fold in folds]))
+    _, owner = np.unique(groups[held], return_inverse=True)
     losses = np.zeros((len(fit.penalties), len(train)))
-    for inner, held in _group_folds(groups, min(INNER_FOLDS, len(people)), seed):
-        predicted = fit.predict(x, train[inner], train[held], fit.penalties)
-        losses[:, held] = fit.losses(predicted, train[held])
-    means = [(np.bincount(owner, weights=one) / np.bincount(owner)).mean() for one in losses]
+    for inner, tested in folds:
+        predicted = fit.predict(x, train[inner], train[tested], fit.penalties)
+        losses[:, tested] = fit.losses(predicted, train[tested])
+    means = [(np.bincount(owner, weights=one) / np.bincount(owner)).mean() for one in losses[:, held]]
     return fit.penalties[int(np.argmin(means))]
 
 

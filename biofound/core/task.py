@@ -145,6 +145,9 @@ class TaskCheckpoint:
 
     `data` describes the windows that it was fine-tuned on; `parent` the checkpoint whose encoder it started
     from (`sha256`, `channels`, `synthetic`, `fingerprint`, `subjects`), or None for random weights.
+    `validation_subjects` are those whose windows it was stopped early by (sorted; empty where the file does
+    not say). `absent` are the channels of the model that all windows lacked: they are unobserved, whatever
+    stands in them.
     """
 
     model: ModelConfig
@@ -157,6 +160,8 @@ class TaskCheckpoint:
     epoch: int
     step: int
     metrics: dict[str, Any]
+    validation_subjects: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     optimizer: dict[str, Any] | None = None
     resume: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=lambda: package_versions())
@@ -174,18 +179,19 @@ class TaskCheckpoint:
         return model.eval()
 
     def absent_channels(self, available: Sequence[str]) -> tuple[str, ...]:
-        """No channel may be absent: a task model was fine-tuned on windows with all of its channels.
+        """The channels of the model that are absent: those that it was fine-tuned without, available or not.
 
         Raises:
-            DataError: when one is.
+            DataError: when another one is not available.
         """
-        absent = [name for name in self.model.channels if name not in available]
-        if absent:
+        needed = [name for name in self.model.channels if name not in self.absent]
+        lacking = [name for name in needed if name not in available]
+        if lacking:
             raise DataError(
-                f"takes {', '.join(self.model.channels)}; there is {', '.join(available) or 'nothing'}, but "
-                f"no {', '.join(absent)}: give all of its channels, or fine-tune a model for fewer"
+                f"takes {', '.join(needed)}; there is {', '.join(available) or 'nothing'}, but no "
+                f"{', '.join(lacking)}: give all of its channels, or fine-tune a model for fewer"
             )
-        return ()
+        return self.absent
 
 
 def build_task_model(model: ModelConfig, task: TaskConfig, *, seed: int) -> TaskModel:
@@ -210,6 +216,8 @@ def save_task_checkpoint(path: Path, checkpoint: TaskCheckpoint) -> None:
             "task": checkpoint.task.as_json(),
             **data_content(checkpoint.data),
             "parent": checkpoint.parent,
+            "validation_subjects": list(checkpoint.validation_subjects),
+            "absent_channels": list(checkpoint.absent),
             "settings": checkpoint.settings,
             "epoch": checkpoint.epoch,
             "step": checkpoint.step,
@@ -239,6 +247,8 @@ def load_task_checkpoint(path: str | Path) -> TaskCheckpoint:
             head=content["head_state_dict"],
             data=data_of_content(content),
             parent=content["parent"],
+            validation_subjects=tuple(content.get("validation_subjects", ())),
+            absent=tuple(content.get("absent_channels", ())),
             settings=content["settings"],
             epoch=content["epoch"],
             step=content["step"],

@@ -7,8 +7,8 @@ mean (numbers) or the majority (words) of the rows that overlap it, each weighte
 import csv
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,13 @@ class WindowTimes:
 class WindowLabels:
     """The labels of N windows for one target, in the order of the windows.
 
-    `values` is (N,) float64 with NaN where a window has no label, or (N,) object: a word, or None.
+    `values` is (N,) float64 with NaN where a window has no label, or (N,) object: a word, or None. `outside`
+    says how many rows lie before the first or after the last window of their case; empty where none does.
     """
 
     target: str
     values: NDArray[Any]
+    outside: str = ""
 
     @property
     def numeric(self) -> bool:
@@ -163,6 +165,7 @@ def labels_from_csv(
     if words is None:
         words = not any(_as_number(text) is not None for *_, text in lines)
     by_case: dict[str, list[tuple[float, float, Any]]] = {}
+    outside = _rows_outside(path, lines, windows)
     for number, case_id, start, end, text in lines:
         value: Any = text if words else _as_number(text)
         if value is None:
@@ -184,7 +187,28 @@ def labels_from_csv(
         )
         for case_id, found in by_case.items()
     }
-    return label_windows(rows, windows, target=target, numeric=not words)
+    return replace(label_windows(rows, windows, target=target, numeric=not words), outside=outside)
+
+
+def _rows_outside(
+    path: Path, lines: Sequence[tuple[int, str, float, float, str]], windows: WindowTimes
+) -> str:
+    """How many rows lie outside the time of their case's windows, with the first; "" where none does."""
+    spans = {}
+    for case_id in np.unique(windows.case_id).tolist():
+        starts = windows.start_s[windows.case_id == case_id]
+        spans[case_id] = float(starts.min()), float(starts.max()) + windows.window_seconds
+    known = [line for line in lines if line[1] in spans]
+    outside = [line for line in known if line[3] <= spans[line[1]][0] or line[2] >= spans[line[1]][1]]
+    if not outside:
+        return ""
+    number, case_id, start, end, _ = outside[0]
+    first, last = spans[case_id]
+    return (
+        f"{path}: {len(outside)} of {len(known)} rows label nothing, as they lie before the first or after "
+        f"the last window of their recording. The first is in line {number}: {case_id}, {start:g} to {end:g} "
+        f"s, whose windows span {first:g} to {last:g} s. Seconds count from the start of the recording"
+    )
 
 
 def _read_csv(path: Path, target: str) -> list[tuple[int, str, float, float, str]]:

@@ -41,7 +41,7 @@ class FinetuneSettings(Settings):
         (),
         "Channels to use, separated by commas; repeated, each subset is trained and all are compared in one "
         "table (in a variable separated by semicolons). By default all of the windows. Channels that the "
-        "checkpoint lacks are added to it.",
+        "checkpoint lacks are added to it; it may have others if it was trained with channel dropout.",
         panel="Data",
         repeatable=True,
         separator=SUBSETS,
@@ -66,8 +66,8 @@ class FinetuneSettings(Settings):
     )
     head: Head = setting(
         "linear",
-        "linear: of mean and standard deviation over the patches; mlp: with a hidden layer; attention: of a "
-        "learned weighted mean over the patches.",
+        "linear: of mean and standard deviation over the patches, fitted as a linear probe before the first "
+        "step; mlp: with a hidden layer; attention: of a learned weighted mean over the patches.",
         panel=_HEAD,
     )
     head_hidden: int = setting(64, "Width of the hidden layer of mlp and attention.", panel=_HEAD, ge=1)

@@ -12,6 +12,7 @@ from biofound.core.finetune import (
     LabelledRows,
     Stage,
     balanced_weights,
+    fit_head,
     predict_rows,
     task_sums,
     trained_parameters,
@@ -19,7 +20,9 @@ from biofound.core.finetune import (
 from biofound.core.history import FinetuneEpoch, FinetuneStep
 from biofound.core.inflate import task_model_for
 from biofound.core.models import ModelConfig, build_model
+from biofound.core.probe import Fold, predict_from_features
 from biofound.core.run_files import BEST, LAST
+from biofound.core.scores import ScoredTask
 from biofound.core.task import TaskConfig, build_task_model, load_task_checkpoint
 from biofound.core.verify import probe_windows
 from biofound.data.windows import ArrayWindows
@@ -69,7 +72,11 @@ def small_tuner(output, windows, *, task=QUALITY, dropout=0.0, stop=lambda: Fals
 
     def part(which):
         return LabelledRows(
-            windows=MemoryWindows(windows), rows=rows[which], labels=labels[which], cases=cases[which]
+            windows=MemoryWindows(windows),
+            rows=rows[which],
+            labels=labels[which],
+            subjects=cases[which],
+            cases=cases[which],
         )
 
     return FineTuner(
@@ -185,6 +192,43 @@ def test_it_learns_and_says_so_in_the_unit_of_the_label(make):
     )
 
 
+@pytest.mark.parametrize("task", [QUALITY, RATE, replace(QUALITY, classes=("good", "fair", "bad"))])
+def test_a_fitted_head_is_the_linear_probe_of_what_it_pools(config, windows, task):
+    classes, rows = task.classes, np.arange(len(windows))
+    labels = rows % len(classes) if classes else 60 + 4 * rows.astype(np.float32)
+    people = np.array([f"s{row // 3}" for row in rows])
+    model = build_task_model(config, task, seed=1)
+    before = state_of(model)
+    train = LabelledRows(
+        windows=MemoryWindows(windows), rows=rows, labels=labels, subjects=people, cases=people
+    )
+    fit_head(model, train, seed=4, balanced=True, batch_size=5)
+    assert changed(before, state_of(model)) == {"head.2.weight", "head.2.bias"}
+    with torch.no_grad():
+        pooled = model.head[0](model.eval().encoder(torch.from_numpy(windows))).numpy()
+    values = np.array(classes)[labels] if classes else labels.astype(float)
+    probed = ScoredTask(target=task.target, values=values, subjects=people)
+    folds = [[Fold(train=rows, test=rows)]]  # the probe of `biofound probe`, fitted and asked on the same
+    expected = predict_from_features(pooled, probed, folds, seed=4).values[0]
+    if classes:
+        expected = expected[:, [sorted(classes).index(name) for name in classes]]
+    found = predict_rows(model, train.windows, rows, batch_size=7)
+    np.testing.assert_allclose(found if classes else found[:, 0], expected, rtol=1e-4, atol=1e-4)
+    assert np.ptp(found, axis=0).min() > 0
+
+
+def test_a_head_is_fitted_to_one_subject_and_where_a_class_is_one_subjects(config, windows):
+    rows = np.arange(len(windows))
+    for labels, people in ((rows % 2, rows * 0), (rows // 6, rows // 6), (rows // 10, rows // 2)):
+        model, people = build_task_model(config, QUALITY, seed=1), people.astype(str)
+        train = LabelledRows(
+            windows=MemoryWindows(windows), rows=rows, labels=labels, subjects=people, cases=people
+        )
+        fit_head(model, train, seed=4, balanced=True, batch_size=5)
+        loss = model.losses(model.eval()(torch.from_numpy(windows)), torch.from_numpy(labels))
+        assert loss.mean() < np.log(2)
+
+
 # ---- Resuming
 
 
@@ -226,7 +270,13 @@ def test_on_a_task_that_needs_acceleration_five_channels_beat_two_for_every_seed
             windows = ArrayWindows(every[:, -len(channels) :], channels=channels, sfreq=125.0)
             train, val, test = np.split(np.arange(96), [48, 64])
             part = [
-                LabelledRows(windows=windows, rows=rows, labels=labels[rows], cases=rows.astype(str))
+                LabelledRows(
+                    windows=windows,
+                    rows=rows,
+                    labels=labels[rows],
+                    subjects=rows.astype(str),
+                    cases=rows.astype(str),
+                )
                 for rows in (train, val)
             ]
             tuner = FineTuner(

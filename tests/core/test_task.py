@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from biofound import load_pretrained_with_channel_inflate
+from biofound.core.archive import write_content
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.heads import HEADS, AttentionPool, build_head
+from biofound.core.predict import WindowPredictor
 from biofound.core.task import (
     TaskCheckpoint,
     TaskConfig,
@@ -19,9 +21,10 @@ from biofound.core.task import (
     load_task_checkpoint,
     save_task_checkpoint,
 )
-from biofound.errors import CheckpointError, SettingsError
+from biofound.data.windows import ArrayWindows
+from biofound.errors import CheckpointError, DataError, SettingsError
 
-from .conftest import DATA
+from .conftest import DATA, MemoryWindows
 
 QUALITY = TaskConfig(task="classification", target="quality", classes=("bad", "good"))
 FIVE = ("ACC_X", "ACC_Y", "ACC_Z", "PPG", "ECG")
@@ -149,6 +152,41 @@ def test_a_damaged_or_another_file_is_refused(task_model, path, tmp_path):
     torch.save(content, file)
     with pytest.raises(CheckpointError, match="damaged"):
         load_task_checkpoint(file)
+
+
+def test_a_file_says_which_channels_were_absent_and_whom_it_was_stopped_early_by(task_model, x, tmp_path):
+    path = tmp_path / "model.pt"
+    saved = task_checkpoint(task_model, absent=("ECG",), validation_subjects=("v1", "v2"))
+    save_task_checkpoint(path, saved)
+    loaded = load_task_checkpoint(path)
+    assert (loaded.absent, loaded.validation_subjects) == (("ECG",), ("v1", "v2"))
+    for available in (["PPG"], ["ECG", "PPG"]):
+        assert loaded.absent_channels(available) == ("ECG",)
+    with pytest.raises(DataError, match=r"takes PPG; there is ECG, but no PPG"):
+        loaded.absent_channels(["ECG"])
+
+    content = torch.load(path, weights_only=True)  # as before there were these two
+    for key in ("validation_subjects", "absent_channels", "tensor_sha256", "values_sha256"):
+        del content[key]
+    write_content(path, content)
+    earlier = load_task_checkpoint(path)
+    assert (earlier.absent, earlier.validation_subjects) == ((), ())
+    with pytest.raises(DataError, match="but no ECG"):
+        earlier.absent_channels(["PPG"])
+    assert torch.equal(earlier.build()(x), loaded.build()(x))
+
+
+def test_what_stands_in_an_absent_channel_changes_no_prediction(task_model, windows):
+    predictor = WindowPredictor(task_checkpoint(task_model, absent=("ECG",)))
+    given = [windows, np.stack([windows[:, 0], -3 * windows[:, 1] + 1], axis=1)]
+    found = [predictor.rows_in_memory(MemoryWindows(one)) for one in given]
+    alone = ArrayWindows(windows[:, :1], channels=("PPG",), sfreq=125.0)
+    found.append(predictor.rows_in_memory(alone))
+    for rows in found[1:]:
+        np.testing.assert_array_equal(rows.probability, found[0].probability)
+    assert np.isnan(found[2].quality[:, 1]).all()
+    whole = WindowPredictor(task_checkpoint(task_model)).rows_in_memory(MemoryWindows(windows))
+    assert (whole.probability != found[0].probability).all()
 
 
 # ---- The call of the first specification

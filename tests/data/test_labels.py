@@ -110,6 +110,20 @@ def test_a_csv_gives_numbers_or_words_and_leaves_out_empty_cells(tmp_path):
     assert labels_from_csv(path, "HR", windows=places, words=True).values.tolist() == ["60", None]
 
 
+def test_rows_outside_the_time_of_their_recording_are_counted_and_the_first_is_named(tmp_path):
+    path = csv_file(
+        tmp_path, "a,0,10,60,N", "b,-5,5,61,N", "b,110,120,62,N", "b,90,120,63,N", "a,-9,0,64,N", "z,0,9,1,N"
+    )
+    labels = labels_from_csv(path, "HR", windows=times(("a", 0), ("b", 100), ("b", 0)))
+    np.testing.assert_array_equal(labels.values, [60, 63, 61])
+    assert labels.outside == (
+        f"{path}: 2 of 5 rows label nothing, as they lie before the first or after the last window of their "
+        "recording. The first is in line 4: b, 110 to 120 s, whose windows span 0 to 110 s. Seconds count "
+        "from the start of the recording"
+    )
+    assert labels_from_csv(csv_file(tmp_path, "a,0,10,60,N"), "HR", windows=times(("a", 0))).outside == ""
+
+
 @pytest.mark.parametrize(
     ("line", "where", "said"),
     [

@@ -924,10 +924,92 @@ MUTANTS = (
     Mutant(
         "subjects that a model was fine-tuned on count as new ones",
         "biofound/commands/predict.py",
-        "trained_on = checkpoint.data.subjects",
+        "trained_on = (*checkpoint.data.subjects, *checkpoint.validation_subjects)",
         "trained_on = ()",
         "tests/test_predict_command.py"
         "::test_labelled_windows_are_scored_and_those_not_trained_on_apart",
+    ),
+    # ------------------------------------------------------------ fine-tuning
+    Mutant(
+        "the stage of the head trains the last layers too",
+        f"{CORE}/finetune.py",
+        'if stage == "layers":',
+        'if stage != "all":',
+        f"{T_CORE}/test_finetune.py::test_each_stage_changes_exactly_what_it_names",
+    ),
+    Mutant(
+        "what is frozen keeps its dropout",
+        f"{CORE}/task.py",
+        "module.eval()",
+        "module.train(mode)",
+        f"{T_CORE}/test_finetune.py::test_each_stage_changes_exactly_what_it_names",
+    ),
+    Mutant(
+        "class weights are ignored",
+        f"{CORE}/task.py",
+        "return loss if class_weights is None else loss * class_weights[labels]",
+        "return loss",
+        f"{T_CORE}/test_finetune.py::test_the_sums_are_those_of_their_closed_form",
+    ),
+    Mutant(
+        "a stage ends with its last epoch, not with the best",
+        f"{CORE}/finetune.py",
+        "self.model.load_state_dict(self._best)",
+        "pass",
+        f"{T_CORE}/test_finetune.py"
+        "::test_a_stage_starts_from_the_best_model_and_the_end_is_the_best_model",
+    ),
+    Mutant(
+        "a resumed fine-tuning begins its stages anew",
+        f"{CORE}/finetune.py",
+        'self.stage, self._stage_began = resume["stage"], resume["stage_began"]',
+        "self.stage, self._stage_began = 0, 0",
+        f"{T_CORE}/test_finetune.py::test_stopped_and_resumed_it_is_the_same_run",
+    ),
+    Mutant(
+        "a fitted head takes scaled features, but is given unscaled ones",
+        f"{CORE}/probe.py",
+        "weight = weight / scaler.scale_",
+        "weight = 1.0 * weight",
+        f"{T_CORE}/test_finetune.py::test_a_fitted_head_is_the_linear_probe_of_what_it_pools",
+    ),
+    Mutant(
+        "folds are of windows, not of subjects",
+        "biofound/commands/finetune_data.py",
+        "dealt = subject_folds(subjects, folds=",
+        "dealt = subject_folds(np.arange(len(subjects)).astype(str), folds=",
+        "tests/test_finetune_command.py"
+        "::test_folds_test_every_subject_once_and_subsets_are_rows_of_one_table",
+    ),
+    Mutant(
+        "test windows are trained on",
+        "biofound/commands/finetune.py",
+        "self.build(training), part(fold.train)",
+        "self.build(training), part(np.append(fold.train, fold.test))",
+        "tests/test_finetune_command.py"
+        "::test_only_training_windows_are_trained_on_and_the_random_network_starts_from_random_weights",
+    ),
+    Mutant(
+        "the row of random initialisation starts from the pretrained weights",
+        "biofound/commands/finetune.py",
+        "return build_task_model(replace(self.checkpoint.model, channels=channels), task, seed=seed)",
+        "return task_model_for(self.checkpoint, channels=channels, task=task, seed=seed)[0]",
+        "tests/test_finetune_command.py"
+        "::test_only_training_windows_are_trained_on_and_the_random_network_starts_from_random_weights",
+    ),
+    Mutant(
+        "validation subjects of a fine-tuning count as new ones",
+        "biofound/commands/predict.py",
+        "trained_on = (*checkpoint.data.subjects, *checkpoint.validation_subjects)",
+        "trained_on = checkpoint.data.subjects",
+        "tests/test_finetune_command.py::test_predict_gives_what_finetune_scored",
+    ),
+    Mutant(
+        "a task model sees the channel that it was fine-tuned without",
+        f"{CORE}/predict.py",
+        "absent=checkpoint.absent",
+        "absent=()",
+        f"{T_CORE}/test_task.py::test_what_stands_in_an_absent_channel_changes_no_prediction",
     ),
     # ------------------------------------------------------------ synthetic windows
     Mutant(
