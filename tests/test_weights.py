@@ -11,7 +11,7 @@ import biofound
 from biofound.core.checkpoint import load_checkpoint
 from biofound.core.probe import pretraining_subjects
 from biofound.model_card import NOT_MEASURED
-from biofound.weights import PLACE, find_weights, names
+from biofound.weights import PLACE, find_weights, name_of, names
 from tests.chain import done, run, start
 
 NAME = "synthetic-base"
@@ -67,8 +67,10 @@ def test_a_file_outranks_the_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert names() == (NAME,)
     assert find_weights(Path(NAME)) == PLACE / NAME / "model.safetensors"
+    assert name_of(find_weights(Path(NAME))) == NAME
     Path(NAME).write_bytes(b"mine")
     assert find_weights(Path(NAME)) == Path(NAME)
+    assert name_of(Path(NAME)) == NAME
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ from biofound.core.scores import (
 from biofound.errors import DataError, checkpoint_error_context, write_error_context
 from biofound.options import Invocation
 from biofound.settings import ProbeSettings
+from biofound.weights import name_of
 
 MEDIAN, MAJORITY = "training median", "training majority"
 RANDOM, CLASSICAL, BEATS = "random encoder", "classical features", "beat counter"
@@ -115,7 +116,7 @@ def execute(invocation: Invocation[ProbeSettings], sets: Sequence[LabelledWindow
 
 def run_probe(settings: ProbeSettings, sets: Sequence[LabelledWindows]) -> ProbeResult:
     """All rows, with progress on standard error; what cannot be read is refused before the first."""
-    checkpoints = {str(path): load_checkpoint(path) for path in settings.checkpoint}
+    checkpoints = {name_of(path): load_checkpoint(path) for path in settings.checkpoint}
     functions = _load_functions(settings.encoder)
     bench = _bench_of(settings, sets)
     for name, checkpoint in checkpoints.items():

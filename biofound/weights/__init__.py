@@ -23,3 +23,8 @@ def find_weights(path: Path) -> Path:
     if not path.exists() and str(path) in names():
         return PLACE / path / WEIGHTS
     return path
+
+
+def name_of(path: Path) -> str:
+    """How a checkpoint is called in tables: weights in the package by their name, others by their path."""
+    return path.parent.name if path.is_relative_to(PLACE) else str(path)
