@@ -1103,6 +1103,6 @@ MUTANTS = (
         "biofound/data/labels.py",
         "        check_files(numerics)\n",
         "",
-        "tests/data/test_labels.py::test_numerics_whose_header_promises_memory_without_end_are_refused",
+        "tests/data/test_labels.py::test_numerics_whose_header_promises_more_than_the_file_are_refused",
     ),
 )  # fmt: skip
