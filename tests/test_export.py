@@ -154,7 +154,7 @@ def test_an_onnx_file_that_computes_something_else_is_not_written(best, tmp_path
         biofound.OnnxEncoder, "run", lambda self, x: [y * 1.001 for y in run_exported(self, x)]
     )
     with pytest.raises(CheckpointError, match="onnxruntime and torch differ by 1"):
-        save_onnx(tmp_path / "encoder.onnx", load_checkpoint(best))
+        save_onnx(tmp_path / "encoder.onnx", portable(load_checkpoint(best)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,9 +187,18 @@ def test_a_safetensors_file_comes_back_bit_for_bit_without_private_things(best, 
     assert [text for text in private if text.encode() in content] == []
     assert after.data == replace(portable(before).data)
 
-    named = tmp_path / "named.safetensors"
-    done("export", "--checkpoint", best, "--to", "safetensors", "--subjects", "--output", named)
-    assert load_checkpoint(named).data.subjects == before.data.subjects
+
+@pytest.mark.parametrize(
+    ("to", "name"), [("safetensors", "a.safetensors"), ("huggingface", "hub"), ("onnx", "a.onnx")]
+)
+def test_subjects_travel_where_they_are_asked_for_into_a_new_directory(best, tmp_path, to, name) -> None:
+    output = tmp_path / "new" / name
+    done("export", "--checkpoint", best, "--to", to, "--subjects", "--output", output)
+    wanted = load_checkpoint(best).data.subjects
+    if to == "onnx":
+        assert tuple(biofound.OnnxEncoder(output).config["subjects"]) == wanted
+    else:
+        assert load_checkpoint(output).data.subjects == wanted
 
 
 def test_damage_to_a_safetensors_file_is_noticed(best, tmp_path) -> None:

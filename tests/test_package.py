@@ -24,7 +24,8 @@ PUBLIC = [
 
 SCRIPT = """
 import logging, sys, biofound
-assert "torch" not in sys.modules
+import biofound.commands.inputs
+assert "torch" not in sys.modules and "scipy" not in sys.modules
 biofound.load_checkpoint
 assert "torch" in sys.modules
 logging.getLogger("matplotlib.font_manager").info("stray")

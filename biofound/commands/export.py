@@ -39,6 +39,7 @@ def execute(invocation: Invocation[ExportSettings], facts: CardFacts) -> None:
             write_directory(settings.output, shared, card=model_card(shared, facts))
         elif settings.to == "safetensors":
             compared = "read back: the same tensors and description"
+            settings.output.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=settings.output.absolute().parent) as place:
                 draft = Path(place) / settings.output.name
                 save_safetensors(draft, shared)

@@ -318,10 +318,8 @@ class _Bench:
         seen = seen_in_pretraining(self.checkpoint, self.data.windows.parts)
         several = len(self.data.subsets) > 1
         for subset in self.data.subsets:
-            suffix, present = (
-                f" ({', '.join(subset)})" if several else "",
-                self.data.windows.of_channels(subset),
-            )
+            suffix = f" ({', '.join(subset)})" if several else ""
+            present = self.data.windows.of_channels(subset)
             compute = partial(classical_features, sfreq=present.sfreq)
             classical = batch_features(present, compute, batch_size=BATCH, what=CLASSICAL)
             encoder, _ = encoder_for(self.checkpoint, channels=self.network_channels(subset), seed=seed)

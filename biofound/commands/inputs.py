@@ -15,7 +15,6 @@ from biofound.core.run_files import CONFIG
 from biofound.data.integrity import splits_in
 from biofound.errors import DataError, SettingsError, write_error_context
 from biofound.files import path_from_text, path_to_text, require_checkpoint_file, sha256_of
-from biofound.onnx_encoder import require_onnx
 from biofound.options import Invocation
 from biofound.settings import (
     EmbedSettings,
@@ -231,6 +230,8 @@ def _export(settings: ExportSettings) -> dict[str, Any]:
         raise SettingsError(f"--output {settings.output}: is there, and is not replaced; name another")
     require_writable(settings.output.parent, option="--output")
     if settings.to == "onnx":
+        from biofound.onnx_encoder import require_onnx  # by way of scipy, which other commands may not need
+
         require_onnx(("onnx", "onnxruntime", "onnxscript"))
     run = settings.checkpoint.parent if settings.run is None else settings.run
     training = read_config(run / CONFIG)

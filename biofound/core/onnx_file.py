@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from biofound.core.checkpoint import Checkpoint
 from biofound.core.readout import READOUTS, Activations
 from biofound.core.readout_names import DEFAULT_READOUT
-from biofound.core.safetensors_file import config_json, portable
+from biofound.core.safetensors_file import config_json
 from biofound.errors import CheckpointError
 from biofound.files import write_atomically
 from biofound.onnx_encoder import DIGEST_KEY, INPUT, METADATA_KEY, OPSET, OUTPUTS, OnnxEncoder, digest_of
@@ -41,8 +41,8 @@ class _ExportedEncoder(nn.Module):
         return encoded.latents, READOUTS[DEFAULT_READOUT](activations)
 
 
-def save_onnx(path: Path, checkpoint: Checkpoint, *, with_subjects: bool = False) -> float:
-    """Write `path`, whole and only when onnxruntime gives what torch gives.
+def save_onnx(path: Path, shared: Checkpoint) -> float:
+    """Write a portable checkpoint to `path`, whole and only when onnxruntime gives what torch gives.
 
     Returns:
         The largest difference found, as a part of the largest value.
@@ -51,11 +51,10 @@ def save_onnx(path: Path, checkpoint: Checkpoint, *, with_subjects: bool = False
         CheckpointError: when the model cannot be exported, or the difference is above `TOLERANCE`.
         OSError: when the disk refuses.
     """
-    model = _ExportedEncoder(checkpoint)
-    config = config_json(portable(checkpoint, with_subjects=with_subjects))
-    config["readout"] = DEFAULT_READOUT
-    content = _exported(model, checkpoint, metadata=json.dumps(config))
-    found = max(_difference(content, model, windows) for windows in _windows(checkpoint))
+    model = _ExportedEncoder(shared)
+    config = {**config_json(shared), "readout": DEFAULT_READOUT}
+    content = _exported(model, shared, metadata=json.dumps(config))
+    found = max(_difference(content, model, windows) for windows in _windows(shared))
     if not found <= TOLERANCE:
         raise CheckpointError(
             f"{path}: onnxruntime and torch differ by {found:.1e} of the largest value, expected at most "

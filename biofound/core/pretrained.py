@@ -137,7 +137,7 @@ class BiofoundEncoder(nn.Module, ModelHubMixin, library_name="biofound"):
         there = [name for name in (WEIGHTS, CONFIG, CARD) if (directory / name).exists()]
         if there:
             raise DataError(f"{directory}: holds {', '.join(there)} already; name another directory")
-        write_directory(directory, self._current(), card=card)
+        write_directory(directory, portable(self._current()), card=card)
 
     @classmethod
     def _from_pretrained(
@@ -195,22 +195,21 @@ def load_pretrained(path: str | Path) -> BiofoundEncoder:
     return BiofoundEncoder(load_checkpoint(path))
 
 
-def write_directory(
-    directory: Path, checkpoint: Checkpoint, *, card: str | None = None, with_subjects: bool = False
-) -> None:
-    """Write a Hugging Face directory whole, and compare what it holds; nothing half-written stays.
+def write_directory(directory: Path, shared: Checkpoint, *, card: str | None = None) -> None:
+    """Write a Hugging Face directory of a portable checkpoint whole, and compare what it holds.
+
+    Nothing half-written stays.
 
     Raises:
         CheckpointError: when what was written does not come back.
         OSError: when the disk refuses.
     """
-    shared = portable(checkpoint, with_subjects=with_subjects)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as place:
         draft = Path(place) / "draft"
         draft.mkdir()
         save_safetensors(draft / WEIGHTS, shared)
-        write_json(draft / CONFIG, json.loads(json.dumps(config_json(shared))))
+        write_json(draft / CONFIG, config_json(shared))
         text = card if card is not None else model_card(shared)
         write_atomically(draft / CARD, lambda file: file.write(text.encode()))
         require_same(load_checkpoint(draft / WEIGHTS), shared)

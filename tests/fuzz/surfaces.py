@@ -99,7 +99,7 @@ def make_models(directory: Path) -> None:
     checkpoint = load_checkpoint(directory / "run" / "last_model.pt")
     shutil.rmtree(directory / "run")
     write_directory(directory / "hub", portable(checkpoint))
-    save_onnx(directory / "encoder.onnx", checkpoint)
+    save_onnx(directory / "encoder.onnx", portable(checkpoint))
     task = TaskConfig(task="classification", target="rhythm", classes=("af", "sinus"))
     model = build_task_model(checkpoint.model, task, seed=0)
     save_task_checkpoint(
