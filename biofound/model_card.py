@@ -170,11 +170,19 @@ def _amount(part: DataPart, split: str) -> str:
 def _training(checkpoint: "Checkpoint", facts: CardFacts) -> list[str]:
     settings = checkpoint.settings
     names = ("lr", "batch_size", "weight_decay", "mask_ratio", "mask_type", "seed")
-    weights = ("stft_weight", "global_weight", "rhythm_weight", "rate_weight", "channel_dropout")
+    weights = (
+        "stft_weight",
+        "global_weight",
+        "rhythm_weight",
+        "rate_weight",
+        "qrs_weight",
+        "channel_dropout",
+    )
+    shown = (*names, *(name for name in weights if name in settings))  # terms are younger than some runs
     rows = [
         ("epochs, steps", f"{checkpoint.epoch}, {checkpoint.step:,}"),
         ("model", ", ".join(f"{k} {v}" for k, v in checkpoint.model.as_json().items() if k != "channels")),
-        ("settings", ", ".join(f"{name} {settings.get(name, NOT_SAID)}" for name in (*names, *weights))),
+        ("settings", ", ".join(f"{name} {settings.get(name, NOT_SAID)}" for name in shown)),
         ("versions", ", ".join(f"{name} {value}" for name, value in checkpoint.versions.items())),
         ("SHA-256 of the encoder's weights", checkpoint.encoder_sha256),
     ]

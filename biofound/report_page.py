@@ -51,6 +51,7 @@ TITLES = {
     "loss": "Loss",
     "msm": "MSM",
     "stft": "STFT",
+    "qrs": "QRS",
     "lr": "Learning rate",
     "seconds": "Seconds an epoch",
     "windows_per_second": "Windows a second",
@@ -408,7 +409,8 @@ def measure_of(key: Key) -> Measure | None:
 def _title(keys: Sequence[str]) -> str:
     first, *rest = keys
     if first == "further" and rest:
-        return f"{' '.join(rest).capitalize()} term"
+        term = " ".join(rest)
+        return f"{TITLES.get(term, term.capitalize())} term"
     name = first.removesuffix("_by_channel")
     title = TITLES.get(name, name.replace("_", " "))
     return f"{title}: {' '.join(rest)}" if rest else title

@@ -13,6 +13,7 @@ from biofound.commands.probe_data import JoinedWindows, LabelledWindows
 from biofound.core.losses import masked_squared_error
 from biofound.core.masking import Stream
 from biofound.core.models import ModelConfig, build_model
+from biofound.core.monitor import r_peaks
 from biofound.core.trainer import TrainConfig
 from biofound.core.verify import probe_windows
 from biofound.data.windows import open_windows
@@ -25,9 +26,12 @@ from tests.benchmarks.ablation_changes import (
     PatchNormalised,
     PatchNormalisedLoss,
     WithEncoder,
+    beat_term,
     info_nce,
     latent_term,
+    magnitude_term,
     patch_statistics,
+    slope_term,
 )
 from tests.benchmarks.ablations import GROUPS, VARIANTS, Place, trainer_for
 from tests.benchmarks.recipes import HeartRateProbe, trainer_of
@@ -363,7 +367,44 @@ def test_a_batch_of_neighbours_holds_a_window_beside_each_of_the_same_recording(
     assert torch.equal(own.windows[2:], alone.windows[:2]) and torch.equal(own.mask[2:], alone.mask[:2])
 
 
-@pytest.mark.parametrize(("name", "weight"), [("latent_0.5", 0.5), ("latent_1", 1.0), ("contrast", 0.1)])
+WEIGHTS = [("latent_0.5", 0.5), ("latent_1", 1.0), ("contrast", 0.1), ("magnitude_0.3", 0.3)]
+WEIGHTS += [("slope_0.3", 0.3), ("slope_1", 1.0), ("beats_1", 1.0)]
+
+
+def test_terms_that_ask_for_beats_are_0_where_they_are_met_whatever_the_sign(trained, x, mask):
+    out = trained("base").model.eval()(x, mask)
+    silent = torch.zeros_like(out.target)
+    for term in (slope_term, magnitude_term):
+        right, wrong = (term(out._replace(values=values))[0] for values in (out.target, silent))
+        assert right.item() == 0 and wrong.item() > 1
+    flipped = out._replace(values=-out.target, loss_mask=torch.ones_like(out.loss_mask))
+    assert all(term(flipped)[0].item() == pytest.approx(0, abs=1e-9) for term in (slope_term, magnitude_term))
+
+
+def test_the_slope_term_of_silence_is_the_second_moment_of_the_slope(trained, x, mask):
+    out = trained("base").model.eval()(x, mask)
+    everything = out._replace(values=torch.zeros_like(out.target), loss_mask=torch.ones_like(out.loss_mask))
+    total, count = slope_term(everything)
+    slope = np.abs(np.diff(out.target[:, 1].numpy(), append=out.target[:, 1, -1:].numpy()))
+    smooth = np.stack([np.convolve(row, np.full(13, 1 / 13), mode="same") for row in slope])
+    wanted = np.mean(smooth**2 / smooth.var(1, keepdims=True, ddof=1))
+    assert (total / count).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_beat_term_asks_each_hidden_patch_for_the_bins_of_its_r_peaks(trained, x, mask):
+    out = trained("beats_1").model.train()(x, mask)
+    assert out.rate.shape == (6, 10, 25)
+    peaks, _ = r_peaks(out.target[:, 1].double(), sfreq=125.0)
+    bins = peaks.view(6, 10, 25, 5).any(-1)
+    hidden = out.loss_mask[:, 1].view(6, 10, 125).any(-1)
+    right = torch.where(hidden[..., None], torch.where(bins, 50.0, -50.0), 7.0)
+    total, count = beat_term(out._replace(rate=right))
+    assert total.item() < 1e-9 and count.item() == hidden.sum()
+    total, count = beat_term(out._replace(rate=torch.zeros_like(right)))
+    assert (total / count).item() == pytest.approx(25 * math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "weight"), WEIGHTS)
 def test_a_further_term_is_added_with_its_weight(trained, name, weight):
     trainer = trained(name)
     batch = trainer._load(np.arange(4))

@@ -121,6 +121,7 @@ def test_the_recipe_for_small_data_takes_synthetic_windows_beside_the_stores() -
     options = {"config": CONFIGS / "small_data.yaml", "data_dir": ["data/windows", "synthetic:icu"]}
     settings = resolve(PretrainSettings, options=options, environ={}).settings
     assert (settings.rate_weight, settings.batch_size, settings.patch_embedding) == (0.1, 32, "convolutional")
+    assert (settings.steps, settings.qrs_weight) == (6000, 0.3)
     assert settings.streams() == {"synthetic:icu": ("icu", 1.0)}
 
 
@@ -128,7 +129,7 @@ def test_the_seed_card_is_the_first_specification_and_nothing_else() -> None:
     settings = resolve(PretrainSettings, options={"config": CONFIGS / "seed_card.yaml"}, environ={}).settings
     model = settings.fill(ModelConfig)
     assert (model.patch_embedding, model.expansion_factor) == ("linear", 8)
-    assert not model.rhythm_head and not model.rate_head
+    assert not model.rhythm_head and not model.rate_head and not settings.qrs_weight
     stated = {"mask_ratio": 0.4, "mask_type": "random", "lr": 5e-4, "batch_size": 128, "epochs": 100}
     stated |= {"weight_decay": 0.01, "warmup_epochs": 10, "stft_weight": 0.3, "gradient_clip": 1.0}
     for values in (settings, PretrainSettings()):  # the defaults keep what the specification states

@@ -124,6 +124,16 @@ def test_settings_that_would_make_another_run_are_refused_by_name(
     assert (tmp_path / "run" / "last_model.pt").read_bytes() == before
 
 
+def test_a_loss_term_that_the_runs_version_did_not_have_was_off(pretrain, stopped, tmp_path):
+    stopped()
+    path = tmp_path / "run" / "last_model.pt"
+    run = load_checkpoint(path)
+    settings = {name: value for name, value in run.settings.items() if name != "qrs_weight"}
+    save_checkpoint(path, replace(run, settings=settings))
+    assert "qrs_weight was 0.0 and is 0.3" in pretrain("--resume", "--qrs-weight", "0.3", code=2)
+    assert "resumed" in pretrain("--resume", "--qrs-weight", "0")
+
+
 def test_other_windows_are_refused_by_their_fingerprint(pretrain, stopped, data):
     stopped()
     x = probe_windows(windows=20, channels=2, samples=250, sfreq=125.0, seed=9)

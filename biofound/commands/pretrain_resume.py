@@ -42,7 +42,8 @@ def differences(
     for name, now in plain_values(settings).items():
         if name in FREE_ON_RESUME:
             continue
-        before = checkpoint.settings.get(name)
+        off = 0.0 if name.endswith("_weight") else None  # of a loss term that is younger than the run
+        before = checkpoint.settings.get(name, off)
         if before == now or (name == "epochs" and _only_grows(checkpoint, before, now, trainer)):
             continue
         found.append(f"{name} was {before} and is {now}{_consequence(name, checkpoint, before, trainer)}")

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from biofound.core.global_term import RhythmTargets, global_terms, rate_term
 from biofound.core.history import Losses
 from biofound.core.models import Reconstruction
+from biofound.core.qrs import qrs_term
 from biofound.errors import SettingsError
 
-FURTHER_TERMS = ("global", "rhythm", "rate")
+FURTHER_TERMS = ("global", "rhythm", "rate", "qrs")
 """The loss terms beside MSM and STFT, in the order in which `LossSums` holds them."""
 
 
@@ -249,16 +250,21 @@ class PretrainingLoss(nn.Module):
         samples: int,
         stft_windows: Sequence[int],
         stft_floor: float,
+        qrs_rows: Sequence[int] = (),
     ) -> None:
-        """Prepare for windows of `samples`; see `MultiResolutionSTFT` and `RhythmTargets`."""
+        """Prepare for windows of `samples`; see `MultiResolutionSTFT` and `RhythmTargets`.
+
+        `qrs_rows` are the channels that the QRS term is computed for.
+        """
         super().__init__()
+        self.sfreq, self.qrs_rows = sfreq, tuple(qrs_rows)
         self.stft = MultiResolutionSTFT(
             sfreq=sfreq, bands=bands, window_lengths=stft_windows, floor=stft_floor
         )
         self.rhythm = RhythmTargets(sfreq=sfreq, bands=bands, samples=samples)
 
     def forward(self, out: Reconstruction, heart_rate: Tensor | None = None) -> LossSums:
-        """The sums of the windows of `out`; terms whose head the model lacks count nothing.
+        """The sums of the windows of `out`; terms whose head or channel the model lacks count nothing.
 
         `heart_rate` (B,) in beats a minute is what the rate term learns from; NaN where unknown.
         """
@@ -270,4 +276,8 @@ class PretrainingLoss(nn.Module):
             further[:, :2] = global_terms(out.rhythm, summaries, intervals, out.whole)
         if out.rate is not None and heart_rate is not None:
             further[:, 2] = rate_term(out.rate, heart_rate, out.whole)
+        if self.qrs_rows:
+            further[:, 3] = qrs_term(
+                out.values, out.target, out.loss_mask, ecg=self.qrs_rows, sfreq=self.sfreq
+            )
         return LossSums(torch.cat([msm[:, None], stft, further], dim=1))

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from biofound.core.qrs import is_ecg, qrs_energy
+
 R_PEAK_TOLERANCE_SECONDS = 0.05
-QRS_BAND_HZ = (5.0, 20.0)
-SMOOTHING_SECONDS = 0.1
 REFRACTORY_SECONDS = 0.25
 MIN_QRS_ENERGY = 0.25
 """An R peak has at least this part of the QRS energy that the window's beats have in the median."""
@@ -95,7 +95,7 @@ def monitor_sums(
     moments = [kept, target * kept, target.square() * kept, values * kept, values.square() * kept]
     by_channel = torch.stack([*moments, (copied - target).square() * kept]).sum((1, 3))  # (6, C)
     peaks = torch.zeros(4, dtype=torch.float64, device=values.device)
-    ecg = next((row for row, name in enumerate(channels) if name.startswith("ECG")), None)
+    ecg = next((row for row, name in enumerate(channels) if is_ecg(name)), None)
     if ecg is not None:
         composite = torch.where(loss_mask, values, target)[:, ecg]
         peaks = _r_peak_counts(composite, target[:, ecg], loss_mask[:, ecg], sfreq=sfreq)
@@ -136,12 +136,7 @@ def r_peaks(ecg: Tensor, *, sfreq: float, least: Tensor | None = None) -> tuple[
     Returns:
         (B, T) bool, True at a peak; and (B,) the least energy that was used.
     """
-    samples = ecg.shape[-1]
-    hz = torch.fft.rfftfreq(samples, 1 / sfreq, device=ecg.device)
-    band = (hz >= QRS_BAND_HZ[0]) & (hz <= QRS_BAND_HZ[1])
-    filtered = torch.fft.irfft(torch.fft.rfft(ecg) * band, n=samples)
-    width = round(SMOOTHING_SECONDS * sfreq) | 1
-    energy = F.avg_pool1d(filtered.square()[:, None], width, 1, width // 2)[:, 0]
+    energy = qrs_energy(ecg, sfreq=sfreq)
     reach = round(REFRACTORY_SECONDS * sfreq)
     highest = F.max_pool1d(energy[:, None], 2 * reach + 1, 1, reach)[:, 0]
     maximum = energy == highest

@@ -31,6 +31,7 @@ from biofound.core.masking import MaskType, Stream, draw_channel_dropout, draw_m
 from biofound.core.models import ModelConfig, PretrainingModel, Reconstruction
 from biofound.core.monitor import MonitorSums, monitor_sums
 from biofound.core.optimizer import learning_rate
+from biofound.core.qrs import is_ecg
 from biofound.core.run_files import BEST, HISTORY, LAST
 from biofound.core.sampler import split_batches
 from biofound.core.training_loop import LoopConfig, TrainingLoop, on_cpu
@@ -59,6 +60,7 @@ class TrainConfig(LoopConfig):
     global_weight: float
     rhythm_weight: float
     rate_weight: float
+    qrs_weight: float
     random_crop: bool
 
     def masks(
@@ -83,6 +85,7 @@ class TrainConfig(LoopConfig):
             "global": self.global_weight,
             "rhythm": self.rhythm_weight,
             "rate": self.rate_weight,
+            "qrs": self.qrs_weight,
         }
 
     def loss_terms(self, data: DataDescription, model: ModelConfig) -> PretrainingLoss:
@@ -94,6 +97,7 @@ class TrainConfig(LoopConfig):
             samples=model.context_length,
             stft_windows=self.stft_windows,
             stft_floor=self.stft_floor,
+            qrs_rows=[row for row, name in enumerate(model.channels) if self.qrs_weight and is_ecg(name)],
         )
 
 

@@ -25,10 +25,19 @@ from biofound.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoin
 from biofound.core.global_term import CORRELATION_UNIT
 from biofound.core.history import EpochMetrics, StepMetrics
 from biofound.core.inflate import inflate
-from biofound.core.losses import LossSums, PretrainingLoss, masked_squared_error, msm_loss, stft_loss
+from biofound.core.losses import (
+    FURTHER_TERMS,
+    LossSums,
+    PretrainingLoss,
+    masked_squared_error,
+    mean_of,
+    msm_loss,
+    stft_loss,
+)
 from biofound.core.masking import Stream, hidden_patches
 from biofound.core.models import PretrainingModel, build_model, normalise, parameter_count
 from biofound.core.optimizer import learning_rate, make_optimizer
+from biofound.core.qrs import AMPLITUDE_FLOOR, QRS_BAND_HZ, is_ecg
 from biofound.core.trainer import TrainConfig, Trainer
 from biofound.data.channels import Channel, PassBand
 from biofound.data.description import DataDescription
@@ -584,6 +593,48 @@ def _rhythm_of_a_tone(target: VerificationTarget) -> str:
     return text
 
 
+def qrs_term_closed_form(target: VerificationTarget) -> str:
+    """QRS term: a tone in the QRS band costs the difference of amplitudes, whatever its sign.
+
+    Visible samples cost 0, and channels that are no ECG count nothing.
+    """
+    model, sfreq = _frozen(target), target.data.sfreq
+    rows = [row for row, name in enumerate(model.config.channels) if is_ecg(name)]
+    samples = model.config.context_length
+    hz = round(10 * samples / sfreq) * sfreq / samples
+    if not rows or not QRS_BAND_HZ[0] <= hz <= min(QRS_BAND_HZ[1], 0.4 * sfreq):
+        return "does not apply: no channel is an ECG, or its windows have no tone near 10 Hz"
+    terms = replace(target.config, qrs_weight=1.0).loss_terms(target.data, model.config)
+    tone = math.sqrt(2) * torch.sin(2 * math.pi * hz * torch.arange(samples) / sfreq)
+    tone = tone.expand(2, len(model.config.channels), -1)
+    with torch.no_grad():
+        out = model(tone, target.mask(2))._replace(target=tone)
+
+    def cost(size: float, hidden: Tensor) -> Tensor:
+        values = torch.where(hidden, size * tone, 1e3)  # what stands where nothing was hidden shall not count
+        sums = terms(out._replace(values=values, loss_mask=hidden)).values
+        row = FURTHER_TERMS.index("qrs") - len(FURTHER_TERMS)
+        others = [channel for channel in range(tone.shape[1]) if channel not in rows]
+        _require(not sums[:, row, others].any(), "channels that are no ECG count")
+        ours: Tensor = sums[:, row, rows]
+        return ours
+
+    everything = torch.ones_like(tone, dtype=torch.bool)
+    found = {size: mean_of(cost(size, everything)).mean().item() for size in (-1.0, 0.5, 0.0)}
+    wanted = {
+        size: (math.sqrt(size**2 + AMPLITUDE_FLOOR) - math.sqrt(1 + AMPLITUDE_FLOOR)) ** 2 for size in found
+    }
+    text = ", ".join(
+        f"{size:g} times the tone costs {found[size]:.4f} ({wanted[size]:.4f} expected)" for size in found
+    )
+    close = all(math.isclose(found[s], wanted[s], rel_tol=0.05, abs_tol=1e-5) for s in found)
+    _require(close, text)
+    total, count = cost(1.0, out.loss_mask)
+    _require(not total.any(), f"{text}; visible samples cost {total.sum().item():.4f}")
+    _require(torch.equal(count, out.loss_mask[:, rows].sum((0, 2)).float()), f"{text}; wrong counts")
+    return text
+
+
 def synthetic_stream_repeats(target: VerificationTarget) -> str:
     """Synthetic windows are the same bits alone, in a batch and drawn anew, and others in another epoch.
 
@@ -748,6 +799,7 @@ CHECKS: dict[str, Callable[[VerificationTarget], str]] = {
     "STFT pass band": stft_pass_band,
     "small error, small STFT": small_error_small_stft,
     "further terms closed form": further_terms_closed_form,
+    "QRS term closed form": qrs_term_closed_form,
     "synthetic stream repeats": synthetic_stream_repeats,
     "checkpoint round trip": checkpoint_round_trip,
     "inflation is exact": inflation_is_exact,

@@ -221,6 +221,12 @@ class PretrainSettings(Settings):
         panel=_MASK,
         ge=0,
     )
+    qrs_weight: float = setting(
+        0.0,
+        "Weight of the QRS term: the QRS amplitude of the ECG in hidden patches, so that beats are placed.",
+        panel=_MASK,
+        ge=0,
+    )
     epochs: int = setting(100, "Passes over the training windows.", panel=_OPTIMISATION, unit="epochs", ge=1)
     steps: int | None = setting(
         None,

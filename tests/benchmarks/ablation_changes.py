@@ -31,10 +31,15 @@ from biofound.core.models import (
     ReconstructionHead1D,
     normalise,
 )
+from biofound.core.monitor import r_peaks
 from biofound.core.trainer import LoadedMicroBatch, TrainConfig, Trainer
 from biofound.core.training_loop import Batch
 
 CHANNELS = 2
+ECG = 1
+"""Of the channels PPG and ECG."""
+SMOOTHING, BEAT_BINS = 13, 25
+"""Samples of 0.1 s, for `slope_term`; and bins of a patch, for `beat_term`."""
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises."""
 WHOLE_CHANNEL_STREAM: Any = 4
@@ -298,6 +303,74 @@ class WithTerm(nn.Module):
         row = FURTHER_TERMS.index("rate") - len(FURTHER_TERMS)
         values[0, row], values[1, row] = total, count  # the same in every channel: their ratio is the mean
         return LossSums(values)
+
+
+def composite_ecg(out: Reconstruction) -> tuple[Tensor, Tensor, Tensor]:
+    """The ECG with hidden samples from the reconstruction, as it is, and which are hidden: (B, T) each."""
+    composite = torch.where(out.loss_mask, out.values.float(), out.target)
+    return composite[:, ECG], out.target[:, ECG], out.loss_mask[:, ECG]
+
+
+def slope_term(out: Reconstruction) -> tuple[Tensor, Tensor]:
+    """Squared error of the smoothed size of the ECG's slope, in hidden samples; of unit variance."""
+    composite, target, hidden = composite_ecg(out)
+
+    def envelope(ecg: Tensor) -> Tensor:
+        slope = F.pad(ecg.diff(dim=-1).abs(), (0, 1))[:, None]
+        return F.avg_pool1d(slope, SMOOTHING, 1, SMOOTHING // 2)[:, 0]
+
+    wanted = envelope(target)
+    error = (envelope(composite) - wanted) / wanted.std(-1, keepdim=True).clamp(min=1e-4)
+    return torch.where(hidden, error.square(), 0.0).sum(), hidden.sum()
+
+
+def magnitude_term(out: Reconstruction) -> tuple[Tensor, int]:
+    """Squared error of the ECG's STFT magnitude, in frames that hold hidden samples: a mean.
+
+    It is twice the mean over bins, and the mean over windows of 64 and of 128 samples.
+    """
+    composite, target, hidden = composite_ecg(out)
+    means = []
+    for n in (64, 128):
+        window = torch.hann_window(n)
+        window = window / window.square().sum().sqrt()
+        ours, theirs = (
+            torch.view_as_real(torch.stft(ecg, n, n // 4, window=window, return_complex=True)[:, 1:])
+            for ecg in (composite, target)
+        )
+        ours, theirs = ((bins.square().sum(-1) + 1e-4).sqrt() for bins in (ours, theirs))
+        error = 2 * (ours - theirs).square().mean(1)  # (B, frames)
+        padded = F.pad(hidden.float(), (n // 2, n // 2))
+        touched = F.max_pool1d(padded[:, None], n, n // 4)[:, 0]
+        means.append((error * touched).sum() / touched.sum().clamp(min=1))
+    return torch.stack(means).mean(), 1
+
+
+class BeatPlaces(PretrainingModel):
+    """A linear map from each patch's latent to whether an R peak is in each of its 25 bins.
+
+    In training `Reconstruction.rate` holds the logits (B, P, 25) for `beat_term`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.beats = nn.Linear(config.d_model, BEAT_BINS)
+
+    def forward(self, x: Tensor, mask: Tensor, observed: Tensor | None = None) -> Reconstruction:
+        """See `PretrainingModel.forward`."""
+        out = super().forward(x, mask, observed)
+        return out._replace(rate=self.beats(out.latents)) if self.training else out
+
+
+def beat_term(out: Reconstruction, *, sfreq: float = 125.0) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the R peaks' bins in hidden patches; of the model `BeatPlaces`."""
+    assert out.rate is not None
+    _, target, hidden = composite_ecg(out)
+    peaks, _ = r_peaks(target.double(), sfreq=sfreq)
+    wanted = peaks.unflatten(-1, (out.rate.shape[1], BEAT_BINS, -1)).any(-1).float()  # (B, P, bins)
+    counts = hidden.unflatten(-1, (out.rate.shape[1], -1)).any(-1)  # (B, P)
+    error = F.binary_cross_entropy_with_logits(out.rate.float(), wanted, reduction="none").sum(-1)
+    return torch.where(counts, error, 0.0).sum(), counts.sum()
 
 
 def latent_term(out: Reconstruction) -> tuple[Tensor, Tensor]:

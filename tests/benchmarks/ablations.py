@@ -42,6 +42,7 @@ from biofound.data.integrity import splits_in
 from biofound.data.windows import Windows
 from biofound.settings import PretrainSettings, resolve
 from tests.benchmarks.ablation_changes import (
+    BeatPlaces,
     ChannelMaskedEncoder,
     ChannelMasks,
     EarlyFusion,
@@ -50,12 +51,16 @@ from tests.benchmarks.ablation_changes import (
     MixedChannels,
     PatchNormalised,
     PatchNormalisedLoss,
+    Term,
     WithEncoder,
     WithNeighbours,
     WithTeacher,
     WithTerm,
+    beat_term,
     contrast_term,
     latent_term,
+    magnitude_term,
+    slope_term,
 )
 from tests.benchmarks.recipes import HeartRateProbe, labelled_with_heart_rate, trainer_of
 
@@ -120,6 +125,12 @@ def _latent(weight: float) -> Variant:
     )
 
 
+def _beats(change: str, term: Term, weight: float, **more: Any) -> Variant:
+    """A term that asks where the beats of the ECG are."""
+    loss = partial(WithTerm, term=term)
+    return Variant(change=f"{change}, weight {weight:g}", loss=loss, term_weight=weight, **more)
+
+
 def _plain_with(prefix: str, words: str, options: Mapping[str, Any]) -> dict[str, Variant]:
     """The plain recipe with one thing that base has more."""
     changes: tuple[tuple[str, str, dict[str, Any], float], ...] = (
@@ -141,7 +152,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
         **_plain_with("plain_lr", "plain, lr 2e-3,", {"lr": 2e-3}),
     },
     "Loss terms": {
-        "base": Variant(change="base (small_data.yaml without synthetic windows and rate term)"),
+        "base": Variant(change="base (small_data.yaml without synthetic windows, rate and QRS term)"),
         "no_global": _option("global_weight", 0.0, change="without the global term"),
         "no_rhythm": _option("rhythm_weight", 0.0, change="without the rhythm term"),
         "no_terms": Variant(
@@ -156,6 +167,16 @@ GROUPS: dict[str, dict[str, Variant]] = {
             options={"rate_weight": 0.1},
             cost=1.14,
         ),
+    },
+    "Beats": {
+        **{
+            f"qrs_{weight:g}": _option("qrs_weight", weight, change=f"QRS term {weight:g}")
+            for weight in (0.1, 0.2, 0.3, 1.0)
+        },
+        "magnitude_0.3": _beats("squared error of the ECG's STFT magnitude", magnitude_term, 0.3),
+        "slope_0.3": _beats("squared error of the ECG's slope size", slope_term, 0.3),
+        "slope_1": _beats("squared error of the ECG's slope size", slope_term, 1.0),
+        "beats_1": _beats("R peaks in bins of 40 ms, from the latents", beat_term, 1.0, model=BeatPlaces),
     },
     "Masks": {
         "mask_0.2": _option("mask_ratio", 0.2),
@@ -267,6 +288,7 @@ class Place:
             "config": variant.recipe,
             "batch_size": 32,
             "rate_weight": 0.0,
+            "qrs_weight": 0.0,
             **changes,
             **variant.options,
             "data_dir": (str(self.corpus), str(self.judged), *stream),

@@ -45,6 +45,7 @@ TRAINING = TrainConfig(
     global_weight=0.0,
     rhythm_weight=0.0,
     rate_weight=0.0,
+    qrs_weight=0.0,
     random_crop=True,
     shuffle="full",
     seed=7,

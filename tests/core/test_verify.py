@@ -116,7 +116,8 @@ def test_the_default_recipe_passes(data):
 
 @pytest.mark.slow  # a third of a minute
 def test_every_check_passes_with_all_further_terms(target, config):
-    weights = {"global_weight": 0.3, "rhythm_weight": 0.1, "rate_weight": 0.1, "channel_dropout": 0.5}
+    weights = {"global_weight": 0.3, "rhythm_weight": 0.1, "rate_weight": 0.1}
+    weights |= {"qrs_weight": 0.3, "channel_dropout": 0.5}
     heads = {"patch_embedding": "convolutional", "rhythm_head": True, "rate_head": True}
     target = replace(
         target,
@@ -420,6 +421,36 @@ def rate_in_hz(monkeypatch):
     monkeypatch.setattr(global_term, "rate_target", lambda heart_rate: heart_rate / 60)
 
 
+def change_the_qrs_term(monkeypatch, changed):
+    """`changed` gets the term and its arguments, reconstruction, target, mask and the rest by name."""
+    sound = losses.qrs_term
+    monkeypatch.setattr(losses, "qrs_term", lambda *args, **kw: changed(sound, *args, **kw))
+
+
+def qrs_with_its_sign(monkeypatch):
+    monkeypatch.setattr(
+        losses,
+        "qrs_term",
+        lambda ours, target, mask, **_: losses.masked_squared_error(ours, target, mask),
+    )
+
+
+def qrs_of_visible_samples(monkeypatch):
+    change_the_qrs_term(
+        monkeypatch, lambda sound, ours, target, mask, **kw: sound(ours, target, torch.ones_like(mask), **kw)
+    )
+
+
+def qrs_of_every_channel(monkeypatch):
+    change_the_qrs_term(
+        monkeypatch, lambda sound, *args, ecg, sfreq: sound(*args, ecg=range(args[0].shape[1]), sfreq=sfreq)
+    )
+
+
+def no_qrs_term(monkeypatch):
+    change_the_qrs_term(monkeypatch, lambda sound, ours, *args, **kw: 0 * sound(ours, *args, **kw))
+
+
 def hearts_from_nowhere(monkeypatch):
     sound, random = stream.draw_heart, np.random.default_rng()
     monkeypatch.setattr(
@@ -553,6 +584,10 @@ def wrong_length(monkeypatch):
         ("further terms closed form", unknown_rates_are_80),
         ("further terms closed form", rate_of_channels_with_a_gap),
         ("further terms closed form", rate_in_hz),
+        ("QRS term closed form", qrs_with_its_sign),
+        ("QRS term closed form", qrs_of_visible_samples),
+        ("QRS term closed form", qrs_of_every_channel),
+        ("QRS term closed form", no_qrs_term),
         ("synthetic stream repeats", hearts_from_nowhere),
         ("synthetic stream repeats", window_scaled_by_its_batch),
         ("synthetic stream repeats", hearts_again_in_every_epoch),
@@ -669,5 +704,6 @@ def test_checks_pass_on_windows_of_which_some_lack_a_channel(target, windows):
     lacking[5, 0, 40:90] = np.nan
     target = replace(target, windows=lacking)
     names = ("forward pass", "validation", "masked samples are hidden", "scale does not matter")
-    names += ("what is absent has no influence", "further terms closed form", "inflation is exact")
+    names += ("what is absent has no influence", "further terms closed form", "QRS term closed form")
+    names += ("inflation is exact",)
     assert [c for c in (outcome(target, name) for name in names) if not c.passed] == []

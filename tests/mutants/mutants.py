@@ -365,6 +365,27 @@ MUTANTS = (
         "sums = both.sum((1, 2))",
         f"{T_CORE}/test_global_term.py::test_the_terms_in_closed_form",
     ),
+    Mutant(
+        "the QRS term counts visible samples",
+        f"{CORE}/qrs.py",
+        "torch.where(hidden, (ours - theirs).square(), 0.0)",
+        "(ours - theirs).square()",
+        f"{T_CORE}/test_qrs.py::test_visible_samples_of_the_reconstruction_count_nothing",
+    ),
+    Mutant(
+        "the QRS term is of the whole reconstruction",
+        f"{CORE}/qrs.py",
+        "torch.where(loss_mask, reconstruction.float(), target.float())",
+        "reconstruction.float()",
+        f"{T_CORE}/test_qrs.py::test_visible_samples_of_the_reconstruction_count_nothing",
+    ),
+    Mutant(
+        "the QRS term scales windows without beats up",
+        f"{CORE}/qrs.py",
+        ".clamp(min=LEAST_ENERGY)",
+        ".clamp(min=1e-9)",
+        f"{T_CORE}/test_qrs.py::test_a_window_with_little_qrs_energy_is_not_scaled_up",
+    ),
     # ------------------------------------------------------------ the loop
     Mutant(
         "every epoch has the same order",
