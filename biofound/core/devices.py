@@ -28,7 +28,7 @@ def resolve_device(device: Device) -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """The precision of matrix products; `auto` takes bf16 where the hardware multiplies in it.
+    """The precision of matrix products; `auto` takes bf16 where the hardware multiplies faster in it.
 
     On a CPU this asks for the instructions rather than timing them: a timing could come out
     differently in the next run, and with it the losses.
@@ -42,10 +42,15 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_multiplies_bf16() else "fp32"
+    return "bf16" if cpu_gains_by_bf16() else "fp32"
 
 
-def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has bf16 products in hardware (AVX512-BF16, AMX-BF16, or Arm's BF16)."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+def cpu_gains_by_bf16() -> bool:
+    """Whether this CPU multiplies faster in bf16: by AMX-BF16, Arm's BF16, or AVX512-BF16 but not Intel's.
+
+    Intel's processors with AVX512-BF16 have AMX too, unless a virtual machine hides it. Without it their
+    products of bf16 take twice as long as those of fp32 (docs/benchmarks.md).
+    """
+    has = torch.cpu.get_capabilities()
+    by_avx = has.get("avx512_bf16", False) and not str(has.get("cpu_name")).startswith("Intel")
+    return by_avx or any(has.get(name, False) for name in ("amx_bf16", "bf16"))

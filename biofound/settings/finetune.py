@@ -163,7 +163,7 @@ class FinetuneSettings(Settings):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto",
-        "Number format of matrix products; auto takes bf16 where the hardware has it.",
+        "Number format of matrix products; auto takes bf16 where the hardware is faster in it.",
         panel=_MACHINE,
     )
     threads: int | None = setting(

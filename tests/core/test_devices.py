@@ -14,9 +14,22 @@ def test_cuda_without_cuda_is_refused_not_replaced(monkeypatch):
     assert resolve_device("auto") == CPU
 
 
-@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_a_cpu_computes_in_bf16_where_it_has_the_instructions(monkeypatch, has_bf16, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16, "avx2": True})
+AVX, AMX = {"avx512_bf16": True}, {"avx512_bf16": True, "amx_bf16": True}
+
+
+@pytest.mark.parametrize(
+    ("has", "expected"),
+    [
+        ({"cpu_name": "AMD EPYC", **AVX}, "bf16"),
+        ({"cpu_name": "Intel Xeon", **AMX}, "bf16"),
+        ({"cpu_name": "Intel Xeon", **AVX}, "fp32"),  # half as many products at a time
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, "fp32"),
+        ({"bf16": True}, "bf16"),
+        ({}, "fp32"),
+    ],
+)
+def test_a_cpu_computes_in_bf16_where_that_is_faster(monkeypatch, has, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, **has})
     assert resolve_precision("auto", CPU) == expected
     assert resolve_precision("fp32", CPU) == "fp32"
     assert resolve_precision("bf16", CPU) == "bf16"
