@@ -70,7 +70,9 @@ def test_what_an_absent_channel_holds_changes_no_bit_and_no_loss(three, x3, abse
     there = torch.ones_like(x3, dtype=torch.bool)
     there[:, absent] = False
     bands = [(0.5, 10.0), (0.5, 8.0), (0.5, 40.0)]
-    terms = PretrainingLoss(sfreq=125.0, bands=bands, samples=250, stft_windows=(32, 64), stft_floor=1e-3)
+    terms = PretrainingLoss(
+        sfreq=125.0, bands=bands, samples=250, stft_windows=(32, 64), stft_floor=1e-3, qrs_rows=range(3)
+    )
     rates = torch.full((len(x3),), 70.0)
     missing = three(torch.where(there, x3, torch.nan), mask)  # as a window store says it
     plain = terms(missing, rates).values
