@@ -78,6 +78,16 @@ def test_visible_samples_of_the_reconstruction_count_nothing():
     assert cost(0 * target, target, hidden()) == 0
 
 
+def test_the_error_is_the_mean_over_hidden_samples_alone():
+    target, ours, mask = beats(60, 190, 260, 400), beats(230), hidden(1)
+    composite = torch.where(mask[0, 0], ours, target)
+    energies = [qrs_energy(x[None].double(), sfreq=SFREQ)[0].numpy() for x in (composite, target)]
+    first, second = (np.sqrt(energy / energies[1].mean() + AMPLITUDE_FLOOR) for energy in energies)
+    squared = (first - second) ** 2
+    assert squared[250:270].max() > 0.1  # the energy of a hidden beat reaches into the patch beside it
+    assert cost(ours, target, mask) == pytest.approx(squared[125:250].mean(), rel=1e-4)
+
+
 def test_only_the_rows_of_ecgs_count():
     target = torch.stack([tone(10), tone(10), tone(10)])[None]
     sums = qrs_term(0 * target, target, hidden(*range(10)).expand_as(target), ecg=[2], sfreq=SFREQ)

@@ -370,7 +370,7 @@ MUTANTS = (
         f"{CORE}/qrs.py",
         "torch.where(hidden, (ours - theirs).square(), 0.0)",
         "(ours - theirs).square()",
-        f"{T_CORE}/test_qrs.py::test_visible_samples_of_the_reconstruction_count_nothing",
+        f"{T_CORE}/test_qrs.py::test_the_error_is_the_mean_over_hidden_samples_alone",
     ),
     Mutant(
         "the QRS term is of the whole reconstruction",
