@@ -160,10 +160,10 @@ def pooled(features: Tensor) -> Tensor:
     """
     features = features.float()
     mean = features.mean(-2, keepdim=True)
-    spread = (
-        (features - mean).square().mean(-2) + 1e-6
-    ).sqrt()  # its gradient is finite where nothing varies
-    return torch.cat([mean.squeeze(-2), spread], dim=-1)
+    variance = (features - mean).square().mean(
+        -2
+    ) + 1e-6  # finite gradient where nothing varies
+    return torch.cat([mean.squeeze(-2), variance.sqrt()], dim=-1)
 
 
 def global_terms(prediction: Tensor, summaries: Tensor, intervals: Tensor, counts: Tensor) -> Tensor:

@@ -50,9 +50,13 @@ class LossSums:
         """Sums and counts (2, R, C) of the STFT distance."""
         return self.values[:, 1 : -len(FURTHER_TERMS)]
 
+    def further_sums(self, name: str) -> Tensor:
+        """Sums and counts (2, C) of one of the `FURTHER_TERMS`."""
+        return self.values[:, FURTHER_TERMS.index(name) - len(FURTHER_TERMS)]
+
     def further(self, name: str) -> Tensor:
         """The mean of one of the `FURTHER_TERMS`: one ratio over all channels, 0 where nothing counted."""
-        return mean_of(self.values[:, FURTHER_TERMS.index(name) - len(FURTHER_TERMS)].sum(1))
+        return mean_of(self.further_sums(name).sum(1))
 
     def __add__(self, other: "LossSums") -> "LossSums":
         """The sums of both sets of windows, without their graph."""

@@ -26,7 +26,6 @@ from biofound.core.global_term import CORRELATION_UNIT
 from biofound.core.history import EpochMetrics, StepMetrics
 from biofound.core.inflate import inflate
 from biofound.core.losses import (
-    FURTHER_TERMS,
     LossSums,
     PretrainingLoss,
     masked_squared_error,
@@ -612,12 +611,11 @@ def qrs_term_closed_form(target: VerificationTarget) -> str:
 
     def cost(size: float, hidden: Tensor) -> Tensor:
         values = torch.where(hidden, size * tone, 1e3)  # what stands where nothing was hidden shall not count
-        sums = terms(out._replace(values=values, loss_mask=hidden)).values
-        row = FURTHER_TERMS.index("qrs") - len(FURTHER_TERMS)
+        loss_sums: LossSums = terms(out._replace(values=values, loss_mask=hidden))
+        sums = loss_sums.further_sums("qrs")
         others = [channel for channel in range(tone.shape[1]) if channel not in rows]
-        _require(not sums[:, row, others].any(), "channels that are no ECG count")
-        ours: Tensor = sums[:, row, rows]
-        return ours
+        _require(not sums[:, others].any(), "channels that are no ECG count")
+        return sums[:, rows]
 
     everything = torch.ones_like(tone, dtype=torch.bool)
     found = {size: mean_of(cost(size, everything)).mean().item() for size in (-1.0, 0.5, 0.0)}
