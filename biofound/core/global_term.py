@@ -160,9 +160,7 @@ def pooled(features: Tensor) -> Tensor:
     """
     features = features.float()
     mean = features.mean(-2, keepdim=True)
-    variance = (features - mean).square().mean(
-        -2
-    ) + 1e-6  # finite gradient where nothing varies
+    variance = (features - mean).square().mean(-2) + 1e-6  # finite gradient where nothing varies
     return torch.cat([mean.squeeze(-2), variance.sqrt()], dim=-1)
 
 
